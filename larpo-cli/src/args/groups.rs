@@ -1,0 +1,273 @@
+//! Groups of flags that several verbs share.
+
+use super::values::*;
+use clap::Args;
+use larpo_core::objective::{LipoLabels, LossType, Ties};
+use larpo_core::optim::Schedule;
+use larpo_core::select::Select;
+use std::path::PathBuf;
+
+/// Flags of every verb.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Common")]
+pub struct CommonArgs {
+    /// Seed of everything random: the same seed gives the same numbers
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// End stdout with one line that holds a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The model to start from, where a verb needs one that exists.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Model folder: config.json, model.safetensors and the tokenizer files
+    #[arg(long, value_name = "DIR")]
+    pub model_name_or_path: PathBuf,
+}
+
+/// How a data file is read.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct DataArgs {
+    /// Longest row in tokens; longer rows are left out and counted, plain text is cut into windows
+    /// of this length [default: 1024, or the model's max_position_embeddings where that is less]
+    #[arg(long, value_name = "N", value_parser = at_least_two)]
+    pub max_length: Option<usize>,
+    /// Longest prompt in tokens; of a window of plain text, the tokens that make the prompt
+    /// [default: no limit of its own; half of max_length for plain text]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_prompt_length: Option<usize>,
+    /// Use only the first N rows
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_samples: Option<usize>,
+}
+
+/// Prompts for the verbs that sample.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct SplitArgs {
+    /// Share of the rows, or of the text, that is held back at the end
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = part)]
+    pub validation_fraction: f64,
+    /// Which part to use
+    #[arg(long, value_enum, default_value_t = Split::All)]
+    pub split: Split,
+}
+
+impl SplitArgs {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        match self.split {
+            Split::All => Ok(()),
+            _ if self.validation_fraction > 0.0 => Ok(()),
+            _ => Err("--split train or validation needs --validation_fraction, which says how \
+                      much is held back"
+                .into()),
+        }
+    }
+}
+
+/// The optimizer and its schedule, under TRL's names.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Training")]
+pub struct TrainArgs {
+    /// Highest learning rate of AdamW [default: 5e-4 for sft, 5e-5 for train and align]
+    #[arg(long, value_name = "LR", value_parser = positive)]
+    pub learning_rate: Option<f64>,
+    /// Rows (for sft) or ranked lists (for train and align) in one forward and backward pass
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub per_device_train_batch_size: usize,
+    /// Passes whose gradients make one update; equal to one batch that much larger
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the data; for align, over the lists of each iteration
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = positive)]
+    pub num_train_epochs: f64,
+    /// Updates after which to stop, for align in each iteration; -1 means no limit
+    #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true,
+          value_parser = step_limit)]
+    pub max_steps: i64,
+    /// Share of the updates over which the learning rate rises from 0
+    #[arg(long, value_name = "F", default_value_t = 0.1, value_parser = share)]
+    pub warmup_ratio: f64,
+    /// Course of the learning rate after the warm-up: constant, or linear or cosine down to 0
+    #[arg(long, value_name = "NAME", default_value = "linear")]
+    pub lr_scheduler_type: Schedule,
+    /// Decoupled weight decay, on matrices only
+    #[arg(long, value_name = "W", default_value_t = 0.0, value_parser = non_negative)]
+    pub weight_decay: f64,
+    /// Global norm the gradients are clipped to; 0 switches clipping off
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = non_negative)]
+    pub max_grad_norm: f64,
+    /// AdamW's decay of the first moment
+    #[arg(long, value_name = "B", default_value_t = 0.9, value_parser = part)]
+    pub adam_beta1: f64,
+    /// AdamW's decay of the second moment
+    #[arg(long, value_name = "B", default_value_t = 0.999, value_parser = part)]
+    pub adam_beta2: f64,
+    /// AdamW's addend to the root of the second moment
+    #[arg(long, value_name = "E", default_value = "1e-8", value_parser = positive)]
+    pub adam_epsilon: f64,
+    /// Updates between lines of metrics.jsonl
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    pub logging_steps: usize,
+    /// Updates between checkpoints, written to checkpoint-STEP/ [default: none]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub save_steps: Option<usize>,
+}
+
+/// `sft`'s learning rate where none is given.
+pub const SFT_LEARNING_RATE: f64 = 5e-4;
+/// Learning rate of `train` and `align` where none is given.
+pub const LIST_LEARNING_RATE: f64 = 5e-5;
+
+impl TrainArgs {
+    /// The limit on updates, if there is one.
+    pub fn step_limit(&self) -> Option<usize> {
+        usize::try_from(self.max_steps).ok()
+    }
+
+    /// The norm to clip to, if clipping is on.
+    pub fn clip(&self) -> Option<f64> {
+        (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
+    }
+}
+
+/// The ranking objective and how a list is made of the candidates.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Objective")]
+pub struct ListArgs {
+    /// pairwise, contrastive, lambdarank, listmle or lipo_lambda
+    #[arg(long, value_name = "NAME", default_value = "lambdarank")]
+    pub loss_type: LossType,
+    /// Factor of the log-ratio between policy and reference in the score
+    #[arg(long, value_name = "B", default_value_t = 0.1, value_parser = positive)]
+    pub beta: f64,
+    /// Weight of the best response's mean negative log-likelihood, added to the list loss
+    #[arg(long, value_name = "W", default_value_t = 0.0, value_parser = non_negative)]
+    pub sft_weight: f64,
+    /// Which candidates make the list: top:A,bottom:B, one_vs_rest, full or max_min
+    /// [default: max_min for pairwise, top:1,bottom:3 for contrastive, top:2,bottom:2 otherwise]
+    #[arg(long, value_name = "RULE")]
+    pub select: Option<Select>,
+    /// What equal rewards mean: stable, skip, share or random
+    #[arg(long, value_name = "RULE", default_value = "skip")]
+    pub ties: Ties,
+    /// What lipo_lambda takes as labels: rank, (m - rank)/(m - 1) for m responses, or reward, which
+    /// should lie between 0 and 1 [default: rank]
+    #[arg(long, value_name = "KIND")]
+    pub labels: Option<LipoLabels>,
+}
+
+impl ListArgs {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        match self.labels {
+            Some(_) if self.loss_type != LossType::LipoLambda => Err(format!(
+                "--labels is read by --loss_type lipo_lambda only, not by {}; leave it out",
+                self.loss_type
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Most tokens a response may have
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
+    pub max_new_tokens: usize,
+    /// Sampling temperature; for align one per iteration, the last one repeated
+    #[arg(long, value_name = "T[,T...]", value_delimiter = ',', default_value = "1.0",
+          value_parser = positive)]
+    pub temperature: Vec<f64>,
+    /// Draw from the N most probable tokens only [default: from all]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub top_k: Option<usize>,
+    /// Draw from the most probable tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = mass)]
+    pub top_p: f64,
+    /// Draw from the tokens at least this probable, relative to the most probable one
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
+    pub min_p: f64,
+    /// Text that ends a response and is cut from it; may be repeated; \n stands for a line break
+    #[arg(long = "stop_strings", visible_alias = "stop", value_name = "TEXT",
+          value_parser = unescaped)]
+    pub stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    /// The temperature of iteration `i`, counted from 0: a short list repeats its last value.
+    pub fn temperature_of(&self, i: usize) -> f64 {
+        let last = self.temperature.len().saturating_sub(1);
+        self.temperature.get(i.min(last)).copied().unwrap_or(1.0)
+    }
+
+    pub(super) fn one_temperature(&self) -> Result<(), String> {
+        match self.temperature.len() {
+            0 | 1 => Ok(()),
+            n => Err(format!(
+                "--temperature takes one value here, not {n}; only align has iterations to spread \
+                 a list over"
+            )),
+        }
+    }
+}
+
+/// How many responses each prompt gets.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Sampling")]
+pub struct GenerationsArgs {
+    /// Responses sampled for each prompt
+    #[arg(long, visible_alias = "k", value_name = "K", default_value_t = 10,
+          value_parser = at_least_one)]
+    pub num_generations: usize,
+}
+
+/// The reranker.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Reward")]
+pub struct RewardArgs {
+    /// Rewards to add up: answer, regex:pattern=RE, length[:target=N], format[:pattern=RE],
+    /// expression, words:file=PATH; a comma or colon inside a value is written \, or \:
+    #[arg(long, value_name = "NAME[:KEY=VALUE...],...", default_value = "answer")]
+    pub reward_funcs: String,
+    /// One factor for each reward [default: 1 for each]
+    #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true,
+          value_parser = finite)]
+    pub reward_weights: Vec<f64>,
+    /// Regular expression whose first group is the final answer, of which the last match counts;
+    /// left out, it finds GSM8K's answer line '#### N'
+    #[arg(long, value_name = "RE")]
+    pub answer_pattern: Option<String>,
+}
+
+impl RewardArgs {
+    /// How many rewards `reward_funcs` names: its commas without a backslash before them, plus one.
+    fn count(&self) -> usize {
+        let mut escaped = false;
+        let commas = self.reward_funcs.chars().filter(|&c| {
+            let separates = c == ',' && !escaped;
+            escaped = c == '\\' && !escaped;
+            separates
+        });
+        commas.count() + 1
+    }
+
+    pub(super) fn validate(&self) -> Result<(), String> {
+        match (self.count(), self.reward_weights.len()) {
+            (_, 0) => Ok(()),
+            (funcs, weights) if funcs == weights => Ok(()),
+            (funcs, weights) => Err(format!(
+                "--reward_weights has {weights} value(s) for {funcs} reward(s) in --reward_funcs; \
+                 give one for each"
+            )),
+        }
+    }
+}

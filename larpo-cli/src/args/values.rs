@@ -1,0 +1,245 @@
+//! Types of single flag values and the functions that read them.
+
+use clap::ValueEnum;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Which earlier iterations' candidates are trained on again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Memory {
+    /// only the candidates of this iteration
+    None,
+    /// this iteration and the one before
+    Previous,
+    /// every iteration so far
+    All,
+}
+
+/// Which policy the log-ratio of the score compares with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Reference {
+    /// the policy at the start of the iteration (Jin et al. 2025, Algorithm 1)
+    Previous,
+    /// the policy the run started from
+    Initial,
+}
+
+/// Which part of the data to use when `--validation_fraction` holds some back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Split {
+    /// everything, whether held back or not
+    All,
+    /// what is not held back
+    Train,
+    /// what is held back: the last rows, or the end of a text
+    Validation,
+}
+
+/// What `bench` times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum BenchKind {
+    /// forward, backward and AdamW on packed ranked lists with ListMLE
+    Step,
+    /// decoding for all responses of one prompt
+    Sample,
+    /// matrix products: 1024 x 1024 x 1024 and the preset's own shapes
+    Gemm,
+    /// a = b + s c over three large arrays
+    Memory,
+}
+
+/// Model shapes with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Preset {
+    /// 0.9 million parameters: hidden 128, 4 layers, 4 heads, vocabulary 512
+    T1m,
+    /// 15 million parameters: hidden 288, 6 layers, 6 heads, vocabulary 32000
+    S15m,
+    /// 135 million parameters: hidden 576, 30 layers, 9 heads, 3 of them key-value, vocabulary 49152
+    M135m,
+}
+
+/// The sizes a [`Preset`] stands for; the head is tied to the embedding in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PresetSizes {
+    /// Channels of the residual stream.
+    pub hidden_size: usize,
+    /// Channels inside the feed-forward block.
+    pub intermediate_size: usize,
+    /// Transformer blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key-value heads.
+    pub num_key_value_heads: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Longest sequence in tokens.
+    pub max_position_embeddings: usize,
+}
+
+impl Preset {
+    /// The preset's sizes.
+    pub fn sizes(self) -> PresetSizes {
+        let (hidden, mlp, layers, heads, kv_heads, vocab) = match self {
+            Preset::T1m => (128, 384, 4, 4, 4, 512),
+            Preset::S15m => (288, 768, 6, 6, 6, 32000),
+            Preset::M135m => (576, 1536, 30, 9, 3, 49152),
+        };
+        PresetSizes {
+            hidden_size: hidden,
+            intermediate_size: mlp,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            vocab_size: vocab,
+            max_position_embeddings: 4096,
+        }
+    }
+}
+
+/// Where a fresh model's tokenizer comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenizerSpec {
+    /// Byte-level BPE trained on the data, with at most this many tokens.
+    Bpe(usize),
+    /// One token per character of the data.
+    Char,
+    /// A folder that holds `tokenizer.json`.
+    Dir(PathBuf),
+}
+
+impl FromStr for TokenizerSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // 256 byte tokens are the floor of a byte-level vocabulary.
+        const FLOOR: usize = 256;
+        match text.split_once(':') {
+            _ if text == "char" => Ok(TokenizerSpec::Char),
+            _ if text == "bpe" => Err("bpe needs a vocabulary size, as in bpe:512".into()),
+            Some(("bpe", size)) => match size.parse() {
+                Ok(n) if n > FLOOR => Ok(TokenizerSpec::Bpe(n)),
+                _ => Err(format!(
+                    "the vocabulary size in bpe:{size} must be a whole number above {FLOOR}, \
+                     because every byte is a token"
+                )),
+            },
+            _ if text.is_empty() => Err("expected bpe:SIZE, char or a folder".into()),
+            _ => Ok(TokenizerSpec::Dir(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for TokenizerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TokenizerSpec::Bpe(size) => write!(f, "bpe:{size}"),
+            TokenizerSpec::Char => f.write_str("char"),
+            TokenizerSpec::Dir(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() => Ok(x),
+        _ => Err("expected a finite number".into()),
+    }
+}
+
+/// A finite number.
+pub(super) fn finite(text: &str) -> Result<f64, String> {
+    number(text)
+}
+
+/// A finite number above 0.
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    number(text).and_then(|x| (x > 0.0).then_some(x).ok_or("must be above 0".into()))
+}
+
+/// A finite number, 0 or above.
+pub(super) fn non_negative(text: &str) -> Result<f64, String> {
+    number(text).and_then(|x| (x >= 0.0).then_some(x).ok_or("must not be negative".into()))
+}
+
+/// A number in [0, 1].
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let inside = |x: f64| (0.0..=1.0).contains(&x).then_some(x);
+    number(text).and_then(|x| inside(x).ok_or("must lie between 0 and 1".into()))
+}
+
+/// A number in [0, 1): a share that may not be the whole.
+pub(super) fn part(text: &str) -> Result<f64, String> {
+    let inside = |x: f64| (0.0..1.0).contains(&x).then_some(x);
+    number(text).and_then(|x| inside(x).ok_or("must be at least 0 and below 1".into()))
+}
+
+/// A share in (0, 1]: the probability mass that sampling keeps.
+pub(super) fn mass(text: &str) -> Result<f64, String> {
+    let inside = |x: f64| (x > 0.0 && x <= 1.0).then_some(x);
+    number(text).and_then(|x| inside(x).ok_or("must be above 0 and at most 1".into()))
+}
+
+/// A whole number from `low` up. Counts stay below 2^32, so that arithmetic on them cannot overflow.
+fn count(text: &str, low: usize, why: &str) -> Result<usize, String> {
+    match text.parse::<u32>() {
+        Ok(n) if n as usize >= low => Ok(n as usize),
+        _ => Err(format!("expected a whole number from {low} to {}{why}", u32::MAX)),
+    }
+}
+
+/// A whole number from 0 up.
+pub(super) fn whole(text: &str) -> Result<usize, String> {
+    count(text, 0, "")
+}
+
+/// A whole number from 1 up.
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
+    count(text, 1, "")
+}
+
+/// A whole number from 2 up: a row of one token has nothing to predict.
+pub(super) fn at_least_two(text: &str) -> Result<usize, String> {
+    count(text, 2, " (one token predicts nothing)")
+}
+
+/// -1 for "no limit", or a whole number from 1 up, as TRL's `max_steps`.
+pub(super) fn step_limit(text: &str) -> Result<i64, String> {
+    match text.parse() {
+        Ok(n) if n == -1 || (n > 0 && n <= u32::MAX.into()) => Ok(n),
+        _ => Err("expected a whole number, 1 or above, or -1 for no limit".into()),
+    }
+}
+
+/// Text in which `\n`, `\t`, `\r` and `\\` may be written out, since shells make real ones awkward.
+pub(super) fn unescaped(text: &str) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        out.push(match chars.next() {
+            Some('n') => '\n',
+            Some('t') => '\t',
+            Some('r') => '\r',
+            Some('\\') => '\\',
+            Some(other) => {
+                return Err(format!("unknown escape \\{other}; write \\\\ for a backslash"));
+            }
+            None => return Err("ends in a single backslash; write \\\\ for a backslash".into()),
+        });
+    }
+    match out.is_empty() {
+        true => Err("must not be empty".into()),
+        false => Ok(out),
+    }
+}

@@ -1,0 +1,296 @@
+//! The flags of each verb but `sft`.
+
+use super::groups::*;
+use super::values::*;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Flags of `larpo demo`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct DemoArgs {
+    /// Where the final model goes
+    #[arg(long, value_name = "DIR", default_value = "larpo-demo", help_heading = "Output")]
+    pub output_dir: PathBuf,
+    /// The same path with less training, in seconds instead of minutes; the numbers mean little
+    #[arg(long)]
+    pub quick: bool,
+    #[command(flatten)]
+    /// Seed, threads, JSON.
+    pub common: CommonArgs,
+}
+
+/// Flags of `larpo sample`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct SampleArgs {
+    /// The policy.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows whose prompts to answer: JSONL or plain text
+    #[arg(
+        long,
+        value_name = "PATH",
+        help_heading = "Data",
+        required_unless_present = "prompt",
+        conflicts_with = "prompt"
+    )]
+    pub dataset_name: Option<PathBuf>,
+    /// A prompt to answer; may be repeated
+    #[arg(long, value_name = "TEXT", help_heading = "Data")]
+    pub prompt: Vec<String>,
+    /// Folder that candidates.jsonl is written to [default: the samples are only shown]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: Option<PathBuf>,
+    /// How the data are read.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Which part of the data.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// How many responses.
+    #[command(flatten)]
+    pub generations: GenerationsArgs,
+    /// How tokens are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+impl SampleArgs {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        self.sampling.one_temperature()?;
+        self.split.validate()
+    }
+}
+
+/// Flags of `larpo rank`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct RankArgs {
+    /// Candidates (JSONL): rows with one response or with a list of them
+    #[arg(value_name = "PATH", required_unless_present = "dataset_name")]
+    pub input: Option<PathBuf>,
+    /// The same, as a flag
+    #[arg(long, value_name = "PATH", conflicts_with = "input", help_heading = "Data")]
+    pub dataset_name: Option<PathBuf>,
+    /// Folder that the sorted candidates.jsonl is written to [default: only counts are shown]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: Option<PathBuf>,
+    /// Field that holds the prompt
+    #[arg(long, value_name = "KEY", default_value = "prompt", help_heading = "Data")]
+    pub prompt_key: String,
+    /// Field that holds the response, or the list of them
+    #[arg(long, value_name = "KEY", default_value = "responses", help_heading = "Data")]
+    pub response_key: String,
+    /// Field that holds the reference solution, for rewards that need one
+    #[arg(long, value_name = "KEY", default_value = "reference", help_heading = "Data")]
+    pub reference_key: String,
+    /// Field that holds a verdict, true or false, to compare the reward with
+    #[arg(long, value_name = "KEY", help_heading = "Data")]
+    pub label_key: Option<String>,
+    /// The reranker.
+    #[command(flatten)]
+    pub reward: RewardArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+impl RankArgs {
+    /// The candidates file, given either way.
+    pub fn path(&self) -> Option<&PathBuf> {
+        self.input.as_ref().or(self.dataset_name.as_ref())
+    }
+}
+
+/// Flags of `larpo train`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct TrainVerbArgs {
+    /// The policy, which is also the reference.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Ranked lists (JSONL): prompt, responses and rewards in each row, as in candidates.jsonl
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub dataset_name: PathBuf,
+    /// Where the final model goes: itself a model folder
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: PathBuf,
+    /// How the data are read.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The objective.
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// Optimizer and schedule.
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Flags of `larpo align`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct AlignArgs {
+    /// The policy to start from.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows whose prompts to use: JSONL or plain text
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub dataset_name: PathBuf,
+    /// Where the final model goes: itself a model folder, with iteration-N/ beside the weights
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: PathBuf,
+    /// The loop.
+    #[command(flatten)]
+    pub iterate: IterateArgs,
+    /// How the data are read.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Which part of the data.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// How many responses.
+    #[command(flatten)]
+    pub generations: GenerationsArgs,
+    /// How tokens are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// The reranker.
+    #[command(flatten)]
+    pub reward: RewardArgs,
+    /// The objective.
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// Optimizer and schedule.
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// The outer loop of `larpo align` (Jin et al. 2025, Algorithm 1).
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Iterations")]
+pub struct IterateArgs {
+    /// Rounds of sampling, ranking and training
+    #[arg(long, value_name = "T", default_value_t = 3, value_parser = at_least_one)]
+    pub iterations: usize,
+    /// Prompts sampled for in each round; they walk a seeded shuffle of the data and wrap round
+    #[arg(long, value_name = "M", default_value_t = 512, value_parser = at_least_one)]
+    pub prompts_per_iteration: usize,
+    /// Earlier rounds whose candidates are trained on again
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Memory::All)]
+    pub memory: Memory,
+    /// Policy the score compares with
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Reference::Previous)]
+    pub reference: Reference,
+}
+
+impl AlignArgs {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let (k, rounds) = (self.generations.num_generations, self.iterate.iterations);
+        if k < 2 {
+            return Err("--num_generations 1 leaves nothing to rank; sample 2 or more".into());
+        }
+        if self.sampling.temperature.len() > rounds {
+            return Err(format!(
+                "--temperature has {} values for --iterations {rounds}; give at most one for each",
+                self.sampling.temperature.len()
+            ));
+        }
+        self.list.validate()?;
+        self.reward.validate()?;
+        self.split.validate()
+    }
+}
+
+/// Flags of `larpo eval`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct EvalArgs {
+    /// The policy.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows with prompts and reference solutions: JSONL or plain text
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub dataset_name: PathBuf,
+    /// Every N of Recall@N: is a good response among N samples
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,5,20",
+          value_parser = at_least_one, help_heading = "Evaluation")]
+    pub recall_at: Vec<usize>,
+    /// Responses sampled for each prompt [default: the largest N of --recall_at]
+    #[arg(long, visible_alias = "k", value_name = "K", value_parser = at_least_one,
+          help_heading = "Sampling")]
+    pub num_generations: Option<usize>,
+    /// How the data are read.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Which part of the data.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// How tokens are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// The reranker.
+    #[command(flatten)]
+    pub reward: RewardArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+impl EvalArgs {
+    /// How many responses to sample for each prompt.
+    pub fn samples(&self) -> usize {
+        let largest = self.recall_at.iter().copied().max().unwrap_or(1);
+        self.num_generations.unwrap_or(largest)
+    }
+
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let k = self.samples();
+        if let Some(n) = self.recall_at.iter().find(|&&n| n > k) {
+            return Err(format!("--recall_at {n} needs at least {n} samples, but --num_generations is {k}"));
+        }
+        self.sampling.one_temperature()?;
+        self.reward.validate()?;
+        self.split.validate()
+    }
+}
+
+/// Flags of `larpo bench`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct BenchArgs {
+    /// What to time
+    #[arg(value_enum, value_name = "WHAT")]
+    pub what: BenchKind,
+    /// Shape of the model, whose weights are random
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Preset::S15m)]
+    pub preset: Preset,
+    /// Responses in each list
+    #[arg(long, visible_alias = "k", value_name = "K", default_value_t = 10,
+          value_parser = at_least_one)]
+    pub num_generations: usize,
+    /// Tokens in the prompt
+    #[arg(long, value_name = "P", default_value_t = 64, value_parser = whole)]
+    pub prompt: usize,
+    /// Tokens in each response
+    #[arg(long, value_name = "R", default_value_t = 64, value_parser = at_least_one)]
+    pub response: usize,
+    /// Lists in a step
+    #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
+    pub lists: usize,
+    /// Timed repetitions, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub reps: usize,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}

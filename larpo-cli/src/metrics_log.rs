@@ -1,0 +1,127 @@
+//! `metrics.jsonl`: one JSON object a line, readable while the run goes on.
+
+use serde_json::{Map, Number, Value};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// One line of metrics; the names come out in alphabetical order.
+#[derive(Debug, Clone, Default)]
+pub struct Row(Map<String, Value>);
+
+impl Row {
+    /// An empty row.
+    pub fn new() -> Row {
+        Row::default()
+    }
+
+    /// Adds a count, such as a step.
+    pub fn count(mut self, name: &str, value: usize) -> Row {
+        self.0.insert(name.into(), Value::from(value));
+        self
+    }
+
+    /// Adds a measured number; JSON has no infinities and no NaN, so those become `null`.
+    pub fn number(mut self, name: &str, value: f64) -> Row {
+        let value = Number::from_f64(value).map_or(Value::Null, Value::Number);
+        self.0.insert(name.into(), value);
+        self
+    }
+
+    /// Adds a number that may be undefined; undefined is left out.
+    pub fn optional(self, name: &str, value: Option<f64>) -> Row {
+        match value {
+            Some(value) => self.number(name, value),
+            None => self,
+        }
+    }
+}
+
+impl From<Row> for Map<String, Value> {
+    fn from(row: Row) -> Self {
+        row.0
+    }
+}
+
+/// A file that rows are appended to.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: File,
+}
+
+impl MetricsLog {
+    /// Starts the file anew.
+    ///
+    /// # Errors
+    /// Where the file cannot be created; the caller knows the path to name.
+    pub fn create(path: &Path) -> io::Result<MetricsLog> {
+        Ok(MetricsLog { file: File::create(path)? })
+    }
+
+    /// Continues the file, or starts it where there is none.
+    ///
+    /// # Errors
+    /// Where the file cannot be opened; the caller knows the path to name.
+    pub fn append(path: &Path) -> io::Result<MetricsLog> {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        Ok(MetricsLog { file })
+    }
+
+    /// Writes one row as one line, at once: a reader never sees half a row of a run that goes on.
+    ///
+    /// # Errors
+    /// Where the line cannot be written, for instance to a full disk.
+    pub fn write(&mut self, row: impl Into<Map<String, Value>>) -> io::Result<()> {
+        let mut line = Value::Object(row.into()).to_string();
+        line.push('\n');
+        self.file.write_all(line.as_bytes())?;
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_lines_and_appending_keeps_them() {
+        let name = format!("larpo-metrics-{}.jsonl", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let row = |step| Row::new().count("step", step).number("loss", 0.5);
+        let mut log = MetricsLog::create(&path).expect("creates");
+        log.write(row(1)).expect("writes");
+        // The first row is there before the log is dropped.
+        let first = std::fs::read_to_string(&path).expect("reads");
+        drop(log);
+        let mut log = MetricsLog::append(&path).expect("opens");
+        log.write(row(2)).expect("writes");
+        let both = std::fs::read_to_string(&path).expect("reads");
+        drop(MetricsLog::create(&path).expect("creates"));
+        let none = std::fs::read_to_string(&path).expect("reads");
+        std::fs::remove_file(&path).expect("removes");
+        assert_eq!((both.lines().count(), none.as_str()), (2, ""));
+        assert!(both.starts_with(&first) && first.ends_with('\n'));
+        let parsed: Value = serde_json::from_str(&first).expect("JSON");
+        assert_eq!(parsed, serde_json::json!({"step": 1, "loss": 0.5}));
+    }
+
+    #[test]
+    fn what_json_cannot_hold_becomes_null_and_undefined_is_left_out() {
+        let row = Row::new()
+            .number("kl", f64::NAN)
+            .number("grad_norm", f64::INFINITY)
+            .optional("rank/ndcg", None)
+            .optional("rank/kendall_tau", Some(1.0));
+        let expected = serde_json::json!(
+            {"kl": null, "grad_norm": null, "rank/kendall_tau": 1.0}
+        );
+        assert_eq!(Value::Object(row.into()), expected);
+    }
+
+    #[test]
+    fn a_missing_folder_is_an_error() {
+        let path = std::env::temp_dir().join("larpo-no-such-folder").join("metrics.jsonl");
+        let error = MetricsLog::create(&path).expect_err("no such folder");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,105 @@
+//! Aligned float buffers that return to a pool when dropped, so that a training loop allocates nothing in its steady state.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// One cache line of floats.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+#[derive(Default)]
+pub(super) struct Pool {
+    free: Mutex<HashMap<usize, Vec<Vec<Line>>>>,
+}
+
+/// A flat array of `f32`, aligned to a cache line.
+pub struct Buffer {
+    lines: Vec<Line>,
+    len: usize,
+    pool: Arc<Pool>,
+}
+
+/// Rounds a number of lines up to one of eight sizes per doubling, so that ragged batches reuse each other's memory.
+fn size_class(lines: usize) -> usize {
+    let step = (lines.next_power_of_two() / 16).max(1);
+    lines.div_ceil(step) * step
+}
+
+impl Pool {
+    pub(super) fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        let class = size_class(len.div_ceil(16));
+        let reused = self.lock().get_mut(&class).and_then(Vec::pop);
+        let lines = reused.unwrap_or_else(|| bytemuck::zeroed_vec(class));
+        Buffer { lines, len, pool: self.clone() }
+    }
+
+    pub(super) fn trim(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Vec<Vec<Line>>>> {
+        // The map is never left half-changed, so a panic elsewhere does not spoil it.
+        self.free.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Buffer {
+    /// Number of floats.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no floats.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The floats.
+    pub fn as_slice(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+
+    /// The floats, writable.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        self.pool.lock().entry(lines.len()).or_default().push(lines);
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({})", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_reused_within_a_size_class() {
+        let pool = Arc::new(Pool::default());
+        let first = pool.take(100_000);
+        let address = first.as_slice().as_ptr();
+        drop(first);
+        let second = pool.take(99_000);
+        assert_eq!(second.as_slice().as_ptr(), address);
+        assert_eq!(second.len(), 99_000);
+        assert_eq!(address as usize % 64, 0);
+    }
+
+    #[test]
+    fn size_classes_waste_at_most_an_eighth() {
+        for lines in 1..5000 {
+            let class = size_class(lines);
+            assert!(class >= lines && (class - lines) * 8 <= lines.max(8), "{lines} -> {class}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Matrix products on views: one function for every transposition, with or without accumulation.
+//!
+//! Products go through the `gemm` crate, which picks the widest instruction set at run time; without that feature they go
+//! through ndarray's own product. Products of few rows with a transposed weight (decoding) have a kernel of their own:
+//! they are bound by reading the weight once.
+
+use super::{par, simd};
+use crate::backend::Store;
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+/// How many threads a product may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread alone (the caller is one of many parallel tasks).
+    One,
+    /// All threads of the current pool.
+    All,
+}
+
+/// Rows up to which a product `x · wᵀ` is computed by streaming the weight.
+const SKINNY_ROWS: usize = 16;
+
+/// `c = alpha · a·b` or `c += alpha · a·b`, with `a (m, k)`, `b (k, n)`, `c (m, n)`, any strides.
+#[track_caller]
+pub fn matmul(alpha: f32, a: ArrayView2<f32>, b: ArrayView2<f32>, mut c: ArrayViewMut2<f32>, store: Store, on: Threads) {
+    let ((m, k), (k2, n)) = (a.dim(), b.dim());
+    assert!(k == k2 && c.dim() == (m, n), "matmul: ({m}, {k}) · ({k2}, {n}) -> {:?}", c.dim());
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        if store == Store::Set {
+            c.fill(0.0);
+        }
+        return;
+    }
+    product(alpha, a, b, c, store, on);
+}
+
+#[cfg(feature = "gemm")]
+fn product(alpha: f32, a: ArrayView2<f32>, b: ArrayView2<f32>, mut c: ArrayViewMut2<f32>, store: Store, on: Threads) {
+    let ((m, k), n) = (a.dim(), b.dim().1);
+    // Below about a million multiplications, waking other threads costs more than they save.
+    let parallelism = match on {
+        Threads::All if m * n * k >= 1 << 18 && par::threads() > 1 => gemm::Parallelism::Rayon(par::threads()),
+        _ => gemm::Parallelism::None,
+    };
+    let (cs, as_, bs) = (c.strides().to_owned(), a.strides(), b.strides());
+    // SAFETY: pointers, extents and strides come from live ndarray views whose dimensions were checked to agree; `c` is
+    // borrowed mutably, so it overlaps neither operand.
+    #[allow(unsafe_code)]
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            cs[1],
+            cs[0],
+            store == Store::Add,
+            a.as_ptr(),
+            as_[1],
+            as_[0],
+            b.as_ptr(),
+            bs[1],
+            bs[0],
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(not(feature = "gemm"))]
+fn product(alpha: f32, a: ArrayView2<f32>, b: ArrayView2<f32>, mut c: ArrayViewMut2<f32>, store: Store, on: Threads) {
+    let beta = if store == Store::Add { 1.0 } else { 0.0 };
+    let rows = a.dim().0;
+    let block = rows.div_ceil(par::threads());
+    if on == Threads::One || block == rows {
+        return ndarray::linalg::general_mat_mul(alpha, &a, &b, beta, &mut c);
+    }
+    let tasks: Vec<_> = a
+        .axis_chunks_iter(ndarray::Axis(0), block)
+        .zip(c.axis_chunks_iter_mut(ndarray::Axis(0), block))
+        .collect();
+    par::each(tasks, |(a, mut c)| ndarray::linalg::general_mat_mul(alpha, &a, &b, beta, &mut c));
+}
+
+/// `y (n, out) = x (n, in) · w (out, in)ᵀ`, on contiguous slices.
+pub fn linear(x: &[f32], w: &[f32], out: usize, y: &mut [f32], store: Store) {
+    let k = w.len() / out;
+    let n = x.len() / k;
+    if n <= SKINNY_ROWS && store == Store::Set {
+        return skinny(x, w, k, n, out, y);
+    }
+    let (x, w) = (view(x, n, k), view(w, out, k));
+    matmul(1.0, x, w.t(), view_mut(y, n, out), store, Threads::All);
+}
+
+fn skinny(x: &[f32], w: &[f32], k: usize, n: usize, out: usize, y: &mut [f32]) {
+    // Column blocks of y belong to different threads; y is small, so each task fills a block of its own that is then put
+    // in place. A block of w (64 rows) and all of x stay in the caches.
+    const BLOCK: usize = 64;
+    let per_task = out.div_ceil(par::threads()).next_multiple_of(BLOCK);
+    if w.len() < 4 * par::MIN_TASK || per_task >= out {
+        return simd::skinny(x, w, k, y, out);
+    }
+    let blocks = par::map((0..out).step_by(per_task).collect(), |first| {
+        let width = per_task.min(out - first);
+        let mut block = vec![0f32; n * width];
+        simd::skinny(x, &w[first * k..(first + width) * k], k, &mut block, width);
+        (first, width, block)
+    });
+    for (first, width, block) in blocks {
+        for i in 0..n {
+            y[i * out + first..][..width].copy_from_slice(&block[i * width..][..width]);
+        }
+    }
+}
+
+/// A contiguous row-major view.
+#[track_caller]
+pub fn view(x: &[f32], rows: usize, cols: usize) -> ArrayView2<'_, f32> {
+    ArrayView2::from_shape((rows, cols), x).expect("matrix view: the slice holds rows · cols floats")
+}
+
+/// A contiguous row-major view, writable.
+#[track_caller]
+pub fn view_mut(x: &mut [f32], rows: usize, cols: usize) -> ArrayViewMut2<'_, f32> {
+    ArrayViewMut2::from_shape((rows, cols), x).expect("matrix view: the slice holds rows · cols floats")
+}

@@ -1,0 +1,337 @@
+//! The fast CPU backend: `f32`, vectorised, on all threads of the current rayon pool.
+//!
+//! One file per operation; this file only unwraps buffers and checks lengths. Results do not depend on timing: every
+//! reduction has a fixed order for a given number of threads.
+
+mod adamw;
+mod attention;
+mod buffer;
+mod decode;
+mod embed;
+mod glu;
+pub mod matmul;
+mod norm;
+pub mod par;
+mod rope;
+mod sample;
+pub mod simd;
+mod token_logp;
+
+pub use buffer::Buffer;
+
+use crate::backend::{AdamWSpec, AttentionSpec, Backend, Draw, SamplingSpec, Store, Weight};
+use crate::lists::{PreparedLists, RankedLists};
+use buffer::Pool;
+use matmul::{Threads, matmul, view, view_mut};
+use std::sync::Arc;
+
+/// The fast CPU backend. Clones share one pool of buffers.
+#[derive(Clone, Default)]
+pub struct Cpu {
+    pool: Arc<Pool>,
+}
+
+impl Cpu {
+    /// A backend with an empty pool.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = Buffer;
+    type Index = Vec<u32>;
+    type Lists = PreparedLists;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn alloc(&self, len: usize) -> Buffer {
+        self.pool.take(len)
+    }
+
+    fn len(&self, x: &Buffer) -> usize {
+        x.len()
+    }
+
+    fn upload(&self, data: &[f32]) -> Buffer {
+        let mut x = self.alloc(data.len());
+        x.as_mut_slice().copy_from_slice(data);
+        x
+    }
+
+    fn upload_index(&self, data: &[u32]) -> Vec<u32> {
+        data.to_vec()
+    }
+
+    fn upload_lists(&self, lists: &RankedLists) -> PreparedLists {
+        PreparedLists::new(lists)
+    }
+
+    fn download(&self, x: &Buffer, out: &mut [f32]) {
+        out.copy_from_slice(x.as_slice());
+    }
+
+    fn read(&self, x: &Buffer) -> Vec<f64> {
+        x.as_slice().iter().map(|&v| f64::from(v)).collect()
+    }
+
+    fn fill(&self, x: &mut Buffer, value: f64) {
+        par::rows(x.as_mut_slice(), 1, |_, block| block.fill(value as f32));
+    }
+
+    fn copy(&self, x: &Buffer, y: &mut Buffer, store: Store) {
+        assert_eq!(x.len(), y.len(), "copy: lengths differ");
+        let x = x.as_slice();
+        par::rows(y.as_mut_slice(), 1, |first, y| {
+            let x = &x[first..first + y.len()];
+            match store {
+                Store::Set => y.copy_from_slice(x),
+                Store::Add => simd::dispatch(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x)),
+            }
+        });
+    }
+
+    fn trim(&self) {
+        self.pool.trim();
+    }
+
+    fn embed(&self, table: &Buffer, ids: &Vec<u32>, channels: usize, y: &mut Buffer) {
+        assert_eq!(y.len(), ids.len() * channels, "embed: y is (ids, channels)");
+        embed::gather_rows(table.as_slice(), ids, channels, y.as_mut_slice());
+    }
+
+    fn embed_grad(&self, d_y: &Buffer, ids: &Vec<u32>, channels: usize, d_table: &mut Buffer, store: Store) {
+        assert_eq!(d_y.len(), ids.len() * channels, "embed_grad: d_y is (ids, channels)");
+        embed::gather_rows_grad(d_y.as_slice(), ids, channels, d_table.as_mut_slice(), store);
+    }
+
+    fn linear(&self, x: &Buffer, w: Weight<Buffer>, y: &mut Buffer, store: Store) {
+        let n = rows("linear", x, w.in_features);
+        assert_eq!(y.len(), n * w.out_features, "linear: y is (n, out)");
+        matmul::linear(x.as_slice(), w.data.as_slice(), w.out_features, y.as_mut_slice(), store);
+    }
+
+    fn linear_grad_x(&self, d_y: &Buffer, w: Weight<Buffer>, d_x: &mut Buffer, store: Store) {
+        let n = rows("linear_grad_x", d_y, w.out_features);
+        let (d_y, data) = (d_y.as_slice(), w.data.as_slice());
+        let d_x = view_mut(d_x.as_mut_slice(), n, w.in_features);
+        let weight = view(data, w.out_features, w.in_features);
+        matmul(1.0, view(d_y, n, w.out_features), weight, d_x, store, Threads::All);
+    }
+
+    fn linear_grad_w(
+        &self,
+        d_y: &Buffer,
+        x: &Buffer,
+        out_features: usize,
+        in_features: usize,
+        d_w: &mut Buffer,
+        store: Store,
+    ) {
+        let n = rows("linear_grad_w", x, in_features);
+        let d_w = view_mut(d_w.as_mut_slice(), out_features, in_features);
+        let (d_y, x) = (view(d_y.as_slice(), n, out_features), view(x.as_slice(), n, in_features));
+        matmul(1.0, d_y.t(), x, d_w, store, Threads::All);
+    }
+
+    fn rms_norm(&self, x: &Buffer, w: &Buffer, eps: f64, y: &mut Buffer, rstd: &mut Buffer) {
+        assert_eq!(rows("rms_norm", x, w.len()), rstd.len(), "rms_norm: rstd is (n)");
+        norm::rms_norm(x.as_slice(), w.as_slice(), eps as f32, y.as_mut_slice(), rstd.as_mut_slice());
+    }
+
+    fn rms_norm_grad(
+        &self,
+        d_y: &Buffer,
+        x: &Buffer,
+        w: &Buffer,
+        rstd: &Buffer,
+        d_x: (&mut Buffer, Store),
+        d_w: Option<(&mut Buffer, Store)>,
+    ) {
+        assert_eq!(rows("rms_norm_grad", x, w.len()), rstd.len(), "rms_norm_grad: rstd is (n)");
+        norm::rms_norm_grad(
+            d_y.as_slice(),
+            x.as_slice(),
+            w.as_slice(),
+            rstd.as_slice(),
+            (d_x.0.as_mut_slice(), d_x.1),
+            d_w.map(|(d, s)| (d.as_mut_slice(), s)),
+        );
+    }
+
+    fn rope(&self, qkv: &mut Buffer, positions: &Vec<u32>, table: &Buffer, spec: &AttentionSpec, inverse: bool) {
+        assert_eq!(rows("rope", qkv, spec.qkv_width()), positions.len(), "rope: one position a row");
+        rope::rope(qkv.as_mut_slice(), positions, table.as_slice(), spec, inverse);
+    }
+
+    fn attention(&self, qkv: &Buffer, segments: &Vec<u32>, spec: &AttentionSpec, o: &mut Buffer, lse: &mut Buffer) {
+        let n = rows("attention", qkv, spec.qkv_width());
+        assert_eq!((o.len(), lse.len()), (n * spec.out_width(), n * spec.heads), "attention: o and lse");
+        attention::attention(qkv.as_slice(), segments, spec, o.as_mut_slice(), lse.as_mut_slice());
+    }
+
+    fn attention_grad(
+        &self,
+        d_o: &Buffer,
+        qkv: &Buffer,
+        o: &Buffer,
+        lse: &Buffer,
+        segments: &Vec<u32>,
+        spec: &AttentionSpec,
+        d_qkv: &mut Buffer,
+    ) {
+        assert_eq!(qkv.len(), d_qkv.len(), "attention_grad: d_qkv is like qkv");
+        let (d_o, qkv, o, lse) = (d_o.as_slice(), qkv.as_slice(), o.as_slice(), lse.as_slice());
+        attention::attention_grad(d_o, qkv, o, lse, segments, spec, d_qkv.as_mut_slice());
+    }
+
+    fn glu(&self, gate_up: &Buffer, width: usize, y: &mut Buffer) {
+        assert_eq!(gate_up.len(), 2 * y.len(), "glu: gate_up is (n, 2·width)");
+        glu::glu(gate_up.as_slice(), width, y.as_mut_slice());
+    }
+
+    fn glu_grad(&self, d_y: &Buffer, gate_up: &Buffer, width: usize, d_gate_up: &mut Buffer) {
+        assert_eq!(gate_up.len(), d_gate_up.len(), "glu_grad: d_gate_up is like gate_up");
+        glu::glu_grad(d_y.as_slice(), gate_up.as_slice(), width, d_gate_up.as_mut_slice());
+    }
+
+    fn gather_rows(&self, x: &Buffer, rows: &Vec<u32>, channels: usize, y: &mut Buffer) {
+        assert_eq!(y.len(), rows.len() * channels, "gather_rows: y is (rows, channels)");
+        embed::gather_rows(x.as_slice(), rows, channels, y.as_mut_slice());
+    }
+
+    fn gather_rows_grad(&self, d_y: &Buffer, rows: &Vec<u32>, channels: usize, d_x: &mut Buffer, store: Store) {
+        assert_eq!(d_y.len(), rows.len() * channels, "gather_rows_grad: d_y is (rows, channels)");
+        embed::gather_rows_grad(d_y.as_slice(), rows, channels, d_x.as_mut_slice(), store);
+    }
+
+    fn token_logp(
+        &self,
+        h: &Buffer,
+        w: Weight<Buffer>,
+        target_rows: &Vec<u32>,
+        target_ids: &Vec<u32>,
+        logp: &mut Buffer,
+        lse: &mut Buffer,
+    ) {
+        let r = rows("token_logp", h, w.in_features);
+        assert_eq!((lse.len(), logp.len()), (r, target_ids.len()), "token_logp: lse is (rows), logp (targets)");
+        token_logp::token_logp(
+            h.as_slice(),
+            w.data.as_slice(),
+            w.in_features,
+            target_rows,
+            target_ids,
+            logp.as_mut_slice(),
+            lse.as_mut_slice(),
+            self.alloc(token_logp::tile_len(r, w.out_features)).as_mut_slice(),
+        );
+    }
+
+    fn token_logp_grad(
+        &self,
+        d_logp: &Buffer,
+        h: &Buffer,
+        w: Weight<Buffer>,
+        target_rows: &Vec<u32>,
+        target_ids: &Vec<u32>,
+        lse: &Buffer,
+        d_h: (&mut Buffer, Store),
+        d_w: Option<(&mut Buffer, Store)>,
+    ) {
+        let r = rows("token_logp_grad", h, w.in_features);
+        assert_eq!((lse.len(), d_logp.len()), (r, target_ids.len()), "token_logp_grad: lse (rows), d_logp (targets)");
+        token_logp::token_logp_grad(
+            d_logp.as_slice(),
+            h.as_slice(),
+            w.data.as_slice(),
+            w.in_features,
+            target_rows,
+            target_ids,
+            lse.as_slice(),
+            (d_h.0.as_mut_slice(), d_h.1),
+            d_w.map(|(d, s)| (d.as_mut_slice(), s)),
+            self.alloc(token_logp::tile_len(r, w.out_features)).as_mut_slice(),
+        );
+    }
+
+    fn weighted_sum(&self, x: &Buffer, w: &Buffer, y: &mut Buffer) {
+        assert_eq!(x.len(), w.len(), "weighted_sum: one weight an element");
+        let sum: f64 = x.as_slice().iter().zip(w.as_slice()).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+        y.as_mut_slice()[0] = sum as f32;
+    }
+
+    fn weighted_sum_grad(&self, d_y: &Buffer, w: &Buffer, d_x: &mut Buffer, store: Store) {
+        let d = d_y.as_slice()[0];
+        for (d_x, w) in d_x.as_mut_slice().iter_mut().zip(w.as_slice()) {
+            *d_x = if store == Store::Add { *d_x + d * w } else { d * w };
+        }
+    }
+
+    fn list_loss(
+        &self,
+        logp: &Buffer,
+        reference: &Buffer,
+        lists: &PreparedLists,
+        gamma: &mut Buffer,
+        loss: &mut Buffer,
+        d_logp: &mut Buffer,
+    ) {
+        let widen = |x: &Buffer| x.as_slice().iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+        let result = lists.evaluate(&widen(logp), &widen(reference));
+        narrow(&result.gamma, gamma);
+        narrow(&result.loss, loss);
+        narrow(&result.d_logp, d_logp);
+    }
+
+    fn scale(&self, x: &mut Buffer, y: &Buffer) {
+        let factor = y.as_slice()[0];
+        x.as_mut_slice().iter_mut().for_each(|x| *x *= factor);
+    }
+
+    fn sq_norm(&self, x: &Buffer, out: &mut Buffer, at: usize) {
+        out.as_mut_slice()[at] = adamw::sq_norm(x.as_slice()) as f32;
+    }
+
+    fn clip(&self, sq_norms: &Buffer, max_norm: f64, out: &mut Buffer) {
+        let norm = sq_norms.as_slice().iter().map(|&v| f64::from(v)).sum::<f64>().sqrt();
+        let clip = if max_norm > 0.0 && norm > max_norm { max_norm / norm } else { 1.0 };
+        out.as_mut_slice().copy_from_slice(&[norm as f32, clip as f32]);
+    }
+
+    fn adamw(&self, spec: &AdamWSpec, w: &mut Buffer, g: &Buffer, m: &mut Buffer, v: &mut Buffer, clip: &Buffer) {
+        assert_eq!((w.len(), m.len(), v.len()), (g.len(), g.len(), g.len()), "adamw: four arrays of one length");
+        let factor = clip.as_slice()[1];
+        adamw::adamw(spec, w.as_mut_slice(), g.as_slice(), m.as_mut_slice(), v.as_mut_slice(), factor);
+    }
+
+    fn kv_append(&self, qkv: &Buffer, slots: &Vec<u32>, spec: &AttentionSpec, cache: &mut Buffer) {
+        assert_eq!(rows("kv_append", qkv, spec.qkv_width()), slots.len(), "kv_append: one slot a row");
+        decode::kv_append(qkv.as_slice(), slots, spec, cache.as_mut_slice());
+    }
+
+    fn decode_attention(&self, qkv: &Buffer, cache: &Buffer, spans: &Vec<u32>, spec: &AttentionSpec, o: &mut Buffer) {
+        let n = rows("decode_attention", qkv, spec.qkv_width());
+        assert_eq!((spans.len(), o.len()), (n * 4, n * spec.out_width()), "decode_attention: spans (n, 4), o");
+        decode::decode_attention(qkv.as_slice(), cache.as_slice(), spans, spec, o.as_mut_slice());
+    }
+
+    fn sample(&self, logits: &Buffer, vocab: usize, spec: &SamplingSpec, uniform: &[f64]) -> Vec<Draw> {
+        assert_eq!(rows("sample", logits, vocab), uniform.len(), "sample: one random number a row");
+        sample::sample(logits.as_slice(), vocab, spec, uniform)
+    }
+}
+
+#[track_caller]
+fn rows(op: &str, x: &Buffer, width: usize) -> usize {
+    assert!(width > 0 && x.len() % width == 0, "{op}: {} floats do not fill rows of {width}", x.len());
+    x.len() / width
+}
+
+fn narrow(from: &[f64], to: &mut Buffer) {
+    for (to, &from) in to.as_mut_slice().iter_mut().zip(from) {
+        *to = from as f32;
+    }
+}

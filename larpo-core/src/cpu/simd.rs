@@ -1,0 +1,229 @@
+//! Vector arithmetic without intrinsics: slice loops that the compiler vectorises, compiled once per instruction set.
+//!
+//! [`dispatch`] runs a closure in a copy compiled for the widest instructions the machine has (AVX-512, AVX2+FMA, NEON or
+//! the baseline), chosen at run time. What it calls must be `#[inline(always)]`, so that it becomes part of that copy.
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// Lanes of the accumulators in reductions: one 512-bit register, or two or four smaller ones.
+pub const LANES: usize = 16;
+
+/// Runs `f` compiled for the best instruction set of this machine.
+#[inline(always)]
+pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
+    Arch::new().dispatch(f)
+}
+
+/// `e^x` within 2 ulp for normal results; below −87.3 the smallest normal number, above 88.37 about 2.4e38.
+///
+/// Cody–Waite reduction by ln 2 in two parts and a degree-6 minimax polynomial (coefficients of Cephes' `expf`).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to the nearest integer
+    let x = x.clamp(-87.336_54, 88.376_26);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    let e = p * (r * r) + r + 1.0;
+    // The integer sits in the low mantissa bits of `shifted`.
+    let exponent = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    e * f32::from_bits(((exponent + 127) << 23) as u32)
+}
+
+/// Sum with [`LANES`] parallel accumulators.
+#[inline(always)]
+pub fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail: f32 = chunks.remainder().iter().map(|&v| f(v)).sum();
+    for chunk in chunks {
+        for (a, &v) in lanes.iter_mut().zip(chunk) {
+            *a += f(v);
+        }
+    }
+    lanes.iter().sum::<f32>() + tail
+}
+
+/// `Σ f(x, y)` with [`LANES`] parallel accumulators.
+#[inline(always)]
+pub fn sum_map2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let n = x.len() / LANES * LANES;
+    let y = &y[..x.len()];
+    for (cx, cy) in x[..n].chunks_exact(LANES).zip(y[..n].chunks_exact(LANES)) {
+        for i in 0..LANES {
+            lanes[i] += f(cx[i], cy[i]);
+        }
+    }
+    let tail: f32 = x[n..].iter().zip(&y[n..]).map(|(&a, &b)| f(a, b)).sum();
+    lanes.iter().sum::<f32>() + tail
+}
+
+/// `Σ x·y`.
+#[inline(always)]
+pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    sum_map2(x, y, |a, b| a * b)
+}
+
+/// Largest element; −∞ of nothing.
+#[inline(always)]
+pub fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail = chunks.remainder().iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m });
+    for chunk in chunks {
+        for (a, &v) in lanes.iter_mut().zip(chunk) {
+            *a = if v > *a { v } else { *a };
+        }
+    }
+    lanes.iter().fold(tail, |m, &v| if v > m { v } else { m })
+}
+
+/// Replaces `x` by `exp(x·scale − shift)` and returns the sum.
+#[inline(always)]
+pub fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let n = x.len() / LANES * LANES;
+    for chunk in x[..n].chunks_exact_mut(LANES) {
+        for (a, v) in lanes.iter_mut().zip(chunk) {
+            *v = exp(*v * scale - shift);
+            *a += *v;
+        }
+    }
+    let mut tail = 0.0;
+    for v in &mut x[n..] {
+        *v = exp(*v * scale - shift);
+        tail += *v;
+    }
+    lanes.iter().sum::<f32>() + tail
+}
+
+/// `Σ exp(x − shift)`.
+#[inline(always)]
+pub fn sum_exp(x: &[f32], shift: f32) -> f32 {
+    sum_map(x, |v| exp(v - shift))
+}
+
+/// A small product `y (m, rows of w) = x (m, k) · wᵀ`, for few rows `x`: streams every row of `w` once.
+struct Skinny<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    k: usize,
+    /// Where `y[i][j]` goes: `y[i * stride + j]`.
+    y: &'a mut [f32],
+    stride: usize,
+}
+
+/// `y (m, stride)` at columns `0..n` gets `x (m, k) · w (n, k)ᵀ`.
+pub fn skinny(x: &[f32], w: &[f32], k: usize, y: &mut [f32], stride: usize) {
+    Arch::new().dispatch(Skinny { x, w, k, y, stride });
+}
+
+impl WithSimd for Skinny<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, w, k, y, stride } = self;
+        let n = w.len() / k;
+        let m = x.len() / k;
+        let mut j = 0;
+        while j < n {
+            let width = (n - j).min(4);
+            let mut i = 0;
+            while i < m {
+                let height = (m - i).min(4);
+                let x = &x[i * k..(i + height) * k];
+                let w = &w[j * k..(j + width) * k];
+                let out = &mut y[i * stride + j..];
+                match (height, width) {
+                    (4, 4) => tile::<S, 4, 4>(simd, x, w, k, out, stride),
+                    (3, 4) => tile::<S, 3, 4>(simd, x, w, k, out, stride),
+                    (2, 4) => tile::<S, 2, 4>(simd, x, w, k, out, stride),
+                    (1, 4) => tile::<S, 1, 4>(simd, x, w, k, out, stride),
+                    _ => {
+                        for a in 0..height {
+                            for b in 0..width {
+                                tile::<S, 1, 1>(simd, &x[a * k..], &w[b * k..], k, &mut out[a * stride + b..], stride);
+                            }
+                        }
+                    }
+                }
+                i += height;
+            }
+            j += width;
+        }
+    }
+}
+
+#[inline(always)]
+fn tile<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    x: &[f32],
+    w: &[f32],
+    k: usize,
+    y: &mut [f32],
+    stride: usize,
+) {
+    let xs: [(&[S::f32s], &[f32]); M] = std::array::from_fn(|i| S::as_simd_f32s(&x[i * k..(i + 1) * k]));
+    let ws: [(&[S::f32s], &[f32]); N] = std::array::from_fn(|j| S::as_simd_f32s(&w[j * k..(j + 1) * k]));
+    let mut acc = [[simd.splat_f32s(0.0); N]; M];
+    let steps = xs[0].0.len();
+    for t in 0..steps {
+        for i in 0..M {
+            let a = xs[i].0[t];
+            for j in 0..N {
+                acc[i][j] = simd.mul_add_e_f32s(a, ws[j].0[t], acc[i][j]);
+            }
+        }
+    }
+    for i in 0..M {
+        for j in 0..N {
+            let tail: f32 = xs[i].1.iter().zip(ws[j].1).map(|(a, b)| a * b).sum();
+            y[i * stride + j] = simd.reduce_sum_f32s(acc[i][j]) + tail;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        let mut worst = 0f64;
+        let mut x = -87.0f32;
+        while x < 88.3 {
+            let exact = f64::from(x).exp();
+            let rounded = exact as f32;
+            let ulp = f64::from(rounded.next_up()) - f64::from(rounded);
+            worst = worst.max((f64::from(exp(x)) - exact).abs() / ulp);
+            x += 0.000_731;
+        }
+        assert!(worst <= 2.0, "worst error {worst} ulp");
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NEG_INFINITY) < 1.2e-38);
+    }
+
+    #[test]
+    fn skinny_product_equals_dot_products() {
+        for (m, n, k) in [(1, 1, 1), (1, 4, 16), (3, 5, 33), (10, 7, 48), (4, 4, 64), (6, 9, 131)] {
+            let x: Vec<f32> = (0..m * k).map(|i| ((i * 7919) % 101) as f32 / 50.0 - 1.0).collect();
+            let w: Vec<f32> = (0..n * k).map(|i| ((i * 104_729) % 97) as f32 / 48.0 - 1.0).collect();
+            let mut y = vec![f32::NAN; m * n];
+            skinny(&x, &w, k, &mut y, n);
+            for i in 0..m {
+                for j in 0..n {
+                    let exact: f64 = (0..k).map(|t| f64::from(x[i * k + t]) * f64::from(w[j * k + t])).sum();
+                    assert!((f64::from(y[i * n + j]) - exact).abs() < 1e-5 * (k as f64), "{m}x{n}x{k}");
+                }
+            }
+        }
+    }
+}

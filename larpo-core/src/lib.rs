@@ -1,0 +1,19 @@
+//! in preparation
+#![deny(missing_docs)]
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod cpu;
+mod error;
+pub mod lists;
+pub mod metrics;
+pub mod model;
+pub mod objective;
+pub mod ops;
+pub mod optim;
+pub mod reference;
+pub mod rng;
+pub mod select;
+pub mod tape;
+
+pub use error::Error;

@@ -1,0 +1,202 @@
+//! Differentiable operations: one function each, its gradient in the same place.
+
+use crate::backend::{AttentionSpec, Backend, Store, Weight};
+use crate::tape::{Tape, Var};
+use std::sync::Arc;
+
+fn weight<B: Backend>(w: &Var<B>) -> Weight<'_, B::Buffer> {
+    Weight { data: w.value(), out_features: w.rows, in_features: w.cols }
+}
+
+/// Rows `ids (n)` of `table (v, c)` → `(n, c)`.
+pub fn embed<B: Backend>(tape: &Tape<B>, table: &Var<B>, ids: &Arc<B::Index>, n: usize) -> Var<B> {
+    let (b, c) = (tape.backend(), table.cols);
+    let mut y = b.alloc(n * c);
+    b.embed(table.value(), ids, c, &mut y);
+    let (table, ids) = (table.link(), ids.clone());
+    tape.record(y, (n, c), &[table], move |b, d_y, flow| {
+        flow.with(b, table, |d, store| b.embed_grad(&d_y, &ids, c, d, store));
+    })
+}
+
+/// `x (n, in) · wᵀ`, with `w (out, in)`, plus `residual (n, out)` if there is one → `(n, out)`.
+pub fn linear<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, residual: Option<&Var<B>>) -> Var<B> {
+    let b = tape.backend();
+    let mut y = b.alloc(x.rows * w.rows);
+    let mut inputs = vec![x.link(), w.link()];
+    let mut store = Store::Set;
+    if let Some(residual) = residual {
+        b.copy(residual.value(), &mut y, Store::Set);
+        inputs.push(residual.link());
+        store = Store::Add;
+    }
+    b.linear(x.value(), weight(w), &mut y, store);
+    let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::link));
+    tape.record(y, (x.rows, w.rows), &inputs, move |b, d_y, flow| {
+        flow.with(b, x.link(), |d, store| b.linear_grad_x(&d_y, weight(&w), d, store));
+        flow.with(b, w.link(), |d, store| b.linear_grad_w(&d_y, x.value(), w.rows, w.cols, d, store));
+        if let Some(residual) = residual {
+            flow.give(b, residual, d_y);
+        }
+    })
+}
+
+/// Root-mean-square norm of the rows of `x (n, c)` with weights `w (1, c)` → `(n, c)`.
+pub fn rms_norm<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, eps: f64) -> Var<B> {
+    let b = tape.backend();
+    let (mut y, mut rstd) = (b.alloc(x.rows * x.cols), b.alloc(x.rows));
+    b.rms_norm(x.value(), w.value(), eps, &mut y, &mut rstd);
+    let (x, w) = (x.clone(), w.clone());
+    tape.record(y, (x.rows, x.cols), &[x.link(), w.link()], move |b, d_y, flow| {
+        // The weight's gradient needs the same pass over the rows, even where x is an input without a gradient.
+        let (mut d_x, store) = flow.take(b, x.link()).unwrap_or_else(|| (b.alloc(x.rows * x.cols), Store::Set));
+        let mut d_w = flow.take(b, w.link());
+        let into = d_w.as_mut().map(|(d, store)| (d, *store));
+        b.rms_norm_grad(&d_y, x.value(), w.value(), &rstd, (&mut d_x, store), into);
+        flow.put(x.link(), d_x);
+        if let Some((d_w, _)) = d_w {
+            flow.put(w.link(), d_w);
+        }
+    })
+}
+
+/// Rotary embedding of the query and key heads of `qkv (n, width)` at `positions (n)`; `table` as in [`Backend::rope`].
+pub fn rope<B: Backend>(
+    tape: &Tape<B>,
+    qkv: Var<B>,
+    positions: &Arc<B::Index>,
+    table: &Arc<B::Buffer>,
+    spec: AttentionSpec,
+) -> Var<B> {
+    let b = tape.backend();
+    let (link, shape) = (qkv.link(), (qkv.rows, qkv.cols));
+    let mut y = qkv.into_buffer(b);
+    b.rope(&mut y, positions, table, &spec, false);
+    let (positions, table) = (positions.clone(), table.clone());
+    tape.record(y, shape, &[link], move |b, mut d_y, flow| {
+        b.rope(&mut d_y, &positions, &table, &spec, true);
+        flow.give(b, link, d_y);
+    })
+}
+
+/// Attention inside packed segments: `qkv (n, width)` → `(n, heads·head_dim)`; `segments` as in [`Backend::attention`].
+pub fn attention<B: Backend>(tape: &Tape<B>, qkv: &Var<B>, segments: &Arc<B::Index>, spec: AttentionSpec) -> Var<B> {
+    let b = tape.backend();
+    let n = qkv.rows;
+    let (mut o, mut lse) = (b.alloc(n * spec.out_width()), b.alloc(n * spec.heads));
+    b.attention(qkv.value(), segments, &spec, &mut o, &mut lse);
+    let o = Arc::new(o);
+    let (qkv, segments, saved) = (qkv.clone(), segments.clone(), o.clone());
+    tape.record(o, (n, spec.out_width()), &[qkv.link()], move |b, d_o, flow| {
+        let mut d_qkv = b.alloc(qkv.rows * qkv.cols);
+        b.attention_grad(&d_o, qkv.value(), &saved, &lse, &segments, &spec, &mut d_qkv);
+        flow.give(b, qkv.link(), d_qkv);
+    })
+}
+
+/// SwiGLU: `gate_up (n, 2·width)` → `(n, width)`.
+pub fn glu<B: Backend>(tape: &Tape<B>, gate_up: &Var<B>) -> Var<B> {
+    let (b, n, width) = (tape.backend(), gate_up.rows, gate_up.cols / 2);
+    let mut y = b.alloc(n * width);
+    b.glu(gate_up.value(), width, &mut y);
+    let gate_up = gate_up.clone();
+    tape.record(y, (n, width), &[gate_up.link()], move |b, d_y, flow| {
+        let mut d = b.alloc(n * 2 * width);
+        b.glu_grad(&d_y, gate_up.value(), width, &mut d);
+        flow.give(b, gate_up.link(), d);
+    })
+}
+
+/// Distinct `rows (m)` of `x (n, c)` → `(m, c)`.
+pub fn gather_rows<B: Backend>(tape: &Tape<B>, x: &Var<B>, rows: &Arc<B::Index>, m: usize) -> Var<B> {
+    let (b, c) = (tape.backend(), x.cols);
+    let mut y = b.alloc(m * c);
+    b.gather_rows(x.value(), rows, c, &mut y);
+    let (x, rows) = (x.link(), rows.clone());
+    tape.record(y, (m, c), &[x], move |b, d_y, flow| {
+        flow.with(b, x, |d, store| b.gather_rows_grad(&d_y, &rows, c, d, store));
+    })
+}
+
+/// Log-probability of `count` targets through the head `w (v, c)`: `h (r, c)` → `(count, 1)`.
+pub fn token_logp<B: Backend>(
+    tape: &Tape<B>,
+    h: &Var<B>,
+    w: &Var<B>,
+    target_rows: &Arc<B::Index>,
+    target_ids: &Arc<B::Index>,
+    count: usize,
+) -> Var<B> {
+    let b = tape.backend();
+    let (mut logp, mut lse) = (b.alloc(count), b.alloc(h.rows));
+    b.token_logp(h.value(), weight(w), target_rows, target_ids, &mut logp, &mut lse);
+    let (h, w, rows, ids) = (h.clone(), w.clone(), target_rows.clone(), target_ids.clone());
+    tape.record(logp, (count, 1), &[h.link(), w.link()], move |b, d, flow| {
+        let (mut d_h, store) = flow.take(b, h.link()).unwrap_or_else(|| (b.alloc(h.rows * h.cols), Store::Set));
+        let mut d_w = flow.take(b, w.link());
+        let into = d_w.as_mut().map(|(d, store)| (d, *store));
+        b.token_logp_grad(&d, h.value(), weight(&w), &rows, &ids, &lse, (&mut d_h, store), into);
+        flow.put(h.link(), d_h);
+        if let Some((d_w, _)) = d_w {
+            flow.put(w.link(), d_w);
+        }
+    })
+}
+
+/// `Σ weights · x` → `(1, 1)`, with constant weights.
+pub fn weighted_sum<B: Backend>(tape: &Tape<B>, x: &Var<B>, weights: &Arc<B::Buffer>) -> Var<B> {
+    let b = tape.backend();
+    let mut y = b.alloc(1);
+    b.weighted_sum(x.value(), weights, &mut y);
+    let (x, weights) = (x.link(), weights.clone());
+    tape.record(y, (1, 1), &[x], move |b, d_y, flow| {
+        flow.with(b, x, |d, store| b.weighted_sum_grad(&d_y, &weights, d, store));
+    })
+}
+
+/// The sum of two scalars.
+pub fn add<B: Backend>(tape: &Tape<B>, x: &Var<B>, y: &Var<B>) -> Var<B> {
+    let b = tape.backend();
+    let mut sum = b.alloc(1);
+    b.copy(x.value(), &mut sum, Store::Set);
+    b.copy(y.value(), &mut sum, Store::Add);
+    let (x, y) = (x.link(), y.link());
+    tape.record(sum, (1, 1), &[x, y], move |b, d, flow| {
+        flow.with(b, x, |d_x, store| b.copy(&d, d_x, store));
+        flow.give(b, y, d);
+    })
+}
+
+/// What [`list_loss`] computes.
+pub struct ListLoss<B: Backend> {
+    /// `Σ loss · scale`, the scalar to go backward from.
+    pub total: Var<B>,
+    /// γ of every response, in packed order.
+    pub gamma: B::Buffer,
+    /// Loss of every list, unscaled.
+    pub losses: B::Buffer,
+}
+
+/// List losses over `logp (targets, 1)` against `reference (targets)`; see [`Backend::list_loss`].
+pub fn list_loss<B: Backend>(
+    tape: &Tape<B>,
+    logp: &Var<B>,
+    reference: &B::Buffer,
+    lists: &B::Lists,
+    (items, list_count): (usize, usize),
+    scale: f64,
+) -> ListLoss<B> {
+    let b = tape.backend();
+    let (mut gamma, mut losses, mut d_logp) = (b.alloc(items), b.alloc(list_count), b.alloc(logp.rows));
+    b.list_loss(logp.value(), reference, lists, &mut gamma, &mut losses, &mut d_logp);
+    let mut scales = b.alloc(list_count);
+    b.fill(&mut scales, scale);
+    let mut total = b.alloc(1);
+    b.weighted_sum(&losses, &scales, &mut total);
+    let logp = logp.link();
+    let total = tape.record(total, (1, 1), &[logp], move |b, d, flow| {
+        b.scale(&mut d_logp, &d);
+        flow.give(b, logp, d_logp);
+    });
+    ListLoss { total, gamma, losses }
+}

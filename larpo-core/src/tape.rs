@@ -1,0 +1,227 @@
+//! Reverse-mode differentiation over a dynamic tape of fused operations.
+//!
+//! A [`Var`] is a matrix on the device and a [`Link`] to where its gradient goes. [`Tape::record`] takes the gradient of an
+//! operation at the moment its result is made, so an operation without a gradient cannot be written; stopping a gradient is
+//! said with [`Var::detach`]. Going backward consumes the tape from its end: what an operation saved is dropped as soon as
+//! its gradient is done, and its buffers are used again.
+
+use crate::backend::{Backend, Store};
+use std::cell::RefCell;
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Constant,
+    Node(usize),
+    Parameter(usize),
+}
+
+/// Where the gradient of a value goes, without the value: a gradient that does not need the value keeps only this.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    source: Source,
+    len: usize,
+}
+
+impl Link {
+    /// Whether a gradient flows into the value.
+    pub fn needs_grad(&self) -> bool {
+        self.source != Source::Constant
+    }
+}
+
+/// A matrix `(rows, cols)` on the device.
+pub struct Var<B: Backend> {
+    link: Link,
+    value: Arc<B::Buffer>,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+}
+
+impl<B: Backend> Clone for Var<B> {
+    fn clone(&self) -> Self {
+        Self { value: self.value.clone(), ..*self }
+    }
+}
+
+impl<B: Backend> Var<B> {
+    fn new(source: Source, value: Arc<B::Buffer>, rows: usize, cols: usize) -> Self {
+        Self { link: Link { source, len: rows * cols }, value, rows, cols }
+    }
+
+    /// A value without a gradient.
+    pub fn constant(value: Arc<B::Buffer>, rows: usize, cols: usize) -> Self {
+        Self::new(Source::Constant, value, rows, cols)
+    }
+
+    /// Parameter number `index`, sharing its storage.
+    pub fn parameter(index: usize, value: Arc<B::Buffer>, rows: usize, cols: usize) -> Self {
+        Self::new(Source::Parameter(index), value, rows, cols)
+    }
+
+    /// The same value, cut off from what made it.
+    pub fn detach(&self) -> Self {
+        Self::new(Source::Constant, self.value.clone(), self.rows, self.cols)
+    }
+
+    /// The numbers.
+    pub fn value(&self) -> &B::Buffer {
+        &self.value
+    }
+
+    /// Where its gradient goes.
+    pub fn link(&self) -> Link {
+        self.link
+    }
+
+    /// The numbers to change in place: moved out where nobody else holds them, copied otherwise.
+    pub fn into_buffer(self, backend: &B) -> B::Buffer {
+        Arc::try_unwrap(self.value).unwrap_or_else(|shared| {
+            let mut copy = backend.alloc(self.link.len);
+            backend.copy(&shared, &mut copy, Store::Set);
+            copy
+        })
+    }
+}
+
+type GradFn<B> = Box<dyn FnOnce(&B, <B as Backend>::Buffer, &mut Flow<B>)>;
+
+/// Records operations with their gradients.
+pub struct Tape<B: Backend> {
+    backend: B,
+    nodes: RefCell<Vec<GradFn<B>>>,
+    recording: bool,
+}
+
+impl<B: Backend> Tape<B> {
+    /// A tape that records.
+    pub fn new(backend: &B) -> Self {
+        Self { backend: backend.clone(), nodes: RefCell::default(), recording: true }
+    }
+
+    /// A tape that records nothing, for forward passes without a gradient.
+    pub fn inference(backend: &B) -> Self {
+        Self { backend: backend.clone(), nodes: RefCell::default(), recording: false }
+    }
+
+    /// The backend that computes.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Makes a value together with its gradient.
+    ///
+    /// `grad` gets the gradient of the result and hands on those of the `inputs`. It is kept only if one of them needs a
+    /// gradient. Pass an [`Arc`] where the gradient needs the result itself.
+    pub fn record(
+        &self,
+        value: impl Into<Arc<B::Buffer>>,
+        (rows, cols): (usize, usize),
+        inputs: &[Link],
+        grad: impl FnOnce(&B, B::Buffer, &mut Flow<B>) + 'static,
+    ) -> Var<B> {
+        let mut source = Source::Constant;
+        if self.recording && inputs.iter().any(Link::needs_grad) {
+            let mut nodes = self.nodes.borrow_mut();
+            source = Source::Node(nodes.len());
+            nodes.push(Box::new(grad));
+        }
+        Var::new(source, value.into(), rows, cols)
+    }
+
+    /// Runs the tape backward from the scalar `loss`, adding to the gradients of the parameters.
+    #[track_caller]
+    pub fn backward(self, loss: &Var<B>, gradients: &mut Gradients<B>) {
+        assert_eq!((loss.rows, loss.cols), (1, 1), "backward: the loss is a scalar");
+        let mut nodes = self.nodes.into_inner();
+        let mut flow = Flow { inner: (0..nodes.len()).map(|_| None).collect(), gradients };
+        let mut one = self.backend.alloc(1);
+        self.backend.fill(&mut one, 1.0);
+        flow.give(&self.backend, loss.link, one);
+        while let Some(grad) = nodes.pop() {
+            // A node that nothing downstream used has no gradient.
+            if let Some(d) = flow.inner.pop().flatten() {
+                grad(&self.backend, d, &mut flow);
+            }
+        }
+    }
+}
+
+/// Gradients on their way back.
+pub struct Flow<'a, B: Backend> {
+    inner: Vec<Option<B::Buffer>>,
+    gradients: &'a mut Gradients<B>,
+}
+
+impl<B: Backend> Flow<'_, B> {
+    /// Takes the gradient of `x` out, to be written to as [`Store`] says and [`Flow::put`] back; none if not wanted.
+    pub fn take(&mut self, backend: &B, x: Link) -> Option<(B::Buffer, Store)> {
+        let (slot, fresh) = match x.source {
+            Source::Constant => return None,
+            Source::Node(index) => (self.inner[index].take(), false),
+            Source::Parameter(index) => {
+                let entry = &mut self.gradients.entries[index];
+                (entry.buffer.take(), entry.fresh)
+            }
+        };
+        let store = if slot.is_some() && !fresh { Store::Add } else { Store::Set };
+        Some((slot.unwrap_or_else(|| backend.alloc(x.len)), store))
+    }
+
+    /// Puts back what [`Flow::take`] took.
+    pub fn put(&mut self, x: Link, gradient: B::Buffer) {
+        match x.source {
+            Source::Constant => {}
+            Source::Node(index) => self.inner[index] = Some(gradient),
+            Source::Parameter(index) => {
+                self.gradients.entries[index] = Entry { buffer: Some(gradient), fresh: false };
+            }
+        }
+    }
+
+    /// Lets `write` put the gradient of `x` in place, if it is wanted.
+    pub fn with(&mut self, backend: &B, x: Link, write: impl FnOnce(&mut B::Buffer, Store)) {
+        if let Some((mut gradient, store)) = self.take(backend, x) {
+            write(&mut gradient, store);
+            self.put(x, gradient);
+        }
+    }
+
+    /// Hands over a finished gradient of `x`.
+    pub fn give(&mut self, backend: &B, x: Link, gradient: B::Buffer) {
+        match x.source {
+            Source::Node(index) if self.inner[index].is_none() => self.inner[index] = Some(gradient),
+            _ => self.with(backend, x, |d, store| backend.copy(&gradient, d, store)),
+        }
+    }
+}
+
+struct Entry<B: Backend> {
+    buffer: Option<B::Buffer>,
+    /// The next write starts afresh; what the buffer holds is stale.
+    fresh: bool,
+}
+
+/// Gradients of the parameters, kept across steps so that they accumulate in place over micro-batches.
+pub struct Gradients<B: Backend> {
+    entries: Vec<Entry<B>>,
+}
+
+impl<B: Backend> Gradients<B> {
+    /// No gradients yet for `parameters` parameters.
+    pub fn new(parameters: usize) -> Self {
+        Self { entries: (0..parameters).map(|_| Entry { buffer: None, fresh: true }).collect() }
+    }
+
+    /// Forgets the gradients and keeps their memory.
+    pub fn zero(&mut self) {
+        self.entries.iter_mut().for_each(|entry| entry.fresh = true);
+    }
+
+    /// Gradient of parameter `index`; none where no backward pass has reached it since [`Gradients::zero`].
+    pub fn get(&self, index: usize) -> Option<&B::Buffer> {
+        self.entries[index].buffer.as_ref().filter(|_| !self.entries[index].fresh)
+    }
+}

@@ -1,0 +1,14 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod candidates;
+pub mod error;
+mod files;
+pub mod model_folder;
+pub mod records;
+pub mod rules;
+pub mod state;
+pub mod tokenizer;
+
+pub use error::{Error, Result};

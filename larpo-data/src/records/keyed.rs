@@ -1,0 +1,120 @@
+//! Rows made elsewhere, with field names of their own.
+
+use super::rows::{Row, describe, number, parse_rows, text};
+use crate::error::{Error, Result};
+use crate::files;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// The names of the fields to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// The prompt; a row may lack it.
+    pub prompt: String,
+    /// One response (a string) or several (an array of strings).
+    pub response: String,
+    /// The reference. With a name given, every row must have it.
+    pub reference: Option<String>,
+    /// A verdict or score made elsewhere: a truth value or number, or an array with one per response. With a name
+    /// given, every row must have it.
+    pub label: Option<String>,
+}
+
+impl Default for Keys {
+    /// `prompt` and `response`, no reference and no label.
+    fn default() -> Self {
+        Self { prompt: "prompt".into(), response: "response".into(), reference: None, label: None }
+    }
+}
+
+/// One row of [`read_keyed_rows`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyedRow {
+    /// Line of the file, counted from 1.
+    pub line: usize,
+    /// The prompt; empty where the row has none.
+    pub prompt: String,
+    /// The responses; exactly one where the row holds a string.
+    pub responses: Vec<String>,
+    /// Whether the row holds an array of responses.
+    pub is_list: bool,
+    /// The reference, where a name for it was given.
+    pub reference: Option<String>,
+    /// One label per response (true = 1, false = 0), where a name for it was given; otherwise empty.
+    pub labels: Vec<f64>,
+    /// The whole row, in the order of its fields.
+    pub fields: Map<String, Value>,
+}
+
+/// Reads rows whose fields have the given names; JSONL or an array of objects.
+///
+/// # Errors
+/// A file that cannot be read or has no rows, a field that is missing or of another type, labels whose number is not
+/// that of the responses.
+pub fn read_keyed_rows(path: impl AsRef<Path>, keys: &Keys) -> Result<Vec<KeyedRow>> {
+    let path = path.as_ref();
+    let content = files::read_text(path)?;
+    let rows = parse_rows(path, &content)?;
+    if rows.is_empty() {
+        return Err(Error::Unrecognised {
+            path: path.into(),
+            found: "the file has no rows".into(),
+            mend: format!("Write one JSON object per line, with at least the field `{}`", keys.response),
+        });
+    }
+    rows.into_iter().map(|row| keyed_row(row, keys)).collect()
+}
+
+fn keyed_row(row: Row, keys: &Keys) -> Result<KeyedRow> {
+    let field = &keys.response;
+    let (responses, is_list) = match row.get(field) {
+        None => return Err(row.missing(field, "a string or an array of strings", &format!("\"{field}\": \"a text\""))),
+        Some(Value::String(one)) => (vec![one.clone()], false),
+        Some(_) => {
+            let several = row.array(field, "a string or an array of strings", r#"["one", "two"]"#, text)?;
+            (several.unwrap_or_default(), true)
+        }
+    };
+    let reference = keys.reference.as_ref().map(|key| row.string(key).map(str::to_string)).transpose()?;
+    let labels = match &keys.label {
+        None => Vec::new(),
+        Some(key) => labels(&row, key, responses.len(), is_list)?,
+    };
+    let prompt = row.optional_string(&keys.prompt)?.unwrap_or_default().to_string();
+    Ok(KeyedRow { line: row.line, prompt, responses, is_list, reference, labels, fields: row.object })
+}
+
+fn labels(row: &Row, key: &str, count: usize, is_list: bool) -> Result<Vec<f64>> {
+    const WHAT: &str = "true, false or a number";
+    match row.get(key) {
+        None => Err(row.missing(key, WHAT, &format!("\"{key}\": true"))),
+        Some(Value::Array(_)) if is_list => {
+            let labels = row.array(key, "an array of truth values or numbers", "[true, false]", label)?;
+            let labels = labels.unwrap_or_default();
+            if labels.len() != count {
+                let found = format!("{} labels", labels.len());
+                return Err(row.error(
+                    key,
+                    format!("one label for each of the {count} responses"),
+                    found,
+                    "Correct it",
+                ));
+            }
+            Ok(labels)
+        }
+        Some(value) => match label(value) {
+            Some(one) if count == 1 && !is_list => Ok(vec![one]),
+            _ => {
+                let expected = if is_list { "an array with one label per response" } else { WHAT };
+                Err(row.error(key, expected, describe(value), "Correct it"))
+            }
+        },
+    }
+}
+
+fn label(value: &Value) -> Option<f64> {
+    match value {
+        Value::Bool(verdict) => Some(f64::from(u8::from(*verdict))),
+        other => number(other),
+    }
+}

@@ -1,0 +1,177 @@
+//! Trainer state on disk: any serde value, in bincode behind a checked header.
+//!
+//! Layout, little-endian: magic `LARPOST\n` (8 bytes), format version u32, length of the kind u32, kind (UTF-8), length
+//! of the payload u64, FNV-1a checksum of the payload u64, payload.
+//!
+//! bincode is used in this module only. It is unmaintained (RUSTSEC-2025-0141), and version 3.0.0 on crates.io is
+//! nothing but a `compile_error!`; so it is pinned to 2.0.1, and the format version below lets another encoding take
+//! its place without a guess at what a file holds.
+
+use crate::error::{Error, Result};
+use crate::files;
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+const MAGIC: &[u8; 8] = b"LARPOST\n";
+/// The version written, and the only one read.
+pub const FORMAT_VERSION: u32 = 1;
+/// A longer kind means that the header is damaged.
+const MAX_KIND: u32 = 256;
+
+/// Writes `value` under a temporary name and renames it to `path`. `kind` says what the value is ("trainer", "cache")
+/// and is asked for again on loading.
+///
+/// serde's `flatten`, `untagged`, `tag` and `skip_serializing_if` do not work with this format, which writes no names.
+///
+/// # Errors
+/// The value cannot be serialised, or the file cannot be written.
+pub fn save_state<T: Serialize + ?Sized>(path: impl AsRef<Path>, kind: &str, value: &T) -> Result<()> {
+    let path = path.as_ref();
+    files::write_atomic(path, |writer| {
+        let io = || Error::io(path, "write");
+        writer.write_all(MAGIC).map_err(io())?;
+        writer.write_all(&FORMAT_VERSION.to_le_bytes()).map_err(io())?;
+        writer.write_all(&(kind.len() as u32).to_le_bytes()).map_err(io())?;
+        writer.write_all(kind.as_bytes()).map_err(io())?;
+        // Length and checksum are known at the end: keep the place, stream the payload, come back.
+        let place = writer.stream_position().map_err(io())?;
+        writer.write_all(&[0; 16]).map_err(io())?;
+        let mut hashed = Hashing { inner: &mut *writer, hash: Fnv::default(), length: 0 };
+        bincode::serde::encode_into_std_write(value, &mut hashed, bincode::config::standard()).map_err(|error| {
+            State(path).error(format!("the value cannot be written: {error}"), "Check the disk and the value")
+        })?;
+        let (hash, length) = (hashed.hash.0, hashed.length);
+        writer.seek(SeekFrom::Start(place)).map_err(io())?;
+        writer.write_all(&length.to_le_bytes()).map_err(io())?;
+        writer.write_all(&hash.to_le_bytes()).map_err(io())
+    })
+}
+
+/// Reads a value that [`save_state`] wrote with the same `kind`.
+///
+/// # Errors
+/// A file that is foreign, of another version or kind, cut short, damaged (checksum), or of another shape than `T`.
+pub fn load_state<T: DeserializeOwned>(path: impl AsRef<Path>, kind: &str) -> Result<T> {
+    let path = path.as_ref();
+    let state = State(path);
+    let io = || Error::io(path, "read");
+    let mut file = BufReader::new(File::open(path).map_err(Error::io(path, "open"))?);
+    if state.take::<8>(&mut file).is_ok_and(|magic| magic != *MAGIC) {
+        return Err(state.error("not a state file", "Give a file that was written by the same program"));
+    }
+    let version = u32::from_le_bytes(state.take(&mut file)?);
+    if version != FORMAT_VERSION {
+        let problem = format!("the state has format version {version}, this program reads {FORMAT_VERSION}");
+        return Err(state.error(problem, "Use the version of the program that wrote it"));
+    }
+    let kind_length = u32::from_le_bytes(state.take(&mut file)?);
+    if kind_length > MAX_KIND {
+        return Err(state.damaged("its header is not plausible"));
+    }
+    let mut found = vec![0; kind_length as usize];
+    file.read_exact(&mut found).map_err(|_| state.damaged("it ends inside the header"))?;
+    if found != kind.as_bytes() {
+        let problem =
+            format!("the file holds a state of kind {:?}, expected {kind:?}", String::from_utf8_lossy(&found));
+        return Err(state.error(problem, "Give the file that belongs here"));
+    }
+    let length = u64::from_le_bytes(state.take(&mut file)?);
+    let hash = u64::from_le_bytes(state.take(&mut file)?);
+    let start = file.stream_position().map_err(io())?;
+    let size = file.get_ref().metadata().map_err(io())?.len();
+    if size != start.saturating_add(length) {
+        let problem = format!("it should have {} bytes and has {size}", start.saturating_add(length));
+        return Err(state.damaged(&problem));
+    }
+    // First the checksum over the whole payload, then the decoder: it never sees damaged bytes.
+    let mut sum = Hashing { inner: io::sink(), hash: Fnv::default(), length: 0 };
+    io::copy(&mut file, &mut sum).map_err(io())?;
+    if sum.hash.0 != hash {
+        return Err(state.damaged("its checksum does not fit"));
+    }
+    file.seek(SeekFrom::Start(start)).map_err(io())?;
+    let mut payload = file.take(length);
+    let other = "it was written by another version of the program, or holds another type";
+    let value = bincode::serde::decode_from_std_read(&mut payload, bincode::config::standard())
+        .map_err(|error| state.error(format!("the contents cannot be understood ({error})"), other))?;
+    if payload.limit() != 0 {
+        return Err(state.error("the contents are longer than expected", other));
+    }
+    Ok(value)
+}
+
+/// Makes errors about one file.
+struct State<'a>(&'a Path);
+
+impl State<'_> {
+    fn error(&self, problem: impl Into<String>, mend: &str) -> Error {
+        Error::State { path: self.0.into(), problem: problem.into(), mend: mend.into() }
+    }
+
+    fn damaged(&self, how: &str) -> Error {
+        self.error(
+            format!("the state file is damaged: {how}"),
+            "Restore it from a copy, or go on from an earlier checkpoint",
+        )
+    }
+
+    fn take<const N: usize>(&self, file: &mut impl Read) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        file.read_exact(&mut bytes).map_err(|_| self.damaged("it ends inside the header"))?;
+        Ok(bytes)
+    }
+}
+
+/// FNV-1a, 64 bits (Fowler, Noll and Vo): enough to notice damage; it is no protection against intent.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// Passes bytes on, counting and hashing them.
+struct Hashing<W> {
+    inner: W,
+    hash: Fnv,
+    length: u64,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.hash.add(&bytes[..n]);
+        self.length += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Fnv;
+
+    #[test]
+    fn fnv_1a_gives_the_published_values() {
+        // Test vectors of the FNV reference distribution.
+        for (text, expected) in [("", 0xcbf29ce484222325), ("a", 0xaf63dc4c8601ec8c), ("foobar", 0x85944171f73967e8)] {
+            let mut hash = Fnv::default();
+            hash.add(text.as_bytes());
+            assert_eq!(hash.0, expected, "{text}");
+        }
+    }
+}

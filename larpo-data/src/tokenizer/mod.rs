@@ -1,0 +1,330 @@
+//! Text to token ids and back.
+//!
+//! A tokenizer is a folder's `tokenizer.json` and `tokenizer_config.json`, the files every Hugging Face library reads.
+//! They are trained here ([`Tokenizer::train_bpe`], [`Tokenizer::characters`]) or taken from any model folder
+//! ([`Tokenizer::open`]). This module knows nothing of models, prompts or responses.
+
+mod build;
+
+use crate::error::{Error, Result};
+use crate::files;
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tokenizers::models::ModelWrapper;
+
+/// The end-of-sequence token of the tokenizers built here.
+pub const EOS_TOKEN: &str = "<|endoftext|>";
+/// The padding token of the tokenizers built here. Nothing in this workspace pads; other libraries ask for one.
+pub const PAD_TOKEN: &str = "<|pad|>";
+
+/// Files that belong to a tokenizer besides `tokenizer.json` and `tokenizer_config.json`; copied verbatim on saving.
+const COMPANIONS: [&str; 2] = ["special_tokens_map.json", "chat_template.jinja"];
+
+/// A tokenizer in the standard `tokenizer.json` form.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The text of `tokenizer.json`, kept so that saving a foreign tokenizer changes nothing in it.
+    json: String,
+    /// The fields of `tokenizer_config.json`.
+    config: Map<String, Value>,
+    companions: Vec<(&'static str, String)>,
+    /// Token of every id; `None` where the numbering has a hole.
+    tokens: Vec<Option<String>>,
+    /// For a tokenizer with one token per character: the ids, so that a long text needs no machinery.
+    characters: Option<HashMap<char, u32>>,
+    /// The model may leave characters out without a word, so the coverage of the text is checked.
+    may_drop: bool,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("bos", &self.bos)
+            .field("eos", &self.eos)
+            .field("pad", &self.pad)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` where
+    /// they exist, from a model or tokenizer folder.
+    ///
+    /// Truncation and padding written into `tokenizer.json` are switched off: a text is never cut or filled silently.
+    ///
+    /// # Errors
+    /// A missing or unreadable file, a `tokenizer.json` of an unknown form, a special token that is not in the
+    /// vocabulary.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let path = folder.join("tokenizer.json");
+        let json = files::read_text(&path)?;
+        let mut config = read_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        // Older folders keep the special tokens in a file of their own; the configuration wins.
+        for (key, value) in read_object(&folder.join("special_tokens_map.json"))?.unwrap_or_default() {
+            config.entry(key).or_insert(value);
+        }
+        let mut companions = Vec::new();
+        for name in COMPANIONS {
+            let file = folder.join(name);
+            if file.is_file() {
+                companions.push((name, files::read_text(&file)?));
+            }
+        }
+        Self::from_parts(json, config, companions, Some(path))
+    }
+
+    /// Puts a tokenizer together and derives the tables that encoding and decoding need.
+    fn from_parts(
+        json: String,
+        config: Map<String, Value>,
+        companions: Vec<(&'static str, String)>,
+        path: Option<PathBuf>,
+    ) -> Result<Self> {
+        let fail = |problem: String, mend: &str| Error::Tokenizer { path: path.clone(), problem, mend: mend.into() };
+        let mut inner: tokenizers::Tokenizer = json.parse().map_err(|e| {
+            fail(
+                format!("not a tokenizer that can be read: {e}"),
+                "Save it again with a current version of `tokenizers`",
+            )
+        })?;
+        inner
+            .with_truncation(None)
+            .map_err(|e| fail(format!("truncation cannot be switched off: {e}"), "Set `truncation` to null"))?;
+        inner.with_padding(None);
+
+        let vocabulary = inner.get_vocab(true);
+        let size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
+        if size == 0 || size > 1 << 24 {
+            return Err(fail(
+                format!("the vocabulary has {} tokens and ids below {size}", vocabulary.len()),
+                "A vocabulary has between one and 16,777,216 ids",
+            ));
+        }
+        let mut tokens = vec![None; size];
+        for (token, id) in vocabulary {
+            tokens[id as usize] = Some(token);
+        }
+
+        let special = |key: &str| -> Result<Option<u32>> {
+            let Some(content) = special_content(config.get(key)) else { return Ok(None) };
+            match inner.token_to_id(content) {
+                Some(id) => Ok(Some(id)),
+                None => Err(fail(
+                    format!("`{key}` is {content:?}, which is not in the vocabulary"),
+                    "Correct tokenizer_config.json or add the token to tokenizer.json",
+                )),
+            }
+        };
+        let (bos, eos, pad) = (special("bos_token")?, special("eos_token")?, special("pad_token")?);
+        Ok(Self {
+            characters: build::character_table(&inner),
+            may_drop: may_drop(&inner),
+            inner,
+            json,
+            config,
+            companions,
+            tokens,
+            bos,
+            eos,
+            pad,
+        })
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` (and the companion files of a tokenizer that was opened)
+    /// into `folder`, each whole or not at all. The folder is created where it is missing.
+    ///
+    /// # Errors
+    /// The folder or a file cannot be written.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        files::create_folder(folder)?;
+        files::write_bytes(&folder.join("tokenizer.json"), self.json.as_bytes())?;
+        let mut config = serde_json::to_string_pretty(&self.config).expect("a JSON object can be written");
+        config.push('\n');
+        files::write_bytes(&folder.join("tokenizer_config.json"), config.as_bytes())?;
+        for (name, text) in &self.companions {
+            files::write_bytes(&folder.join(name), text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The ids of `text`, without the special tokens that a post-processor would add. Special tokens written out in
+    /// the text (`<|endoftext|>`) become their ids, as in every Hugging Face tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCharacter`] where the vocabulary has neither a token for a character nor an unknown token;
+    /// characters are never left out silently.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if let Some(table) = &self.characters
+            && !self.has_added_token(text)
+        {
+            return text
+                .chars()
+                .enumerate()
+                .map(|(position, character)| {
+                    table.get(&character).copied().ok_or(Error::UnknownCharacter { character, position })
+                })
+                .collect();
+        }
+        self.encode_inner(text, false)
+    }
+
+    /// The ids of `text` with the special tokens that the tokenizer itself adds (often a beginning-of-sequence token,
+    /// often none).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_inner(text, true)
+    }
+
+    fn encode_inner(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        if !self.may_drop {
+            return match self.inner.encode_fast(text, special) {
+                Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+                Err(error) => Err(self.encode_error(text, error.as_ref())),
+            };
+        }
+        let encoding = self.inner.encode(text, special).map_err(|e| self.encode_error(text, e.as_ref()))?;
+        let mut covered = vec![false; text.len()];
+        for &(start, end) in encoding.get_offsets() {
+            covered[start..end].fill(true);
+        }
+        // Pre-tokenizers may drop white space on purpose; anything else that is missing was unknown.
+        for (position, (at, character)) in text.char_indices().enumerate() {
+            if !covered[at] && !character.is_whitespace() {
+                return Err(Error::UnknownCharacter { character, position });
+            }
+        }
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Names the first character without a token of its own, which is why a model without an unknown token refuses.
+    fn encode_error(&self, text: &str, error: &(dyn std::error::Error + Send + Sync)) -> Error {
+        if let Some(table) = &self.characters {
+            let unknown = text.char_indices().enumerate().find(|(_, (at, character))| {
+                !table.contains_key(character) && self.encode_inner_is_unknown(&text[*at..])
+            });
+            if let Some((position, (_, character))) = unknown {
+                return Error::UnknownCharacter { character, position };
+            }
+        }
+        Error::Tokenizer {
+            path: None,
+            problem: format!("the text cannot be encoded: {error}"),
+            mend: "Use a tokenizer whose vocabulary covers the text".into(),
+        }
+    }
+
+    /// Whether an unknown character starts `rest`, rather than an added token that holds it.
+    fn encode_inner_is_unknown(&self, rest: &str) -> bool {
+        let added = self.inner.get_added_vocabulary().get_vocab();
+        !added.keys().any(|token| rest.starts_with(token.as_str()))
+    }
+
+    /// The text of `ids`. With `skip_special`, tokens marked special leave nothing behind.
+    ///
+    /// Bytes that are no UTF-8 (a byte-level response cut inside a character) become U+FFFD.
+    ///
+    /// # Errors
+    /// [`Error::UnknownId`] for an id that stands for no token.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        if let Some(&id) = ids.iter().find(|&&id| self.token_of(id).is_none()) {
+            return Err(Error::UnknownId { id, vocab_size: self.vocab_size() });
+        }
+        self.inner.decode(ids, skip_special).map_err(|error| Error::Tokenizer {
+            path: None,
+            problem: format!("the ids cannot be decoded: {error}"),
+            mend: "Check the `decoder` of tokenizer.json".into(),
+        })
+    }
+
+    /// Highest id plus one: the least `vocab_size` a model needs for this tokenizer.
+    pub fn vocab_size(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The token (as it stands in `tokenizer.json`) of an id; `None` where no token has that id.
+    pub fn token_of(&self, id: u32) -> Option<&str> {
+        self.tokens.get(id as usize)?.as_deref()
+    }
+
+    /// The id of a token as it stands in `tokenizer.json`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The end-of-sequence id that `tokenizer_config.json` names.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The beginning-of-sequence id that `tokenizer_config.json` names. It says nothing about whether
+    /// [`Tokenizer::encode_with_special`] adds it.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The padding id that `tokenizer_config.json` names.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// Whether the text holds an added token (`<|endoftext|>`) written out.
+    fn has_added_token(&self, text: &str) -> bool {
+        self.inner.get_added_vocabulary().get_vocab().keys().any(|token| text.contains(token.as_str()))
+    }
+}
+
+/// A special token is written as a string or as an object with `content`.
+fn special_content(value: Option<&Value>) -> Option<&str> {
+    match value? {
+        Value::String(text) => Some(text),
+        Value::Object(object) => object.get("content")?.as_str(),
+        _ => None,
+    }
+}
+
+/// A byte-pair model without unknown token and byte fallback leaves out what it does not know, unless every byte has a
+/// token.
+fn may_drop(inner: &tokenizers::Tokenizer) -> bool {
+    let ModelWrapper::BPE(model) = inner.get_model() else { return false };
+    if model.unk_token.is_some() || model.byte_fallback {
+        return false;
+    }
+    let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
+    !alphabet.iter().all(|c| inner.token_to_id(&c.to_string()).is_some())
+}
+
+/// A JSON object from a file; `None` where there is no such file.
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = files::read_text(path)?;
+    serde_json::from_str(&text).map(Some).map_err(|error| Error::Tokenizer {
+        path: Some(path.to_path_buf()),
+        problem: format!("not a JSON object: {error}"),
+        mend: "Repair or remove the file".into(),
+    })
+}
+
+/// The `tokenizer_config.json` of the tokenizers built here.
+fn own_config() -> Map<String, Value> {
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": false,
+        "eos_token": EOS_TOKEN,
+        "pad_token": PAD_TOKEN,
+    });
+    match config {
+        Value::Object(map) => map,
+        _ => unreachable!("the literal above is an object"),
+    }
+}
