@@ -15,5 +15,6 @@ pub mod reference;
 pub mod rng;
 pub mod select;
 pub mod tape;
+pub mod train;
 
 pub use error::Error;

@@ -50,16 +50,20 @@ impl PackedLists {
     fn push<'a>(&mut self, prompt: &[u32], responses: impl IntoIterator<Item = &'a [u32]>) {
         let start = self.ids.len() as u32;
         let prompt_len = prompt.len() as u32;
+        let responses: Vec<&[u32]> = responses.into_iter().collect();
+        // A single response simply continues its prompt: one causal run is less work than two.
+        let single = responses.len() == 1;
         self.push_rows(prompt, 0);
         if !prompt.is_empty() {
-            self.segments.push(Segment { start, len: prompt_len, prefix_start: start, prefix_len: 0 });
+            let len = if single { prompt_len + responses[0].len() as u32 } else { prompt_len };
+            self.segments.push(Segment { start, len, prefix_start: start, prefix_len: 0 });
         }
         // Index of the last prompt row among the scored rows, once a response needs it.
         let mut prompt_target = None;
         for response in responses {
             let first = self.ids.len() as u32;
             self.push_rows(response, prompt_len);
-            if !response.is_empty() {
+            if !response.is_empty() && !(single && prompt_len > 0) {
                 let prefix_start = if prompt.is_empty() { first } else { start };
                 self.segments.push(Segment {
                     start: first,

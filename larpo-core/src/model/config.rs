@@ -116,4 +116,45 @@ impl ModelConfig {
         let norms = (2 * self.num_hidden_layers + 1) * self.hidden_size;
         self.block_parameters() + (tables * self.vocab_size * self.hidden_size + norms) as u64
     }
+
+    /// Floating-point operations of one training step on packed lists: three products per weight and row (forward, and
+    /// two backward), the head computed once more, and attention's seven products per visible pair.
+    pub fn step_flops(&self, rows: u64, scored_tokens: u64, visible_pairs: u64) -> f64 {
+        let head = 8 * (self.hidden_size * self.vocab_size) as u64 * scored_tokens;
+        let width = (self.num_attention_heads * self.head_dim * self.num_hidden_layers) as u64;
+        (6 * self.block_parameters() * rows + head + 14 * visible_pairs * width) as f64
+    }
+
+    /// Floating-point operations of a forward pass over `rows` rows, with the head on `head_rows` of them.
+    pub fn forward_flops(&self, rows: u64, head_rows: u64, visible_pairs: u64) -> f64 {
+        let head = 2 * (self.hidden_size * self.vocab_size) as u64 * head_rows;
+        let width = (self.num_attention_heads * self.head_dim * self.num_hidden_layers) as u64;
+        (2 * self.block_parameters() * rows + head + 4 * visible_pairs * width) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lists::PackedLists;
+
+    /// One list of `k` responses, `prompt` + `response` tokens.
+    fn gflops(preset: &str, k: usize, prompt: usize, response: usize) -> f64 {
+        let (prompt, response) = (vec![0; prompt], vec![0; response]);
+        let packed = PackedLists::pack([(&prompt[..], vec![&response[..]; k])]);
+        let config = ModelConfig::preset(preset).expect("a preset");
+        config.step_flops(packed.rows() as u64, packed.targets() as u64, packed.visible_pairs()) / 1e9
+    }
+
+    #[test]
+    fn work_of_a_step_by_hand() {
+        assert!((gflops("s15m", 10, 64, 64) - 74.0).abs() < 0.05);
+        assert!((gflops("s15m", 10, 512, 64) - 100.1).abs() < 0.05);
+    }
+
+    #[test]
+    fn preset_sizes() {
+        assert_eq!(ModelConfig::preset("m135m").map(|c| c.parameters()), Some(134_515_008));
+        assert_eq!(ModelConfig::preset("s15m").map(|c| c.parameters()), Some(15_191_712));
+    }
 }

@@ -1,0 +1,324 @@
+//! Optimizer steps: supervised fine-tuning on rows, and preference training on ranked lists.
+//!
+//! A step gets its whole effective batch and cuts it into micro-batches itself. Losses are normalised over the effective
+//! batch (response tokens for fine-tuning, contributing lists for list losses), so accumulation equals one big batch.
+
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::lists::{PackedLists, RankedLists};
+use crate::metrics;
+use crate::model::Transformer;
+use crate::objective::Objective;
+use crate::ops;
+use crate::optim::{AdamW, OptimizerConfig, UpdateReport};
+use crate::tape::{Gradients, Tape, Var};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A prompt and the response to learn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SftRow {
+    /// Prompt ids; with an empty prompt the first token of the response is not scored.
+    pub prompt: Vec<u32>,
+    /// Response ids, the end-of-text token included where the response ends.
+    pub response: Vec<u32>,
+}
+
+/// A response of a training list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingResponse {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Reward; only the order within a list matters to most losses.
+    pub reward: f64,
+    /// Log-probability of every scored token under the reference policy.
+    pub reference: Vec<f32>,
+}
+
+/// A prompt with its ranked responses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingList {
+    /// Prompt ids.
+    pub prompt: Vec<u32>,
+    /// Responses, in any order.
+    pub responses: Vec<TrainingResponse>,
+}
+
+impl TrainingList {
+    /// Number of rows in packed form.
+    pub fn rows(&self) -> usize {
+        self.prompt.len() + self.responses.iter().map(|r| r.ids.len()).sum::<usize>()
+    }
+
+    /// The rewards in order.
+    pub fn rewards(&self) -> Vec<f64> {
+        self.responses.iter().map(|r| r.reward).collect()
+    }
+
+    /// Index of the best response, the first of several.
+    pub fn best(&self) -> usize {
+        let mut best = 0;
+        for (i, response) in self.responses.iter().enumerate() {
+            if response.reward > self.responses[best].reward {
+                best = i;
+            }
+        }
+        best
+    }
+}
+
+/// Settings of preference training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListTraining {
+    /// The list loss.
+    pub objective: Objective,
+    /// γ = β·(log πθ − log πref).
+    pub beta: f64,
+    /// Weight of the winners' negative log-likelihood per response token; 0 leaves it out.
+    pub sft_weight: f64,
+}
+
+/// A policy in training: weights, gradients and optimizer.
+pub struct Trainer<B: Backend> {
+    /// The policy.
+    pub model: Transformer<B>,
+    optimizer: AdamW<B>,
+    gradients: Gradients<B>,
+}
+
+/// What a fine-tuning step reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SftReport {
+    /// Mean negative log-likelihood per response token before the update, in nats.
+    pub loss: f64,
+    /// Response tokens of the step.
+    pub tokens: usize,
+    /// The update.
+    pub update: UpdateReport,
+}
+
+/// What a list step reports; names as in TRL's logs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ListReport {
+    /// Mean list loss over contributing lists, plus the weighted NLL term.
+    pub loss: f64,
+    /// Lists that contributed.
+    pub lists: usize,
+    /// Mean over lists of the measurements.
+    pub metrics: ListMetrics,
+    /// The update.
+    pub update: UpdateReport,
+}
+
+/// Measurements on the lists of a step, averaged over lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ListMetrics {
+    /// γ of the best response.
+    pub reward_chosen: f64,
+    /// Mean γ of the other responses.
+    pub reward_rejected: f64,
+    /// Share of the pairs with different rewards that γ puts in the right order.
+    pub reward_accuracy: f64,
+    /// Summed log-probability of the best response.
+    pub logp_chosen: f64,
+    /// Mean summed log-probability of the others.
+    pub logp_rejected: f64,
+    /// NDCG of the order by γ; an item's (linear) gain is its reward above the lowest of the list.
+    pub ndcg: f64,
+    /// Kendall's τ-b between γ and rewards; lists where it is undefined (γ all equal) count as 0.
+    pub kendall_tau: f64,
+    /// Mean per response of the k3 estimate of KL(policy ‖ reference), summed over tokens (Schulman 2020).
+    pub kl: f64,
+}
+
+impl<B: Backend> Trainer<B> {
+    /// Trains `model` for `total_steps` updates.
+    pub fn new(model: Transformer<B>, config: OptimizerConfig, total_steps: u64) -> Self {
+        let optimizer = AdamW::new(model.parameters(), config, total_steps);
+        let gradients = Gradients::new(model.parameters().len());
+        Self { model, optimizer, gradients }
+    }
+
+    /// Updates made so far.
+    pub fn steps(&self) -> u64 {
+        self.optimizer.step_count()
+    }
+
+    /// The policy, with the optimizer dropped.
+    pub fn into_model(self) -> Transformer<B> {
+        self.model
+    }
+
+    /// Gradients of the last step.
+    pub fn gradients(&self) -> &Gradients<B> {
+        &self.gradients
+    }
+
+    /// One update on `rows`, `micro` rows at a time.
+    ///
+    /// # Errors
+    /// Rows that the model cannot take or that have nothing to learn, a loss or gradient that is not a number.
+    pub fn sft_step(&mut self, rows: &[&SftRow], micro: usize) -> Result<SftReport, Error> {
+        let batches: Vec<PackedLists> = rows
+            .chunks(micro.max(1))
+            .map(|rows| PackedLists::pack(rows.iter().map(|r| (&r.prompt[..], [&r.response[..]]))))
+            .collect();
+        let tokens: usize = batches.iter().map(PackedLists::targets).sum();
+        if tokens == 0 {
+            return Err(Error::setting("response tokens of a step", 0, "at least 1; the rows have nothing to learn"));
+        }
+        self.gradients.zero();
+        let mut loss = 0.0;
+        for packed in &batches {
+            let tape = Tape::new(self.model.backend());
+            let logp = self.logp(&tape, packed)?;
+            let weight = -1.0 / tokens as f32;
+            let weights = self.model.backend().upload(&vec![weight; packed.targets()]);
+            let total = ops::weighted_sum(&tape, &logp, &Arc::new(weights));
+            loss += self.backward(tape, total)?;
+        }
+        let update = self.optimizer.update(&mut self.model, &self.gradients)?;
+        Ok(SftReport { loss, tokens, update })
+    }
+
+    /// One update on ranked lists, `micro` lists at a time. Every list must contribute ([`contributes`]).
+    ///
+    /// # Errors
+    /// Lists that the model cannot take, no lists, a loss or gradient that is not a number.
+    pub fn list_step(
+        &mut self,
+        settings: &ListTraining,
+        lists: &[&TrainingList],
+        micro: usize,
+    ) -> Result<ListReport, Error> {
+        if lists.is_empty() {
+            return Err(Error::setting("lists of a step", 0, "at least 1"));
+        }
+        let winner_tokens: usize = lists.iter().map(|l| l.responses[l.best()].reference.len()).sum();
+        self.gradients.zero();
+        let (mut loss, mut sum) = (0.0, ListMetrics::default());
+        for chunk in lists.chunks(micro.max(1)) {
+            loss += self.list_micro_batch(settings, chunk, lists.len(), winner_tokens, &mut sum)?;
+        }
+        let update = self.optimizer.update(&mut self.model, &self.gradients)?;
+        Ok(ListReport { loss, lists: lists.len(), metrics: sum.divided(lists.len() as f64), update })
+    }
+
+    fn list_micro_batch(
+        &mut self,
+        settings: &ListTraining,
+        lists: &[&TrainingList],
+        all_lists: usize,
+        winner_tokens: usize,
+        sum: &mut ListMetrics,
+    ) -> Result<f64, Error> {
+        let b = self.model.backend().clone();
+        let packed = pack(lists);
+        let reference: Vec<f32> =
+            lists.iter().flat_map(|l| &l.responses).flat_map(|r| r.reference.iter().copied()).collect();
+        if reference.len() != packed.targets() {
+            let expected = format!("one for each of the {} scored tokens", packed.targets());
+            return Err(Error::setting("reference log-probabilities", reference.len(), &expected));
+        }
+        let rewards: Vec<f64> = lists.iter().flat_map(|l| l.rewards()).collect();
+        let ranked =
+            RankedLists::new(&packed, rewards, settings.objective, settings.beta, 1.0 / all_lists as f64)?;
+        let tape = Tape::new(&b);
+        let logp = self.logp(&tape, &packed)?;
+        let on_device = b.upload(&reference);
+        let shape = (packed.items(), packed.lists());
+        let list = ops::list_loss(&tape, &logp, &on_device, &b.upload_lists(&ranked), shape, ranked.scale());
+        let mut total = list.total;
+        if settings.sft_weight != 0.0 {
+            let weight = -(settings.sft_weight / winner_tokens.max(1) as f64) as f32;
+            let weights = b.upload(&winner_weights(lists, &packed, weight));
+            total = ops::add(&tape, &total, &ops::weighted_sum(&tape, &logp, &Arc::new(weights)));
+        }
+        let (gamma, logps) = (b.read(&list.gamma), b.read(logp.value()));
+        drop(logp);
+        let loss = self.backward(tape, total)?;
+        for (i, list) in lists.iter().enumerate() {
+            let items = packed.item_offsets[i] as usize..packed.item_offsets[i + 1] as usize;
+            sum.add(list, &gamma[items.clone()], items.map(|item| &logps[packed.item_targets(item)]));
+        }
+        Ok(loss)
+    }
+
+    fn logp(&self, tape: &Tape<B>, packed: &PackedLists) -> Result<Var<B>, Error> {
+        let batch = self.model.batch(packed)?;
+        Ok(self.model.token_logp(tape, &batch))
+    }
+
+    /// Goes backward and returns the loss.
+    fn backward(&mut self, tape: Tape<B>, total: Var<B>) -> Result<f64, Error> {
+        let loss = self.model.backend().read(total.value())[0];
+        if !loss.is_finite() {
+            let at = format!("update {}", self.optimizer.step_count() + 1);
+            return Err(Error::NotFinite { what: "the loss".into(), at });
+        }
+        tape.backward(&total, &mut self.gradients);
+        Ok(loss)
+    }
+}
+
+/// Packs training lists.
+pub fn pack(lists: &[&TrainingList]) -> PackedLists {
+    PackedLists::pack(lists.iter().map(|l| (&l.prompt[..], l.responses.iter().map(|r| &r.ids[..]))))
+}
+
+/// Whether a list has a gradient under `objective`: two responses, and different rewards unless ties are `stable`.
+pub fn contributes(objective: &Objective, list: &TrainingList) -> bool {
+    objective.rank(&list.rewards(), None).is_ok_and(|ranking| ranking.contributes())
+}
+
+/// `weight` on the tokens of every list's best response, 0 elsewhere.
+fn winner_weights(lists: &[&TrainingList], packed: &PackedLists, weight: f32) -> Vec<f32> {
+    let mut weights = vec![0.0; packed.targets()];
+    for (i, list) in lists.iter().enumerate() {
+        weights[packed.item_targets(packed.item_offsets[i] as usize + list.best())].fill(weight);
+    }
+    weights
+}
+
+impl ListMetrics {
+    fn add<'a>(&mut self, list: &TrainingList, gamma: &[f64], logps: impl Iterator<Item = &'a [f64]>) {
+        let (best, others) = (list.best(), (gamma.len() as f64 - 1.0).max(1.0));
+        let rewards = list.rewards();
+        let rejected = |values: &[f64]| (values.iter().sum::<f64>() - values[best]) / others;
+        let mut sums = Vec::with_capacity(gamma.len());
+        let mut kl = 0.0;
+        for (logp, response) in logps.zip(&list.responses) {
+            sums.push(logp.iter().sum::<f64>());
+            // Clamped so that one impossible token does not make the average infinite.
+            let k3 = |d: f64| (-d).exp_m1() + d;
+            let differences = logp.iter().zip(&response.reference).map(|(l, r)| (l - f64::from(*r)).clamp(-20.0, 20.0));
+            kl += differences.map(k3).sum::<f64>();
+        }
+        self.reward_chosen += gamma[best];
+        self.reward_rejected += rejected(gamma);
+        self.logp_chosen += sums[best];
+        self.logp_rejected += rejected(&sums);
+        self.kl += kl / gamma.len() as f64;
+        self.reward_accuracy += metrics::pair_accuracy(gamma, &rewards).ok().and_then(|a| a.strict).unwrap_or(0.0);
+        let lowest = rewards.iter().copied().fold(f64::INFINITY, f64::min);
+        let relevance: Vec<f64> = rewards.iter().map(|r| r - lowest).collect();
+        self.ndcg += metrics::ndcg(gamma, &relevance, None, metrics::Gain::Linear).map_or(0.0, |n| n.ndcg);
+        self.kendall_tau += metrics::kendall_tau_b(gamma, &rewards).ok().and_then(|k| k.tau).unwrap_or(0.0);
+    }
+
+    fn divided(mut self, n: f64) -> Self {
+        for value in [
+            &mut self.reward_chosen,
+            &mut self.reward_rejected,
+            &mut self.reward_accuracy,
+            &mut self.logp_chosen,
+            &mut self.logp_rejected,
+            &mut self.ndcg,
+            &mut self.kendall_tau,
+            &mut self.kl,
+        ] {
+            *value /= n;
+        }
+        self
+    }
+}
