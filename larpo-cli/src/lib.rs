@@ -1,1 +1,19 @@
-//! in preparation
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod align;
+pub mod args;
+pub mod cmd;
+pub mod dataset;
+pub mod demo;
+pub mod error;
+pub mod evaluate;
+pub mod generate;
+pub mod metrics_log;
+pub mod policy;
+pub mod progress;
+pub mod reward;
+pub mod table;
+pub mod threads;
+pub mod training;

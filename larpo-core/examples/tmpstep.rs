@@ -9,7 +9,7 @@ fn main() {
     let m = Transformer::random(&b, c, 0).unwrap();
     let rng = CounterRng::new(1, Purpose::Bench);
     let tok = |i: u32, n: usize| (0..n).map(|j| (rng.uniform([i, j as u32, 0, 0]) * v) as u32).collect::<Vec<_>>();
-    let list = TrainingList { prompt: tok(0, p), responses: (0..k).map(|i| TrainingResponse { ids: tok(i as u32 + 1, r), reward: i as f64, reference: vec![-10.0; r] }).collect() };
+    let list = TrainingList { prompt: tok(0, p), responses: (0..k).map(|i| TrainingResponse { ids: tok(i as u32 + 1, r), reward: i as f64, reference: vec![-10.0; r], sampled: None }).collect() };
     let mut t = Trainer::new(m, OptimizerConfig { learning_rate: 1e-6, ..Default::default() }, 100);
     let s = ListTraining { objective: Objective { loss: LossType::Listmle, ..Default::default() }, beta: 0.1, sft_weight: 0.0 };
     let mut ts = vec![];

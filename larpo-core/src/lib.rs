@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod candidates;
 pub mod cpu;
 mod error;
 pub mod lists;
@@ -11,7 +12,10 @@ pub mod model;
 pub mod objective;
 pub mod ops;
 pub mod optim;
+pub mod proofs;
 pub mod reference;
+pub mod reranker;
+pub mod retriever;
 pub mod rng;
 pub mod select;
 pub mod tape;

@@ -105,6 +105,22 @@ pub struct AdamW<B: Backend> {
     moments: Vec<Option<(B::Buffer, B::Buffer)>>,
 }
 
+/// An optimizer's moments and counters, to be stored beside a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OptimizerState {
+    /// Settings.
+    pub config: OptimizerConfig,
+    /// Updates of the whole run.
+    pub total_steps: u64,
+    /// Updates made.
+    pub step: u64,
+    /// First and second moment of every parameter; none where it never had a gradient.
+    pub moments: Vec<Option<Moments>>,
+}
+
+/// First and second moment of a parameter, row-major.
+pub type Moments = (Vec<f32>, Vec<f32>);
+
 /// What one update did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpdateReport {
@@ -118,6 +134,38 @@ impl<B: Backend> AdamW<B> {
     /// An optimizer for `parameters` that will make `total_steps` updates.
     pub fn new(parameters: &Parameters<B>, config: OptimizerConfig, total_steps: u64) -> Self {
         Self { config, total_steps, step: 0, moments: (0..parameters.len()).map(|_| None).collect() }
+    }
+
+    /// Moments and counters on the host.
+    pub fn state(&self, backend: &B) -> OptimizerState {
+        let download = |x: &B::Buffer| {
+            let mut values = vec![0f32; backend.len(x)];
+            backend.download(x, &mut values);
+            values
+        };
+        let moments = self.moments.iter().map(|m| m.as_ref().map(|(m, v)| (download(m), download(v)))).collect();
+        OptimizerState { config: self.config, total_steps: self.total_steps, step: self.step, moments }
+    }
+
+    /// The optimizer that [`AdamW::state`] described.
+    ///
+    /// # Errors
+    /// Moments of other shapes than the model's parameters.
+    pub fn restore(model: &Transformer<B>, state: OptimizerState) -> Result<Self, Error> {
+        let b = model.backend();
+        if state.moments.len() != model.parameters().len() {
+            let problem = format!("{} moments for {} parameters", state.moments.len(), model.parameters().len());
+            return Err(Error::Tensor { name: "optimizer state".into(), problem });
+        }
+        for (parameter, moments) in model.parameters().iter().zip(&state.moments) {
+            let size = parameter.rows * parameter.cols;
+            if moments.as_ref().is_some_and(|(m, v)| (m.len(), v.len()) != (size, size)) {
+                let problem = format!("moments of another size than the parameter's {size}");
+                return Err(Error::Tensor { name: parameter.name.clone(), problem });
+            }
+        }
+        let moments = state.moments.iter().map(|m| m.as_ref().map(|(m, v)| (b.upload(m), b.upload(v)))).collect();
+        Ok(Self { config: state.config, total_steps: state.total_steps, step: state.step, moments })
     }
 
     /// Updates made so far.

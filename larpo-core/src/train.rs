@@ -10,7 +10,8 @@ use crate::metrics;
 use crate::model::Transformer;
 use crate::objective::Objective;
 use crate::ops;
-use crate::optim::{AdamW, OptimizerConfig, UpdateReport};
+use crate::optim::{AdamW, OptimizerConfig, OptimizerState, UpdateReport};
+use crate::rng::{CounterRng, Purpose};
 use crate::tape::{Gradients, Tape, Var};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -31,8 +32,10 @@ pub struct TrainingResponse {
     pub ids: Vec<u32>,
     /// Reward; only the order within a list matters to most losses.
     pub reward: f64,
-    /// Log-probability of every scored token under the reference policy.
+    /// Log-probability of every scored token under the reference policy; see [`fill_references`].
     pub reference: Vec<f32>,
+    /// The same as recorded while the present policy drew the response, where it did.
+    pub sampled: Option<Vec<f32>>,
 }
 
 /// A prompt with its ranked responses.
@@ -144,6 +147,22 @@ impl<B: Backend> Trainer<B> {
         self.optimizer.step_count()
     }
 
+    /// The policy and the state of its optimizer, to be stored or taken up again.
+    pub fn suspend(self) -> (Transformer<B>, OptimizerState) {
+        let state = self.optimizer.state(self.model.backend());
+        (self.model, state)
+    }
+
+    /// Takes up what [`Trainer::suspend`] gave.
+    ///
+    /// # Errors
+    /// A state that belongs to another model.
+    pub fn resume(model: Transformer<B>, state: OptimizerState) -> Result<Self, Error> {
+        let optimizer = AdamW::restore(&model, state)?;
+        let gradients = Gradients::new(model.parameters().len());
+        Ok(Self { model, optimizer, gradients })
+    }
+
     /// The policy, with the optimizer dropped.
     pub fn into_model(self) -> Transformer<B> {
         self.model
@@ -194,6 +213,7 @@ impl<B: Backend> Trainer<B> {
         if lists.is_empty() {
             return Err(Error::setting("lists of a step", 0, "at least 1"));
         }
+        // Counted on the reference, which has one number for every scored token.
         let winner_tokens: usize = lists.iter().map(|l| l.responses[l.best()].reference.len()).sum();
         self.gradients.zero();
         let (mut loss, mut sum) = (0.0, ListMetrics::default());
@@ -239,7 +259,7 @@ impl<B: Backend> Trainer<B> {
         let loss = self.backward(tape, total)?;
         for (i, list) in lists.iter().enumerate() {
             let items = packed.item_offsets[i] as usize..packed.item_offsets[i + 1] as usize;
-            sum.add(list, &gamma[items.clone()], items.map(|item| &logps[packed.item_targets(item)]));
+            sum.observe(list, &gamma[items.clone()], items.map(|item| &logps[packed.item_targets(item)]));
         }
         Ok(loss)
     }
@@ -259,6 +279,50 @@ impl<B: Backend> Trainer<B> {
         tape.backward(&total, &mut self.gradients);
         Ok(loss)
     }
+}
+
+/// Rows of a forward pass that only scores.
+const SCORING_ROWS: usize = 4096;
+
+/// Sets every response's reference log-probabilities: those recorded while sampling where `reuse_sampled` (the reference
+/// is the policy that drew them) and there are any, computed with `reference` otherwise.
+///
+/// # Errors
+/// Lists that the model cannot take.
+pub fn fill_references<B: Backend>(
+    reference: &Transformer<B>,
+    lists: &mut [TrainingList],
+    reuse_sampled: bool,
+) -> Result<(), Error> {
+    let mut rest = lists;
+    while !rest.is_empty() {
+        let mut rows = 0;
+        let count = rest
+            .iter()
+            .take_while(|list| {
+                rows += list.rows();
+                rows <= SCORING_ROWS
+            })
+            .count()
+            .max(1);
+        let (chunk, after) = rest.split_at_mut(count);
+        rest = after;
+        if reuse_sampled && chunk.iter().flat_map(|l| &l.responses).all(|r| r.sampled.is_some()) {
+            for response in chunk.iter_mut().flat_map(|l| &mut l.responses) {
+                response.reference = response.sampled.clone().unwrap_or_default();
+            }
+            continue;
+        }
+        let packed = pack(&chunk.iter().collect::<Vec<_>>());
+        let logps = reference.score(&packed)?;
+        for (item, response) in chunk.iter_mut().flat_map(|l| &mut l.responses).enumerate() {
+            response.reference = match &response.sampled {
+                Some(sampled) if reuse_sampled => sampled.clone(),
+                _ => logps[packed.item_targets(item)].iter().map(|&v| v as f32).collect(),
+            };
+        }
+    }
+    Ok(())
 }
 
 /// Packs training lists.
@@ -281,7 +345,7 @@ fn winner_weights(lists: &[&TrainingList], packed: &PackedLists, weight: f32) ->
 }
 
 impl ListMetrics {
-    fn add<'a>(&mut self, list: &TrainingList, gamma: &[f64], logps: impl Iterator<Item = &'a [f64]>) {
+    fn observe<'a>(&mut self, list: &TrainingList, gamma: &[f64], logps: impl Iterator<Item = &'a [f64]>) {
         let (best, others) = (list.best(), (gamma.len() as f64 - 1.0).max(1.0));
         let rewards = list.rewards();
         let rejected = |values: &[f64]| (values.iter().sum::<f64>() - values[best]) / others;
@@ -306,8 +370,14 @@ impl ListMetrics {
         self.kendall_tau += metrics::kendall_tau_b(gamma, &rewards).ok().and_then(|k| k.tau).unwrap_or(0.0);
     }
 
-    fn divided(mut self, n: f64) -> Self {
-        for value in [
+    /// Every measurement divided by `n`.
+    pub fn divided(mut self, n: f64) -> Self {
+        self.each_mut().for_each(|value| *value /= n);
+        self
+    }
+
+    fn each_mut(&mut self) -> impl Iterator<Item = &mut f64> {
+        [
             &mut self.reward_chosen,
             &mut self.reward_rejected,
             &mut self.reward_accuracy,
@@ -316,9 +386,80 @@ impl ListMetrics {
             &mut self.ndcg,
             &mut self.kendall_tau,
             &mut self.kl,
-        ] {
-            *value /= n;
-        }
+        ]
+        .into_iter()
+    }
+}
+
+impl std::ops::Add for ListMetrics {
+    type Output = Self;
+
+    fn add(mut self, mut other: Self) -> Self {
+        self.each_mut().zip(other.each_mut()).for_each(|(a, b)| *a += *b);
         self
+    }
+}
+
+/// The order in which training walks over its items: a new seeded permutation every epoch, cut into batches.
+///
+/// Stateless: the batch of a step depends on nothing but the plan, so a run can be taken up at any step.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchPlan {
+    /// Items.
+    pub items: usize,
+    /// Items of a step.
+    pub batch: usize,
+    /// Steps in all.
+    pub steps: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Sets plans under the same seed apart, e.g. the iteration.
+    pub stream: u64,
+}
+
+impl BatchPlan {
+    /// `epochs` passes over `items`, or `max_steps` steps where that is less; the last batch of an epoch may be smaller.
+    pub fn new(items: usize, batch: usize, epochs: f64, max_steps: Option<u64>, seed: u64, stream: u64) -> Self {
+        let batch = batch.max(1);
+        let steps = (epochs * items.div_ceil(batch) as f64).ceil() as u64;
+        Self { items, batch, steps: steps.min(max_steps.unwrap_or(u64::MAX)), seed, stream }
+    }
+
+    /// Exactly `steps` steps, however many passes that takes.
+    pub fn with_steps(items: usize, batch: usize, steps: u64, seed: u64, stream: u64) -> Self {
+        Self { items, batch: batch.max(1), steps, seed, stream }
+    }
+
+    /// Batches of item numbers, in order of the steps.
+    pub fn batches(self) -> impl Iterator<Item = Vec<usize>> {
+        let random = CounterRng::new(self.seed, Purpose::Shuffle);
+        let epochs = if self.items == 0 { 0..0 } else { 0..u64::from(u32::MAX) };
+        epochs
+            .flat_map(move |epoch| {
+                let order = random.permutation(self.stream << 32 | epoch, self.items);
+                order.chunks(self.batch).map(<[usize]>::to_vec).collect::<Vec<_>>()
+            })
+            .take(self.steps as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_epoch_visits_every_item_once() {
+        let plan = BatchPlan::new(10, 4, 2.0, None, 1, 0);
+        let batches: Vec<_> = plan.batches().collect();
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 2, 4, 4, 2]);
+        for epoch in batches.chunks(3) {
+            let mut seen = epoch.concat();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..10).collect::<Vec<_>>());
+        }
+        assert_ne!(batches[0], batches[3], "epochs are shuffled differently");
+        assert_eq!(BatchPlan::new(10, 4, 2.0, Some(5), 1, 0).batches().count(), 5);
+        assert_eq!(BatchPlan::with_steps(10, 4, 9, 1, 0).batches().count(), 9);
+        assert_eq!(BatchPlan::new(0, 4, 2.0, None, 1, 0).batches().count(), 0);
     }
 }

@@ -3,7 +3,7 @@
 //! The same form is written while aligning, read for training on lists made elsewhere, and edited by people. It holds
 //! no clock times, so equal runs write equal files. Numbers come back exactly as they were written.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, RecordError, Result};
 use crate::files;
 use crate::records::rows::{Row, number, parse_rows, small, text};
 use serde::{Deserialize, Serialize};
@@ -210,7 +210,7 @@ pub fn write(path: impl AsRef<Path>, lists: &[CandidateList]) -> Result<()> {
             None => list.fault(),
         };
         if let Some((field, expected, found, mend)) = fault {
-            return Err(Error::Record { path: path.into(), line: i + 1, field, expected, found, mend });
+            return Err(RecordError { path: path.into(), line: i + 1, field, expected, found, mend }.into());
         }
     }
     files::write_atomic(path, |writer| {
@@ -249,9 +249,9 @@ fn from_row(row: &Row) -> Result<CandidateList> {
     };
     let token_lists = "an array with one array of numbers per response";
     // Checked here for the message; the values are taken from the exact second reading.
-    row.array("temperature", numbers, "[1.0, 1.0]", number)?;
+    row.array("temperature", numbers, "[1.0, 1.0]", single)?;
     row.array("logps", token_lists, "[[-0.5, -1.25], [-0.1]]", |v| {
-        v.as_array()?.iter().map(number).collect::<Option<Vec<_>>>()
+        v.as_array()?.iter().map(single).collect::<Option<Vec<_>>>()
     })?;
     let singles: Singles = serde_json::from_str(row.text)
         .map_err(|e| row.error("", "each field once", e.to_string(), "Remove the field that is given twice"))?;
@@ -290,4 +290,9 @@ fn from_row(row: &Row) -> Result<CandidateList> {
         Some((field, expected, found, mend)) => Err(row.error(field, expected, found, mend)),
         None => Ok(list),
     }
+}
+
+/// A number that is finite in single precision too.
+fn single(value: &Value) -> Option<f64> {
+    number(value).filter(|x| (*x as f32).is_finite())
 }

@@ -22,20 +22,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A row of a record file does not hold what it must.
-    Record {
-        /// The record file.
-        path: PathBuf,
-        /// Line, counted from 1.
-        line: usize,
-        /// The field, with an index where an element is meant (`rewards[2]`); empty for the row as a whole.
-        field: String,
-        /// What was expected there.
-        expected: String,
-        /// What stands there.
-        found: String,
-        /// How to repair it, with an example.
-        mend: String,
-    },
+    Record(Box<RecordError>),
     /// The file as a whole is of no kind known here.
     Unrecognised {
         /// The file.
@@ -108,17 +95,45 @@ pub enum Error {
     },
 }
 
+/// The place and nature of a fault in a record file. See [`Error::Record`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordError {
+    /// The record file.
+    pub path: PathBuf,
+    /// Line, counted from 1.
+    pub line: usize,
+    /// The field, with an index where an element is meant (`rewards[2]`); empty for the row as a whole.
+    pub field: String,
+    /// What was expected there.
+    pub expected: String,
+    /// What stands there.
+    pub found: String,
+    /// How to repair it, with an example.
+    pub mend: String,
+}
+
+impl fmt::Display for RecordError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, line, field, expected, found, mend } = self;
+        write!(f, "{}, line {line}", path.display())?;
+        if !field.is_empty() {
+            write!(f, ", field `{field}`")?;
+        }
+        write!(f, ": expected {expected}, found {found}. {mend}")
+    }
+}
+
+impl From<RecordError> for Error {
+    fn from(error: RecordError) -> Self {
+        Error::Record(Box::new(error))
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Io { path, action, source } => write!(f, "{}: cannot {action}: {source}", path.display()),
-            Error::Record { path, line, field, expected, found, mend } => {
-                write!(f, "{}, line {line}", path.display())?;
-                if !field.is_empty() {
-                    write!(f, ", field `{field}`")?;
-                }
-                write!(f, ": expected {expected}, found {found}. {mend}")
-            }
+            Error::Record(record) => record.fmt(f),
             Error::Unrecognised { path, found, mend } => write!(f, "{}: {found}. {mend}", path.display()),
             Error::Config { path, field, problem, mend } => {
                 write!(f, "{}, field `{field}`: {problem}. {mend}", path.display())

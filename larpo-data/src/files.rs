@@ -1,6 +1,6 @@
 //! Whole-file reading with named errors, and writing that never leaves a half-written file behind.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, RecordError, Result};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,10 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Reads a text file; text that is not UTF-8 is refused with the line of the first bad byte.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        return Err(Error::Unrecognised {
+            path: path.into(),
+            found: "the file is compressed with gzip".into(),
+            mend: "Unpack it, for example with `gunzip -k`".into(),
+        });
+    }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
-        Error::Record {
+        RecordError {
             path: path.to_path_buf(),
             line,
             field: String::new(),
@@ -20,6 +27,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
             found: format!("the byte 0x{:02X} at offset {at}, which is not UTF-8", error.as_bytes()[at]),
             mend: "Convert the file to UTF-8, for example with `iconv -t UTF-8`".into(),
         }
+        .into()
     })
 }
 

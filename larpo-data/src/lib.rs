@@ -11,4 +11,4 @@ pub mod rules;
 pub mod state;
 pub mod tokenizer;
 
-pub use error::{Error, Result};
+pub use error::{Error, RecordError, Result};

@@ -184,3 +184,18 @@ fn rope_table(config: &ModelConfig) -> Vec<f32> {
     }
     table
 }
+
+impl<B: Backend> Transformer<B> {
+    /// An independent copy of the weights.
+    ///
+    /// # Errors
+    /// None in practice; the shape was valid before.
+    pub fn duplicate(&self) -> Result<Self, Error> {
+        let mut copy = Self::unset(&self.backend, self.config.clone())?;
+        for index in 0..self.parameters.len() {
+            let to = copy.parameters.value_mut(index);
+            self.backend.copy(self.parameters.value(index), to, crate::backend::Store::Set);
+        }
+        Ok(copy)
+    }
+}

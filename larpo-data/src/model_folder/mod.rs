@@ -5,6 +5,7 @@
 //! Nothing here computes with a model.
 
 mod config;
+mod config_reader;
 mod weights;
 
 pub use config::ModelConfig;

@@ -1,6 +1,6 @@
 //! JSON rows with their line numbers, and fields read with complaints that name the place.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, RecordError, Result};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -30,14 +30,15 @@ pub(crate) fn parse_rows<'a>(path: &'a Path, text: &'a str) -> Result<Vec<Row<'a
 fn parse_row<'a>(path: &'a Path, line: usize, text: &'a str) -> Result<Row<'a>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(Row { path, line, text, object }),
-        Ok(other) => Err(Error::Record {
+        Ok(other) => Err(RecordError {
             path: path.into(),
             line,
             field: String::new(),
             expected: "a JSON object".into(),
             found: describe(&other),
             mend: "Each row is an object, for example {\"prompt\": \"2 + 2 =\"}".into(),
-        }),
+        }
+        .into()),
         Err(error) => Err(json_error(path, line, text, &error)),
     }
 }
@@ -72,7 +73,7 @@ fn json_error(path: &Path, line: usize, text: &str, error: &serde_json::Error) -
     // The position is given in front; the parser's own, always "at line 1", would mislead.
     let message = error.to_string();
     let message = message.split(" at line ").next().unwrap_or_default();
-    Error::Record {
+    RecordError {
         path: path.into(),
         line,
         field: String::new(),
@@ -80,6 +81,7 @@ fn json_error(path: &Path, line: usize, text: &str, error: &serde_json::Error) -
         found: format!("{message} at column {column}"),
         mend,
     }
+    .into()
 }
 
 /// The byte offset of a column (counted from 1), moved to the boundary of a character.
@@ -122,7 +124,7 @@ impl Row<'_> {
         found: impl Into<String>,
         mend: impl Into<String>,
     ) -> Error {
-        Error::Record {
+        RecordError {
             path: self.path.into(),
             line: self.line,
             field: field.into(),
@@ -130,6 +132,7 @@ impl Row<'_> {
             found: found.into(),
             mend: mend.into(),
         }
+        .into()
     }
 
     pub(crate) fn missing(&self, field: &str, expected: &str, example: &str) -> Error {

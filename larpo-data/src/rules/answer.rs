@@ -42,8 +42,7 @@ fn normal_number(text: &str) -> Option<String> {
     let mut negative = false;
     let mut signed = false;
     // -$5 and $-5 are both in use.
-    loop {
-        let Some(first) = text.chars().next() else { break };
+    while let Some(first) = text.chars().next() {
         match first {
             '-' | '−' | '+' if !signed => {
                 signed = true;

@@ -208,11 +208,17 @@ impl Tokenizer {
     /// Names the first character without a token of its own, which is why a model without an unknown token refuses.
     fn encode_error(&self, text: &str, error: &(dyn std::error::Error + Send + Sync)) -> Error {
         if let Some(table) = &self.characters {
-            let unknown = text.char_indices().enumerate().find(|(_, (at, character))| {
-                !table.contains_key(character) && self.encode_inner_is_unknown(&text[*at..])
-            });
-            if let Some((position, (_, character))) = unknown {
-                return Error::UnknownCharacter { character, position };
+            let added = self.inner.get_added_vocabulary().get_vocab();
+            let (mut rest, mut position) = (text, 0);
+            while let Some(character) = rest.chars().next() {
+                // Added tokens may hold characters that have no token of their own.
+                let token = added.keys().find(|token| rest.starts_with(token.as_str()));
+                if token.is_none() && !table.contains_key(&character) {
+                    return Error::UnknownCharacter { character, position };
+                }
+                let length = token.map_or(character.len_utf8(), String::len);
+                position += rest[..length].chars().count();
+                rest = &rest[length..];
             }
         }
         Error::Tokenizer {
@@ -220,12 +226,6 @@ impl Tokenizer {
             problem: format!("the text cannot be encoded: {error}"),
             mend: "Use a tokenizer whose vocabulary covers the text".into(),
         }
-    }
-
-    /// Whether an unknown character starts `rest`, rather than an added token that holds it.
-    fn encode_inner_is_unknown(&self, rest: &str) -> bool {
-        let added = self.inner.get_added_vocabulary().get_vocab();
-        !added.keys().any(|token| rest.starts_with(token.as_str()))
     }
 
     /// The text of `ids`. With `skip_special`, tokens marked special leave nothing behind.

@@ -1,0 +1,92 @@
+//! The list losses with their gradients, on lists of 4, 10 and 100 responses. Bench ids are the names of the losses.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use larpo_benches::{numbers, settings, validate};
+use larpo_core::objective::{LossType, Objective};
+use std::hint::black_box;
+
+/// Agreement of the losses with their definitions; both are in `f64`.
+const TOLERANCE: f64 = 1e-12;
+/// Agreement of the gradients with central differences of the definitions.
+const GRADIENT_TOLERANCE: f64 = 1e-6;
+
+/// `-log σ(x)`.
+fn pair(x: f64) -> f64 {
+    (-x).exp().ln_1p()
+}
+
+fn log_sum_exp(x: &[f64]) -> f64 {
+    x.iter().map(|x| x.exp()).sum::<f64>().ln()
+}
+
+/// Σ w_ij·(−log σ(g_i − g_j)) over positions i < j.
+fn pair_sum(g: &[f64], weight: impl Fn(usize, usize) -> f64) -> f64 {
+    let pairs = (0..g.len()).flat_map(|i| (i + 1..g.len()).map(move |j| (i, j)));
+    pairs.map(|(i, j)| weight(i, j) * pair(g[i] - g[j])).sum()
+}
+
+/// Weight of LiPO-λ for positions i < j of a list without ties, whose labels are (m − rank)/(m − 1):
+/// |2^label_i − 2^label_j|·|1/ln(1 + τ_i) − 1/ln(1 + τ_j)| with τ the rank by the scores `at` (arXiv 2402.01878).
+fn lipo_weight(at: &[f64], i: usize, j: usize) -> f64 {
+    let m = at.len() as f64;
+    let label = |i: usize| (m - 1.0 - i as f64) / (m - 1.0);
+    let discount = |i: usize| 1.0 / (2.0 + at.iter().filter(|&&g| g > at[i]).count() as f64).ln();
+    (label(i).exp2() - label(j).exp2()).abs() * (discount(i) - discount(j)).abs()
+}
+
+/// A loss from its definition, best response first. `at` are the scores that LiPO's weights are taken at: they are
+/// constants of its gradient.
+fn definition(loss: LossType, g: &[f64], at: &[f64]) -> f64 {
+    let m = g.len();
+    match loss {
+        LossType::Pairwise => pair_sum(g, |_, _| 1.0) / (m * (m - 1) / 2) as f64,
+        LossType::Lambdarank => pair_sum(g, |_, _| 1.0),
+        LossType::Contrastive => log_sum_exp(g) - g[0],
+        LossType::Listmle => (0..m).map(|i| log_sum_exp(&g[i..]) - g[i]).sum(),
+        LossType::LipoLambda => pair_sum(g, |i, j| lipo_weight(at, i, j)),
+    }
+}
+
+/// Compares loss and gradient with the definition.
+fn validate_loss(loss: LossType, gamma: &[f64], got: f64, d_gamma: &[f64]) {
+    let name = loss.name();
+    validate(name, &[got], &[definition(loss, gamma, gamma)], TOLERANCE);
+    let h = 1e-5;
+    let shifted = |slot: usize, by: f64| {
+        let mut g = gamma.to_vec();
+        g[slot] += by;
+        definition(loss, &g, gamma)
+    };
+    let slopes: Vec<f64> = (0..gamma.len()).map(|i| (shifted(i, h) - shifted(i, -h)) / (2.0 * h)).collect();
+    validate(&format!("gradient of {name}"), d_gamma, &slopes, GRADIENT_TOLERANCE);
+}
+
+fn list_loss(c: &mut Criterion) {
+    for &loss in LossType::ALL {
+        let mut group = c.benchmark_group(loss.name());
+        for m in [4, 10, 100] {
+            let objective = Objective { loss, ..Objective::default() };
+            let gamma: Vec<f64> = numbers(m as u32, m).iter().map(|&x| 2.0 * f64::from(x)).collect();
+            let rewards: Vec<f64> = (0..m).map(|i| (m - i) as f64).collect();
+            let ranking = objective.rank(&rewards, None).expect("the rewards are finite");
+            let mut d_gamma = vec![0.0; m];
+            let mut run = || {
+                let loss = objective.evaluate_ranked(&ranking, black_box(&gamma), &mut d_gamma);
+                loss.expect("the scores are finite").expect("the rewards differ")
+            };
+            let value = run();
+            validate_loss(loss, &gamma, value, &d_gamma);
+            group.throughput(Throughput::Elements(m as u64));
+            group.bench_function(BenchmarkId::from_parameter(m), |bench| {
+                bench.iter(|| {
+                    let loss = objective.evaluate_ranked(&ranking, black_box(&gamma), black_box(&mut d_gamma));
+                    black_box(loss)
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(name = benches; config = settings(); targets = list_loss);
+criterion_main!(benches);

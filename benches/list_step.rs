@@ -1,0 +1,62 @@
+//! A whole training step on one ranked list: forward, backward and AdamW with ListMLE and clipping. The throughput
+//! counts response tokens.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use larpo_benches::{list, settings, validate};
+use larpo_core::backend::Backend;
+use larpo_core::cpu::Cpu;
+use larpo_core::model::{ModelConfig, Transformer};
+use larpo_core::objective::{LossType, Objective};
+use larpo_core::optim::OptimizerConfig;
+use larpo_core::reference::Reference;
+use larpo_core::train::{ListTraining, Trainer, TrainingList};
+
+/// Agreement of a single-precision step with double precision, relative to each result's largest number.
+const TOLERANCE: f64 = 1e-4;
+
+fn settings_of_step() -> ListTraining {
+    let objective = Objective { loss: LossType::Listmle, ..Objective::default() };
+    ListTraining { objective, beta: 0.1, sft_weight: 0.0 }
+}
+
+fn trainer<B: Backend>(backend: &B, config: &ModelConfig) -> Trainer<B> {
+    let model = Transformer::random(backend, config.clone(), 0).expect("presets are valid shapes");
+    Trainer::new(model, OptimizerConfig { learning_rate: 1e-6, ..OptimizerConfig::default() }, u64::MAX)
+}
+
+/// Loss, and the gradient of every parameter, of one step.
+fn step<B: Backend>(backend: &B, config: &ModelConfig, list: &TrainingList) -> Vec<Vec<f64>> {
+    let mut trainer = trainer(backend, config);
+    let report = trainer.list_step(&settings_of_step(), &[list], 1).expect("a finite step");
+    let gradients = (0..trainer.model.parameters().len()).filter_map(|i| trainer.gradients().get(i));
+    [vec![report.loss, report.update.grad_norm]].into_iter().chain(gradients.map(|g| backend.read(g))).collect()
+}
+
+/// Compares a short step of the preset's shape, with a small vocabulary, with the reference backend's.
+fn check(preset: &str, config: &ModelConfig) {
+    let small = ModelConfig { vocab_size: config.vocab_size.min(512), ..config.clone() };
+    let list = list(3, 5, 4, small.vocab_size);
+    let (fast, slow) = (step(&Cpu::new(), &small, &list), step(&Reference, &small, &list));
+    assert_eq!(fast.len(), slow.len(), "{preset}: gradients");
+    for (at, (got, want)) in fast.iter().zip(&slow).enumerate() {
+        validate(&format!("{preset}, result {at} of a step"), got, want, TOLERANCE);
+    }
+}
+
+fn list_step(c: &mut Criterion) {
+    let mut group = c.benchmark_group("list_step");
+    for (preset, k, prompt, response) in [("t1m", 10, 64, 64), ("s15m", 10, 64, 64)] {
+        let config = ModelConfig::preset(preset).expect("a preset");
+        check(preset, &config);
+        let list = list(k, prompt, response, config.vocab_size);
+        let mut trainer = trainer(&Cpu::new(), &config);
+        group.throughput(Throughput::Elements((k * response) as u64));
+        group.bench_function(format!("{preset}_k{k}_{prompt}+{response}"), |bench| {
+            bench.iter(|| trainer.list_step(&settings_of_step(), &[&list], 1).expect("a finite step"));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(name = benches; config = settings(); targets = list_step);
+criterion_main!(benches);

@@ -1,0 +1,238 @@
+//! `larpo bench`: how long a training step or sampling takes with random weights, and how fast the machine's products
+//! and memory are. A step or a sampling run is reported beside its floor, the time that its arithmetic and its memory
+//! traffic need at those two measured rates.
+//!
+//! | verb     | what is timed                                                                                 |
+//! |----------|-----------------------------------------------------------------------------------------------|
+//! | `step`   | forward, backward and AdamW on `--lists` lists with ListMLE, gradients clipped                |
+//! | `sample` | exactly `--response` tokens for `--k` responses to each of `--lists` prompts, temperature 1   |
+//! | `gemm`   | 20 products 1024³ after 5 warm-ups, and the preset's own products                             |
+//! | `memory` | `a = b + s·c` over three arrays of 1 GiB, counted as 12 bytes an element                      |
+//!
+//! Times are medians. The peak of memory is read before the machine is measured for the floor, so it is the step's own.
+
+mod floor;
+mod machine;
+mod model;
+#[cfg(test)]
+mod tests;
+
+use crate::args::{BenchArgs, BenchKind};
+use crate::error::{Error, Result};
+use crate::table::Table;
+use clap::ValueEnum;
+use floor::Machine;
+use larpo_core::cpu::par;
+use larpo_core::lists::PackedLists;
+use larpo_core::model::ModelConfig;
+use machine::Product;
+use serde_json::{Map, Value, json};
+
+/// Rows that a benchmark may have, well above what memory allows.
+const MAX_ROWS: usize = 1 << 24;
+
+/// How much is measured to learn the machine's rates.
+#[derive(Clone, Copy, Debug)]
+struct ProbeSizes {
+    /// Rows and columns of the square product.
+    product: usize,
+    /// Bytes of each of the three arrays of `bench memory`.
+    memory: u64,
+    /// Bytes of each of the three arrays behind a floor: larger than the caches, yet quickly measured.
+    floor_memory: u64,
+}
+
+const PROBE: ProbeSizes = ProbeSizes { product: 1024, memory: 1 << 30, floor_memory: 256 << 20 };
+
+/// Runs one benchmark on the current thread pool, writes its lines to stderr and returns the JSON object.
+///
+/// Keys of every benchmark: `what`, `preset`, `k`, `prompt`, `response`, `lists`, `threads`, `reps`, `seconds` (median of
+/// one step, sampling run, 1024³ product or memory pass), `tokens_per_second` (response tokens; null where there are
+/// none), `peak_rss_mib` (null where the system does not tell). Further keys: `step` and `sample` have `flops`,
+/// `floor_seconds` and the rates behind it, `machine_gflops` and `machine_gbps`; `gemm` has `gflops` and `shapes`;
+/// `memory` has `gbps` and `array_mib`.
+///
+/// # Errors
+/// Sizes that make no benchmark (no prompt to sample from, nothing to score, more tokens than the model has positions),
+/// as a sentence that says which flag to change.
+pub fn run(args: &BenchArgs) -> Result<Value> {
+    run_with(args, PROBE)
+}
+
+fn run_with(args: &BenchArgs, probe: ProbeSizes) -> Result<Value> {
+    let config = config(args);
+    check(args, &config)?;
+    let mut report = header(args);
+    if args.what == BenchKind::Step && args.num_generations == 1 {
+        eprintln!("note: a list of one response has no ranking loss; the step does all of its work on zero gradients");
+    }
+    match args.what {
+        BenchKind::Step | BenchKind::Sample => model_bench(args, config, probe, &mut report)?,
+        BenchKind::Gemm => gemm_bench(args, &config, probe, &mut report),
+        BenchKind::Memory => memory_bench(args, probe, &mut report),
+    }
+    Ok(Value::Object(report))
+}
+
+/// The preset's shape.
+fn config(args: &BenchArgs) -> ModelConfig {
+    let s = args.preset.sizes();
+    let shape = ModelConfig::new(
+        s.hidden_size,
+        s.intermediate_size,
+        s.num_hidden_layers,
+        s.num_attention_heads,
+        s.num_key_value_heads,
+        s.vocab_size,
+    );
+    ModelConfig { max_position_embeddings: s.max_position_embeddings, ..shape }
+}
+
+/// Refuses sizes that make no benchmark.
+fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
+    if args.what == BenchKind::Memory {
+        return Ok(());
+    }
+    let what = name(args.what);
+    if args.what == BenchKind::Sample && args.prompt == 0 {
+        return Err(Error::request("bench sample: --prompt is 0; sampling needs a prompt of at least 1 token"));
+    }
+    if args.prompt == 0 && args.response == 1 {
+        let mend = "the first token after an empty prompt is not scored; give --prompt 1 or --response 2, or more";
+        let problem = format!("bench {what}: --prompt 0 with --response 1 leaves nothing to score: {mend}");
+        return Err(Error::request(problem));
+    }
+    let (tokens, limit) = (args.prompt.saturating_add(args.response), config.max_position_embeddings);
+    if tokens > limit {
+        let problem = format!("--prompt plus --response is {tokens} tokens, the presets have {limit} positions");
+        return Err(Error::request(format!("bench {what}: {problem}")));
+    }
+    let rows = args.num_generations.saturating_mul(args.response).saturating_add(args.prompt);
+    let rows = rows.saturating_mul(args.lists);
+    if rows > MAX_ROWS {
+        let problem = format!("--lists × (--prompt + --k × --response) is {rows} rows, at most {MAX_ROWS} go");
+        return Err(Error::request(format!("bench {what}: {problem}")));
+    }
+    Ok(())
+}
+
+/// A value's name on the command line.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+}
+
+/// Announces the benchmark and starts its JSON object.
+fn header(args: &BenchArgs) -> Map<String, Value> {
+    let (what, preset) = (name(args.what), name(args.preset));
+    let (k, prompt, response, lists) = (args.num_generations, args.prompt, args.response, args.lists);
+    let threads = par::threads();
+    eprintln!(
+        "bench {what}: preset {preset}, k {k}, prompt {prompt}, response {response}, lists {lists}, threads {threads}"
+    );
+    let fields = [
+        ("what", json!(what)),
+        ("preset", json!(preset)),
+        ("k", json!(k)),
+        ("prompt", json!(prompt)),
+        ("response", json!(response)),
+        ("lists", json!(lists)),
+        ("threads", json!(threads)),
+        ("reps", json!(args.reps)),
+    ];
+    fields.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+}
+
+/// Writes the keys that every benchmark has; `tokens` response tokens took `seconds`.
+fn timing(report: &mut Map<String, Value>, seconds: f64, tokens: Option<usize>) {
+    report.insert("seconds".into(), json!(seconds));
+    report.insert("tokens_per_second".into(), json!(tokens.map(|tokens| tokens as f64 / seconds)));
+    report.insert("peak_rss_mib".into(), json!(machine::peak_rss_mib()));
+}
+
+/// `step` and `sample`: times the model first, so that its peak of memory is its own, and then the machine.
+fn model_bench(
+    args: &BenchArgs,
+    config: ModelConfig,
+    probe: ProbeSizes,
+    report: &mut Map<String, Value>,
+) -> Result<()> {
+    let tokens = args.lists * args.num_generations * args.response;
+    let seconds = match args.what {
+        BenchKind::Sample => model::sample(args, config.clone())?,
+        _ => model::step(args, config.clone())?,
+    };
+    timing(report, seconds, Some(tokens));
+    let machine = measure(probe);
+    let (flops, floor) = if args.what == BenchKind::Sample {
+        let phases = floor::sampling(&config, args.lists, args.num_generations, args.prompt, args.response);
+        (phases.iter().map(|phase| phase.flops).sum(), floor::of_phases(&phases, machine))
+    } else {
+        let flops = floor::step_flops(&config, &packed(args));
+        (flops, floor::of_step(&config, flops, machine))
+    };
+    report.insert("flops".into(), json!(flops));
+    report.insert("floor_seconds".into(), json!(floor));
+    report.insert("machine_gflops".into(), json!(machine.flops_per_second / 1e9));
+    report.insert("machine_gbps".into(), json!(machine.bytes_per_second / 1e9));
+    let mut table = Table::new(["", "value", "unit"]);
+    table.row([format!("median of {}", args.reps), format!("{seconds:.4}"), "s".into()]);
+    table.row(["floor".into(), format!("{floor:.4}"), "s".to_string()]);
+    table.row(["median / floor".into(), format!("{:.2}", seconds / floor), String::new()]);
+    table.row(["response tokens".into(), format!("{:.1}", tokens as f64 / seconds), "/s".to_string()]);
+    table.row(["work".into(), format!("{:.3}", flops / 1e9), "GFLOP".to_string()]);
+    table.row(["rate".into(), format!("{:.1}", flops / seconds / 1e9), "GFLOP/s".to_string()]);
+    table.row(["machine, products".into(), format!("{:.1}", machine.flops_per_second / 1e9), "GFLOP/s".to_string()]);
+    table.row(["machine, memory".into(), format!("{:.1}", machine.bytes_per_second / 1e9), "GB/s".to_string()]);
+    table.row(["peak memory".into(), megabytes(report), "MiB".to_string()]);
+    eprint!("{table}");
+    Ok(())
+}
+
+/// The two rates behind a floor, measured in this process right after the model.
+fn measure(probe: ProbeSizes) -> Machine {
+    let product = machine::square(probe.product);
+    let memory = machine::memory_pass(probe.floor_memory, 5);
+    Machine { flops_per_second: product.rate(), bytes_per_second: memory.bytes as f64 / memory.seconds }
+}
+
+fn gemm_bench(args: &BenchArgs, config: &ModelConfig, probe: ProbeSizes, report: &mut Map<String, Value>) {
+    let square = machine::square(probe.product);
+    let shapes: Vec<Product> =
+        machine::shapes(config, &packed(args)).into_iter().map(|shape| shape.timed(2, args.reps)).collect();
+    timing(report, square.seconds, None);
+    report.insert("gflops".into(), json!(square.rate() / 1e9));
+    let mut table = Table::new(["product", "m", "k", "n", "kind", "GFLOP/s"]);
+    for p in std::iter::once(&square).chain(&shapes) {
+        let numbers = [p.m, p.k, p.n].map(|n| n.to_string());
+        let [m, k, n] = numbers;
+        table.row([p.name.clone(), m, k, n, p.kind.name().into(), format!("{:.1}", p.rate() / 1e9)]);
+    }
+    eprint!("{table}");
+    let shapes: Vec<Value> = shapes
+        .iter()
+        .map(|p| {
+            let kind = p.kind.name();
+            json!({"name": p.name, "m": p.m, "k": p.k, "n": p.n, "kind": kind, "gflops": p.rate() / 1e9})
+        })
+        .collect();
+    report.insert("shapes".into(), Value::Array(shapes));
+}
+
+fn memory_bench(args: &BenchArgs, probe: ProbeSizes, report: &mut Map<String, Value>) {
+    let memory = machine::memory_pass(probe.memory, args.reps);
+    let (gbps, mib) = (memory.bytes as f64 / memory.seconds / 1e9, memory.array_bytes as f64 / f64::from(1 << 20));
+    timing(report, memory.seconds, None);
+    report.insert("gbps".into(), json!(gbps));
+    report.insert("array_mib".into(), json!(mib));
+    eprintln!("a = b + s·c over three arrays of {mib:.0} MiB: {gbps:.2} GB/s, median of {} passes", args.reps);
+}
+
+/// The token layout of a step with these sizes; the ids play no part in it.
+fn packed(args: &BenchArgs) -> PackedLists {
+    let (prompt, response) = (vec![0; args.prompt], vec![0; args.response]);
+    PackedLists::pack((0..args.lists).map(|_| (&prompt[..], vec![&response[..]; args.num_generations])))
+}
+
+fn megabytes(report: &Map<String, Value>) -> String {
+    report["peak_rss_mib"].as_f64().map_or_else(|| "unknown".into(), |mib| format!("{mib:.0}"))
+}

@@ -1,0 +1,26 @@
+//! `larpo demo`: the main job on embedded data.
+
+use crate::args::DemoArgs;
+use crate::demo::{Recipe, run as run_demo};
+use crate::error::Result;
+use larpo_core::backend::Backend;
+use serde_json::Value;
+
+/// Runs the verb.
+///
+/// # Errors
+/// What any of its stages reports.
+pub fn run<B: Backend>(args: &DemoArgs, backend: &B) -> Result<Value> {
+    let recipe = if args.quick { Recipe::quick() } else { Recipe::full() };
+    let outcome = run_demo(&recipe, args.common.seed, backend, &args.output_dir)?;
+    eprintln!("\n{} held-out problems:\n\n{}", recipe.held_out, outcome.table());
+    let folder = args.output_dir.display();
+    eprintln!(
+        "The aligned model is in {folder}, a Hugging Face folder. Next:\n  \
+         larpo sample --model_name_or_path {folder} --dataset_name {folder}/held_out.jsonl --max_samples 3 --k 4\n  \
+         larpo eval --model_name_or_path {folder} --dataset_name {folder}/held_out.jsonl --max_new_tokens 64\n  \
+         larpo align --model_name_or_path {folder} --dataset_name {folder}/prompts.jsonl --output_dir {folder}-2 \
+         --max_new_tokens 64"
+    );
+    Ok(outcome.json())
+}

@@ -1,0 +1,52 @@
+//! `larpo eval`: greedy accuracy, Recall@N and mean reward.
+
+use crate::args::EvalArgs;
+use crate::dataset::{Limits, Part, Source};
+use crate::error::Result;
+use crate::evaluate::evaluate;
+use crate::generate::sampling_config;
+use crate::policy::Policy;
+use crate::reward::RuleReranker;
+use crate::table::Table;
+use larpo_core::backend::Backend;
+use larpo_core::metrics::Estimate;
+use serde_json::Value;
+
+/// Runs the verb.
+///
+/// # Errors
+/// What any of its stages reports.
+pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
+    let mut reranker = RuleReranker::new(&args.reward)?;
+    let policy = Policy::open(backend, &args.model.model_name_or_path)?;
+    let limits = Limits::new(&args.data, &policy)?;
+    let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
+    let (prompts, report) = Source::open(&args.dataset_name)?.prompts(
+        &policy,
+        limits,
+        part,
+        args.sampling.max_new_tokens,
+        args.data.max_prompt_length.is_some(),
+    )?;
+    eprintln!("data: {report}");
+    let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
+    let result =
+        evaluate(&policy, &prompts, &config, &args.sampling.stop, &args.recall_at, &mut reranker, "eval")?;
+    let headings = result.recall.iter().map(|(n, _)| format!("Recall@{n}"));
+    let mut table = Table::new(["model".into(), "greedy".into()].into_iter().chain(headings));
+    let name = args.model.model_name_or_path.display().to_string();
+    table.row(std::iter::once(name).chain(result.cells()));
+    eprint!("{table}");
+    eprintln!("mean reward, greedy: {}", interval(&result.greedy_reward));
+    if let Some(samples) = &result.sample_reward {
+        eprintln!("mean reward, {} samples a prompt: {}", config.num_generations, interval(samples));
+    }
+    Ok(result.json())
+}
+
+fn interval(estimate: &Estimate) -> String {
+    match estimate.interval {
+        Some((low, high)) => format!("{:.4} (95 % interval {low:.4} to {high:.4})", estimate.mean),
+        None => format!("{:.4}", estimate.mean),
+    }
+}

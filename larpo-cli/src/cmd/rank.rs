@@ -1,0 +1,135 @@
+//! `larpo rank`: the reranker alone, over candidates made elsewhere.
+
+use super::create;
+use crate::args::RankArgs;
+use crate::error::{Error, Result};
+use crate::evaluate::GOOD;
+use crate::reward::RuleReranker;
+use larpo_core::reranker::{Query, Reranker, Response};
+use larpo_data::records::{KeyedRow, Keys, read_keyed_rows};
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::Path;
+
+/// Runs the verb.
+///
+/// # Errors
+/// What any of its stages reports.
+pub fn run(args: &RankArgs) -> Result<Value> {
+    let mut reranker = RuleReranker::new(&args.reward)?;
+    let path = args.path().ok_or_else(|| Error::request("name the file with the candidates"))?;
+    let keys = Keys {
+        prompt: args.prompt_key.clone(),
+        response: args.response_key.clone(),
+        // Rows need a reference only where a rule reads it.
+        reference: reranker.needs_reference().then(|| args.reference_key.clone()),
+        label: args.label_key.clone(),
+    };
+    let rows = read_keyed_rows(path, &keys)?;
+    let mut ranked = Vec::with_capacity(rows.len());
+    let (mut responses, mut agree, mut sum) = (0, 0, 0.0);
+    for row in rows {
+        let scores = score(&row, &mut reranker, path)?;
+        let verdicts = scores.iter().map(|&s| s >= GOOD);
+        agree += row.labels.iter().zip(verdicts).filter(|(label, good)| (**label > 0.5) == *good).count();
+        responses += scores.len();
+        sum += scores.iter().sum::<f64>();
+        ranked.push(sorted(row, &scores));
+    }
+    eprintln!("{} rows, {responses} responses, mean reward {:.4}", ranked.len(), sum / responses.max(1) as f64);
+    if let Some(folder) = &args.output_dir {
+        create(folder)?;
+        let file = folder.join("candidates.jsonl");
+        write_rows(&file, &ranked)?;
+        eprintln!("scored and sorted rows are in {}", file.display());
+    }
+    Ok(match args.label_key {
+        Some(_) => {
+            eprintln!("{agree} of {responses} verdicts agree with `{}`", keys.label.unwrap_or_default());
+            json!({ "rows": ranked.len(), "agree": agree })
+        }
+        None => json!({ "rows": ranked.len(), "responses": responses, "mean_reward": sum / responses.max(1) as f64 }),
+    })
+}
+
+fn score(row: &KeyedRow, reranker: &mut RuleReranker, path: &Path) -> Result<Vec<f64>> {
+    // Token ids, where the row has them, say how long a response is; otherwise its words do.
+    let ids = row.fields.get("token_ids").and_then(Value::as_array);
+    let tokens = |i: usize, text: &str| match ids.and_then(|ids| ids.get(i)?.as_array()) {
+        Some(ids) => ids.len(),
+        None => text.split_whitespace().count(),
+    };
+    let responses = row.responses.iter().enumerate().map(|(i, text)| Response { text, tokens: tokens(i, text) });
+    let query = Query { prompt: &row.prompt, reference: row.reference.as_deref(), responses: responses.collect() };
+    let scores = reranker
+        .score(&query)
+        .map_err(|error| Error::request(format!("{}:{}: {error}", path.display(), row.line)))?;
+    match scores.iter().all(|s| s.is_finite()) {
+        true => Ok(scores),
+        false => Err(Error::request(format!("{}:{}: a reward is not a finite number", path.display(), row.line))),
+    }
+}
+
+/// The row with its scores: every array with one entry a response is brought into the order of the rewards.
+fn sorted(row: KeyedRow, scores: &[f64]) -> Map<String, Value> {
+    let mut fields = row.fields;
+    if !row.is_list {
+        fields.insert("reward".into(), json!(scores[0]));
+        return fields;
+    }
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    // Ranks that came with the row would contradict the new rewards.
+    fields.shift_remove("ranks");
+    fields.insert("rewards".into(), json!(scores));
+    for (name, value) in &mut fields {
+        if let Value::Array(items) = value
+            && items.len() == order.len()
+            && name != "prompt_token_ids"
+        {
+            *items = order.iter().map(|&i| items[i].clone()).collect();
+        }
+    }
+    fields
+}
+
+fn write_rows(path: &Path, rows: &[Map<String, Value>]) -> Result<()> {
+    let temporary = path.with_extension("jsonl.tmp");
+    let file = std::fs::File::create(&temporary).map_err(Error::io(&temporary, "create"))?;
+    let mut out = std::io::BufWriter::new(file);
+    for row in rows {
+        let line = Value::Object(row.clone()).to_string();
+        writeln!(out, "{line}").map_err(Error::io(&temporary, "write"))?;
+    }
+    let file = out.into_inner().map_err(|e| Error::io(&temporary, "write")(e.into_error()))?;
+    file.sync_all().map_err(Error::io(&temporary, "write"))?;
+    std::fs::rename(&temporary, path).map_err(Error::io(path, "write"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_of_a_row_are_sorted_together() {
+        let fields = json!({
+            "prompt": "p", "prompt_token_ids": [7, 8], "responses": ["a", "b"], "logps": [[-1.0], [-2.0]],
+            "ranks": [1, 2], "note": "kept"
+        });
+        let Value::Object(fields) = fields else { unreachable!() };
+        let row = KeyedRow {
+            line: 1,
+            prompt: "p".into(),
+            responses: vec!["a".into(), "b".into()],
+            is_list: true,
+            reference: None,
+            labels: vec![],
+            fields,
+        };
+        let expected = json!({
+            "prompt": "p", "prompt_token_ids": [7, 8], "responses": ["b", "a"], "logps": [[-2.0], [-1.0]],
+            "rewards": [1.0, 0.0], "note": "kept"
+        });
+        assert_eq!(Value::Object(sorted(row, &[0.0, 1.0])), expected);
+    }
+}

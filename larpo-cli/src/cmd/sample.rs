@@ -1,0 +1,84 @@
+//! `larpo sample`: the retriever alone.
+
+use super::create;
+use crate::args::SampleArgs;
+use crate::dataset::{Limits, Part, PromptRow, Source};
+use crate::error::{Error, Result};
+use crate::generate::{candidates, sampling_config};
+use crate::policy::Policy;
+use crate::reward::to_row;
+use larpo_core::backend::Backend;
+use serde_json::{Value, json};
+
+/// Samples shown where nothing is written.
+const SHOWN_PROMPTS: usize = 10;
+
+/// Runs the verb.
+///
+/// # Errors
+/// What any of its stages reports.
+pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
+    let policy = Policy::open(backend, &args.model.model_name_or_path)?;
+    let prompts = prompts(args, &policy)?;
+    let config =
+        sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
+    let lists = candidates(&policy, &prompts, &config, &args.sampling.stop, "sample")?;
+    let tokens: usize = lists.iter().flat_map(|l| &l.candidates).map(|c| c.ids.len()).sum();
+    let mut summary = json!({
+        "prompts": lists.len(),
+        "responses": lists.len() * config.num_generations,
+        "tokens": tokens,
+    });
+    match &args.output_dir {
+        Some(folder) => {
+            create(folder)?;
+            let path = folder.join("candidates.jsonl");
+            // Not ranked yet: rows without rewards.
+            let rows: Vec<_> = lists
+                .iter()
+                .map(|list| larpo_data::candidates::CandidateList { rewards: Vec::new(), ..to_row(list) })
+                .collect();
+            larpo_data::candidates::write(&path, &rows)?;
+            eprintln!("{} prompts × {} responses in {}", lists.len(), config.num_generations, path.display());
+            summary["candidates"] = json!(path);
+        }
+        None => {
+            for list in lists.iter().take(SHOWN_PROMPTS) {
+                eprintln!("\n> {}", list.prompt.trim_end().replace('\n', "\n> "));
+                for candidate in &list.candidates {
+                    let end = candidate.finish_reason.map_or("", |f| f.name());
+                    let logp: f64 = candidate.logps.iter().map(|&l| f64::from(l)).sum();
+                    eprintln!("[{} tokens, log p {logp:.1}, {end}]\n{}", candidate.ids.len(), candidate.text.trim_end());
+                }
+            }
+            if lists.len() > SHOWN_PROMPTS {
+                eprintln!("\n… and {} prompts more; --output_dir keeps them all", lists.len() - SHOWN_PROMPTS);
+            }
+        }
+    }
+    Ok(summary)
+}
+
+fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<Vec<PromptRow>> {
+    let Some(path) = &args.dataset_name else {
+        let rows = args.prompt.iter().enumerate().map(|(index, text)| {
+            let ids = policy.encode_prompt(text)?;
+            match ids.is_empty() {
+                true => Err(Error::request("--prompt is empty and the tokenizer puts no BOS token in front")),
+                false => Ok(PromptRow { index, text: text.clone(), ids, reference: None }),
+            }
+        });
+        return rows.collect();
+    };
+    let limits = Limits::new(&args.data, policy)?;
+    let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
+    let (rows, report) = Source::open(path)?.prompts(
+        policy,
+        limits,
+        part,
+        args.sampling.max_new_tokens,
+        args.data.max_prompt_length.is_some(),
+    )?;
+    eprintln!("data: {report}");
+    Ok(rows)
+}

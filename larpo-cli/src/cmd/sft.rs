@@ -1,0 +1,106 @@
+//! `larpo sft`: supervised fine-tuning, from a folder or from random weights.
+
+use super::create;
+use crate::args::{FreshSizes, SftArgs, Split, TokenizerSpec};
+use crate::dataset::{Limits, Part, Source};
+use crate::error::{Error, Result};
+use crate::metrics_log::MetricsLog;
+use crate::policy::Policy;
+use crate::training::{HeldOut, Journal, LoopConfig, sft};
+use larpo_core::backend::Backend;
+use larpo_core::model::ModelConfig;
+use larpo_core::train::SftRow;
+use larpo_data::tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+/// Runs the verb.
+///
+/// # Errors
+/// What any of its stages reports.
+pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
+    let source = Source::open(&args.dataset_name)?;
+    let policy = match &args.model.model_name_or_path {
+        Some(folder) => Policy::open(backend, folder)?,
+        None => fresh(args, &source, backend)?,
+    };
+    let limits = Limits::new(&args.data, &policy)?;
+    let held_back = args.eval.validation_fraction.unwrap_or(0.0);
+    let (rows, report) = source.sft_rows(&policy, limits, Part { held_back, split: Split::Train })?;
+    eprintln!("training data: {report}");
+    let held_out = held_out(args, &source, &policy, limits)?;
+    create(&args.output_dir)?;
+    let path = args.output_dir.join("metrics.jsonl");
+    let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
+    let config = LoopConfig::sft(&args.train, args.common.seed);
+    let journal = Journal {
+        label: "sft".into(),
+        log: Some((&mut log, path)),
+        checkpoints: Some(args.output_dir.clone()),
+    };
+    let watch = held_out.as_ref().map(|rows| HeldOut { rows, every: args.eval.eval_steps });
+    let (policy, outcome) = sft(policy, &rows, config.plan(rows.len()), &config, watch, journal)?;
+    policy.save(&args.output_dir)?;
+    eprintln!("the model is in {}", args.output_dir.display());
+    Ok(json!({
+        "output_dir": args.output_dir,
+        "steps": outcome.steps,
+        "loss": outcome.loss,
+        "eval_loss": outcome.eval_loss,
+        "parameters": policy.model.config().parameters(),
+    }))
+}
+
+/// A fresh model and, where it is not given, a tokenizer built from the data.
+fn fresh<B: Backend>(args: &SftArgs, source: &Source, backend: &B) -> Result<Policy<B>> {
+    let sizes = args.model.fresh_sizes().ok_or_else(|| {
+        Error::request("say what to train: --model_name_or_path, --preset, or --hidden_size and the other sizes")
+    })?;
+    let preset_vocabulary = args.model.preset.map(|p| p.sizes().vocab_size);
+    let tokenizer = match (&args.model.tokenizer, preset_vocabulary) {
+        (Some(TokenizerSpec::Dir(folder)), _) => Tokenizer::open(folder)?,
+        (Some(TokenizerSpec::Char), _) => Tokenizer::characters(&source.texts())?,
+        (Some(TokenizerSpec::Bpe(size)), _) => Tokenizer::train_bpe(&source.texts(), *size)?,
+        (None, Some(size)) => Tokenizer::train_bpe(&source.texts(), size)?,
+        (None, None) => return Err(Error::request("--tokenizer is needed: bpe:SIZE, char, or a folder")),
+    };
+    let tokens = tokenizer.vocab_size();
+    let vocab_size = preset_vocabulary.map_or(tokens, |size| size.max(tokens));
+    let policy = Policy::fresh(backend, shape(&sizes, vocab_size), tokenizer, args.common.seed)?;
+    let note = if tokens < vocab_size { " (the rest of the model's vocabulary is never sampled)" } else { "" };
+    eprintln!(
+        "a fresh model of {} parameters, a tokenizer of {tokens} tokens{note}",
+        policy.model.config().parameters()
+    );
+    Ok(policy)
+}
+
+fn shape(sizes: &FreshSizes, vocab_size: usize) -> ModelConfig {
+    let config = ModelConfig::new(
+        sizes.hidden_size,
+        sizes.intermediate_size,
+        sizes.num_hidden_layers,
+        sizes.num_attention_heads,
+        sizes.num_key_value_heads,
+        vocab_size,
+    );
+    ModelConfig { max_position_embeddings: sizes.max_position_embeddings, ..config }
+}
+
+fn held_out<B: Backend>(
+    args: &SftArgs,
+    source: &Source,
+    policy: &Policy<B>,
+    limits: Limits,
+) -> Result<Option<Vec<SftRow>>> {
+    let all = Limits { max_samples: usize::MAX, ..limits };
+    let (rows, report) = match (&args.eval.eval_dataset, args.eval.validation_fraction) {
+        (Some(path), _) => Source::open(path)?.sft_rows(policy, all, Part::ALL)?,
+        (None, Some(held_back)) => source.sft_rows(policy, all, Part { held_back, split: Split::Validation })?,
+        (None, None) => return Ok(None),
+    };
+    eprintln!("validation data: {report}");
+    match rows.is_empty() {
+        true => Err(Error::request("no held-out rows to evaluate on")),
+        false => Ok(Some(rows)),
+    }
+}

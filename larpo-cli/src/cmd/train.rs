@@ -1,0 +1,118 @@
+//! `larpo train`: one objective over ranked lists made elsewhere.
+
+use super::create;
+use crate::args::TrainVerbArgs;
+use crate::error::{Error, Result};
+use crate::metrics_log::MetricsLog;
+use crate::policy::Policy;
+use crate::training::{Journal, LoopConfig, list_row, list_training, selection, train_lists};
+use larpo_core::backend::Backend;
+use larpo_core::candidates::{Candidate, CandidateList, ListCounts, training_lists};
+use larpo_core::proofs::prove;
+use larpo_core::train::{TrainingList, fill_references};
+use larpo_data::candidates::CandidateList as CandidateRow;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// Runs the verb.
+///
+/// # Errors
+/// What any of its stages reports.
+pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
+    let rows = larpo_data::candidates::read(&args.dataset_name)?;
+    let policy = Policy::open(backend, &args.model.model_name_or_path)?;
+    let limits = crate::dataset::Limits::new(&args.data, &policy)?;
+    let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
+    let mut lists = Vec::new();
+    for (index, row) in rows.iter().take(limits.max_samples).enumerate() {
+        let list = candidate_list(&policy, row, index)?;
+        let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
+        if list.prompt_ids.len() > limits.max_prompt_length {
+            *left_out.entry(format!("prompt longer than {} tokens", limits.max_prompt_length)).or_default() += 1;
+        } else if list.prompt_ids.len() + longest > limits.max_length {
+            *left_out.entry(format!("longer than {} tokens", limits.max_length)).or_default() += 1;
+        } else {
+            lists.push(list);
+        }
+    }
+    let settings = list_training(&args.list, args.common.seed);
+    // Recorded log-probabilities belong to the policy that drew the responses, which need not be this one.
+    let (mut training, counts) = training_lists(&lists, selection(&args.list), &settings.objective, u32::MAX)?;
+    report(rows.len().min(limits.max_samples), &left_out, &counts);
+    if training.is_empty() {
+        return Err(Error::request("no list contributes to the loss; look at the rewards with --ties stable in mind"));
+    }
+    fill_references(&policy.model, &mut training, false)?;
+    let config = LoopConfig::lists(&args.train, args.common.seed);
+    let first = config.plan(training.len()).batches().next().unwrap_or_default();
+    let batch: Vec<&TrainingList> = first.iter().take(config.micro_batch).map(|&i| &training[i]).collect();
+    let proofs = prove(&policy.model, &settings, &batch, true)?;
+    eprintln!(
+        "step-0 proofs: {} list losses at γ = 0 equal their constants; the gradient reaches all {} parameters",
+        proofs.constant_lists.unwrap_or(0),
+        proofs.reached
+    );
+    create(&args.output_dir)?;
+    let path = args.output_dir.join("metrics.jsonl");
+    let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
+    let journal = Journal {
+        label: "train".into(),
+        log: Some((&mut log, path)),
+        checkpoints: Some(args.output_dir.clone()),
+    };
+    let (policy, outcome) = train_lists(policy, &training, &settings, &config, journal)?;
+    policy.save(&args.output_dir)?;
+    eprintln!("the model is in {}", args.output_dir.display());
+    let mut summary: Map<String, Value> = list_row(outcome.loss, &outcome.metrics).into();
+    summary.insert("output_dir".into(), json!(args.output_dir));
+    summary.insert("steps".into(), json!(outcome.steps));
+    summary.insert("lists".into(), json!(counts));
+    Ok(Value::Object(summary))
+}
+
+/// A row of the file with ids: the recorded ones where there are any, encoded ones otherwise.
+fn candidate_list<B: Backend>(policy: &Policy<B>, row: &CandidateRow, index: usize) -> Result<CandidateList> {
+    let prompt_ids = match &row.prompt_token_ids {
+        Some(ids) => ids.clone(),
+        None => policy.encode_prompt(&row.prompt)?,
+    };
+    let scores = row.scores().ok_or_else(|| {
+        Error::request(format!("row {}: no `rewards` and no `ranks`; score the file with `larpo rank` first", index + 1))
+    })?;
+    let mut candidates = Vec::with_capacity(row.responses.len());
+    for (i, text) in row.responses.iter().enumerate() {
+        let ids = match row.token_ids.get(i) {
+            // A text that was edited by hand no longer is what its ids say (of which a stop string was cut off).
+            Some(ids) if policy.tokenizer.decode(ids, true)?.starts_with(text.as_str()) => ids.clone(),
+            _ => policy.encode_response(text)?,
+        };
+        candidates.push(Candidate {
+            ids,
+            logps: Vec::new(),
+            text: text.clone(),
+            finish_reason: None,
+            iteration: row.iteration.get(i).copied().unwrap_or(0),
+            temperature: row.temperature.get(i).map_or(1.0, |&t| f64::from(t)),
+            seed: row.seed.get(i).copied().unwrap_or(0),
+            reward: scores[i],
+        });
+    }
+    Ok(CandidateList {
+        prompt_index: index,
+        prompt: row.prompt.clone(),
+        prompt_ids,
+        reference: row.reference.clone(),
+        candidates,
+    })
+}
+
+fn report(rows: usize, left_out: &BTreeMap<String, usize>, counts: &ListCounts) {
+    let mut line = format!(
+        "data: {rows} rows in = {} used + {} with equal rewards + {} too short",
+        counts.contributing, counts.equal, counts.too_short
+    );
+    for (reason, count) in left_out {
+        line.push_str(&format!(" + {count} left out ({reason})"));
+    }
+    eprintln!("{line}; {} duplicates among {} candidates", counts.duplicates, counts.candidates);
+}

@@ -1,0 +1,65 @@
+//! The one error type of the command line: what the libraries report, files of a run, and requests that make no sense.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A result with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a verb could not do its work. Messages are complete and may be printed as they are.
+#[derive(Debug)]
+pub enum Error {
+    /// A file, tokenizer, record or rule.
+    Data(larpo_data::Error),
+    /// Model, sampling, training.
+    Core(larpo_core::Error),
+    /// A file of the run.
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What was attempted, as in "cannot {action}".
+        action: &'static str,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A request that cannot be met, with the mend.
+    Request(String),
+}
+
+impl Error {
+    /// For `map_err` on file operations.
+    pub fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { path, action, source }
+    }
+
+    /// A request that cannot be met.
+    pub fn request(message: impl Into<String>) -> Self {
+        Self::Request(message.into())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Data(error) => error.fmt(f),
+            Self::Core(error) => error.fmt(f),
+            Self::Io { path, action, source } => write!(f, "cannot {action} {}: {source}", path.display()),
+            Self::Request(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<larpo_data::Error> for Error {
+    fn from(error: larpo_data::Error) -> Self {
+        Self::Data(error)
+    }
+}
+
+impl From<larpo_core::Error> for Error {
+    fn from(error: larpo_core::Error) -> Self {
+        Self::Core(error)
+    }
+}

@@ -1,0 +1,160 @@
+//! A policy: a transformer with its tokenizer, as a Hugging Face folder on disk.
+
+use crate::error::{Error, Result};
+use larpo_core::backend::Backend;
+use larpo_core::model::{ModelConfig, Transformer};
+use larpo_data::model_folder::{self, ModelFolder};
+use larpo_data::tokenizer::Tokenizer;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A model and the tokenizer that belongs to it.
+pub struct Policy<B: Backend> {
+    /// The transformer.
+    pub model: Transformer<B>,
+    /// The tokenizer, shared by every copy of the policy.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Ids that end a response.
+    pub eos_ids: Vec<u32>,
+}
+
+impl<B: Backend> Policy<B> {
+    /// A fresh model of shape `config` for `tokenizer`. The vocabulary of `config` is kept where it is larger than the
+    /// tokenizer's; ids without a token are never sampled.
+    ///
+    /// # Errors
+    /// A shape that does not fit together, or a tokenizer with more tokens than the shape has room for.
+    pub fn fresh(backend: &B, config: ModelConfig, tokenizer: Tokenizer, seed: u64) -> Result<Self> {
+        let tokens = tokenizer.vocab_size();
+        if tokens > config.vocab_size {
+            return Err(Error::request(format!(
+                "the tokenizer has {tokens} tokens, the model room for {}; choose a smaller vocabulary",
+                config.vocab_size
+            )));
+        }
+        let eos_ids = tokenizer.eos_id().into_iter().collect();
+        let model = Transformer::random(backend, config, seed)?;
+        Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
+    }
+
+    /// Reads a model folder.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or of an unsupported kind, or tensors that do not fit the configuration.
+    pub fn open(backend: &B, folder: &Path) -> Result<Self> {
+        let files = ModelFolder::open(folder)?;
+        files.check()?;
+        let tokenizer = Tokenizer::open(folder)?;
+        let c = &files.config;
+        let config = ModelConfig {
+            vocab_size: c.vocab_size,
+            hidden_size: c.hidden_size,
+            intermediate_size: c.intermediate_size,
+            num_hidden_layers: c.num_hidden_layers,
+            num_attention_heads: c.num_attention_heads,
+            num_key_value_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
+            max_position_embeddings: c.max_position_embeddings,
+            rms_norm_eps: c.rms_norm_eps,
+            rope_theta: c.rope_theta,
+            tie_word_embeddings: c.tie_word_embeddings,
+            initializer_range: c.initializer_range,
+        };
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::request(format!(
+                "{}: the tokenizer has ids up to {}, the model a vocabulary of {}; they do not belong together",
+                folder.display(),
+                tokenizer.vocab_size() - 1,
+                config.vocab_size
+            )));
+        }
+        let eos_ids = match c.eos_token_ids.is_empty() {
+            true => tokenizer.eos_id().into_iter().collect(),
+            false => c.eos_token_ids.clone(),
+        };
+        let model =
+            Transformer::from_checkpoint(backend, config, |tensor| files.read_f32(&tensor.name).map(|(_, data)| data).map_err(Error::from))?;
+        Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
+    }
+
+    /// The same policy with other weights.
+    pub fn with_model(&self, model: Transformer<B>) -> Self {
+        Self { model, tokenizer: self.tokenizer.clone(), eos_ids: self.eos_ids.clone() }
+    }
+
+    /// An independent copy of the weights.
+    pub fn duplicate(&self) -> Result<Self> {
+        Ok(self.with_model(self.model.duplicate()?))
+    }
+
+    /// Writes the model folder: configuration, weights, tokenizer.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let c = self.model.config();
+        let config = model_folder::ModelConfig {
+            vocab_size: c.vocab_size,
+            hidden_size: c.hidden_size,
+            intermediate_size: c.intermediate_size,
+            num_hidden_layers: c.num_hidden_layers,
+            num_attention_heads: c.num_attention_heads,
+            num_key_value_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
+            max_position_embeddings: c.max_position_embeddings,
+            rms_norm_eps: c.rms_norm_eps,
+            rope_theta: c.rope_theta,
+            tie_word_embeddings: c.tie_word_embeddings,
+            bos_token_id: self.tokenizer.bos_id(),
+            eos_token_ids: self.eos_ids.clone(),
+            pad_token_id: self.tokenizer.pad_id(),
+            initializer_range: c.initializer_range,
+        };
+        let parameters = self.model.parameters();
+        // Where each tensor lies: parameter, first number, length.
+        let mut places = HashMap::new();
+        for (index, parameter) in parameters.iter().enumerate() {
+            for tensor in &parameter.tensors {
+                let (start, end) = (tensor.rows.start * parameter.cols, tensor.rows.end * parameter.cols);
+                places.insert(tensor.name.clone(), (index, start, end));
+            }
+        }
+        // The tensors of one parameter follow one another, so one download serves them all.
+        let mut held = None;
+        model_folder::write_model(folder, &config, &parameters.checkpoint_tensors(), |name| {
+            let (index, start, end) = places[name];
+            if held.as_ref().is_none_or(|(at, _)| *at != index) {
+                held = Some((index, parameters.download(self.model.backend(), index)));
+            }
+            let values = held.as_ref().and_then(|(_, values)| values.as_slice()).unwrap_or_default();
+            Cow::Owned(values[start..end].to_vec())
+        })?;
+        self.tokenizer.save(folder)?;
+        Ok(())
+    }
+
+    /// Ids of a prompt, with the tokens its tokenizer puts in front (BOS).
+    ///
+    /// # Errors
+    /// A text that the tokenizer cannot encode.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer.encode_with_special(text)?;
+        // What a post-processor puts at the end would separate the prompt from its response.
+        let plain = self.tokenizer.encode(text)?;
+        let suffix = ids.len().saturating_sub(plain.len());
+        let front = (0..=suffix).find(|&front| ids[front..].starts_with(&plain)).unwrap_or(suffix);
+        Ok(ids[..front + plain.len()].to_vec())
+    }
+
+    /// Ids of a response that ends: its text and the end-of-text token.
+    ///
+    /// # Errors
+    /// A text that the tokenizer cannot encode.
+    pub fn encode_response(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode(text)?;
+        ids.extend(self.eos_ids.first());
+        Ok(ids)
+    }
+}

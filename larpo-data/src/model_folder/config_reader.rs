@@ -1,0 +1,269 @@
+//! Reading the fields of a `config.json`, and refusing those that ask for another arithmetic.
+
+use crate::error::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Fields that say nothing about the arithmetic of a forward or backward pass here.
+const INERT: &[&str] = &[
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "pretraining_tp",
+    "name_or_path",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "return_dict",
+    "return_dict_in_generate",
+    "torchscript",
+    "use_bfloat16",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "finetuning_task",
+    "task_specific_params",
+    "tokenizer_class",
+    "prefix",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "sep_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "initializer_range",
+    "gradient_checkpointing",
+    "chunk_size_feed_forward",
+    "is_decoder",
+    "cache_implementation",
+    "max_length",
+    "min_length",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "num_beams",
+    "num_beam_groups",
+    "num_return_sequences",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "diversity_penalty",
+    "early_stopping",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+    "remove_invalid_values",
+    "is_llama_config",
+    "transformers.js_config",
+    "attn_implementation",
+    "max_window_layers",
+];
+
+/// Sizes and constants that [`ModelConfig::from_json`] reads.
+const READ: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "tie_word_embeddings",
+];
+
+/// Fields that change the arithmetic, with the only value under which they change nothing (besides null).
+fn neutral(key: &str) -> Option<Value> {
+    Some(match key {
+        "hidden_act" => json!("silu"),
+        "attention_bias"
+        | "mlp_bias"
+        | "use_sliding_window"
+        | "rope_interleaved"
+        | "is_encoder_decoder"
+        | "add_cross_attention"
+        | "tie_encoder_decoder" => json!(false),
+        "attention_dropout" => json!(0.0),
+        "partial_rotary_factor" => json!(1.0),
+        "pruned_heads" => json!({}),
+        _ => return None,
+    })
+}
+
+/// Reads one field after the other and names the one that is wrong.
+pub(super) struct Reader<'a> {
+    pub(super) path: &'a Path,
+    pub(super) object: &'a Map<String, Value>,
+}
+
+impl Reader<'_> {
+    pub(super) fn fail<T>(&self, field: &str, problem: impl Into<String>, mend: impl Into<String>) -> Result<T> {
+        Err(Error::Config { path: self.path.into(), field: field.into(), problem: problem.into(), mend: mend.into() })
+    }
+
+    /// The field, where it exists and is not null.
+    pub(super) fn get(&self, field: &str) -> Option<&Value> {
+        self.object.get(field).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn size(&self, field: &str, default: Option<usize>) -> Result<usize> {
+        match (self.get(field), default) {
+            (None, Some(default)) => Ok(default),
+            (None, None) => self.fail(field, "the field is missing", format!("Add it, for example \"{field}\": 256")),
+            (Some(value), _) => match value.as_u64().filter(|&n| n > 0 && n < 1 << 31) {
+                Some(n) => Ok(n as usize),
+                None => self.fail(field, format!("expected a positive whole number, found {value}"), "Correct it"),
+            },
+        }
+    }
+
+    pub(super) fn positive(&self, field: &str, default: f64) -> Result<f64> {
+        match self.get(field) {
+            None => Ok(default),
+            Some(value) => match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
+                Some(x) => Ok(x),
+                None => self.fail(field, format!("expected a positive number, found {value}"), "Correct it"),
+            },
+        }
+    }
+
+    pub(super) fn flag(&self, field: &str, default: bool) -> Result<bool> {
+        match self.get(field) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(value) => self.fail(field, format!("expected true or false, found {value}"), "Correct it"),
+        }
+    }
+
+    /// Token ids: null, one number, or a list.
+    pub(super) fn ids(&self, field: &str) -> Result<Vec<u32>> {
+        let values = match self.get(field) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(values)) => values.as_slice(),
+            Some(value) => std::slice::from_ref(value),
+        };
+        let id = |value: &Value| match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
+            Some(id) => Ok(id),
+            // Some old files write -1 for "none"; guessing would be worse than asking.
+            None => {
+                self.fail(field, format!("expected a token id, found {value}"), "Write an id of 0 or more, or null")
+            }
+        };
+        values.iter().map(id).collect()
+    }
+
+    pub(super) fn one_id(&self, field: &str) -> Result<Option<u32>> {
+        let ids = self.ids(field)?;
+        if ids.len() > 1 {
+            return self.fail(field, format!("expected one token id, found {ids:?}"), "Keep the one that is meant");
+        }
+        Ok(ids.first().copied())
+    }
+
+    pub(super) fn check_architecture(&self) -> Result<()> {
+        let mend = "Use a folder of a Llama language model (LlamaForCausalLM)";
+        match self.get("model_type") {
+            Some(Value::String(kind)) if kind == "llama" => {}
+            Some(other) => return self.fail("model_type", format!("{other} is not supported, only \"llama\""), mend),
+            None => return self.fail("model_type", "the field is missing, so the architecture is unknown", mend),
+        }
+        match self.get("architectures") {
+            None => Ok(()),
+            Some(value) if *value == json!(["LlamaForCausalLM"]) => Ok(()),
+            Some(other) => {
+                self.fail("architectures", format!("{other} is not supported, only [\"LlamaForCausalLM\"]"), mend)
+            }
+        }
+    }
+
+    /// Refuses by name every field that is not known to be harmless.
+    pub(super) fn check_unsupported(&self) -> Result<()> {
+        for (field, value) in self.object {
+            let known = INERT.contains(&field.as_str()) || READ.contains(&field.as_str()) || field.starts_with('_');
+            if known || value.is_null() || field.starts_with("unsloth_") {
+                continue;
+            }
+            // Listed by Qwen-like configurations even where no window is used.
+            let unused_window =
+                field == "sliding_window" && self.object.get("use_sliding_window") == Some(&json!(false));
+            let full_attention = field == "layer_types"
+                && value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "full_attention"));
+            if unused_window || full_attention {
+                continue;
+            }
+            match neutral(field) {
+                Some(neutral) if *value == neutral || same_number(value, &neutral) => {}
+                Some(neutral) => {
+                    return self.fail(field, format!("{value} is not supported, only {neutral}"), "Use another model");
+                }
+                None => {
+                    return self.fail(
+                        field,
+                        format!("{value} is not supported: the field is unknown here and may change the arithmetic"),
+                        "If it changes nothing in the model's arithmetic, remove it from the file",
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rotary base from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
+    pub(super) fn rope_theta(&self) -> Result<f64> {
+        let mut theta = self.get("rope_theta").map(|_| self.positive("rope_theta", 0.0)).transpose()?;
+        for field in ["rope_parameters", "rope_scaling"] {
+            let Some(value) = self.get(field) else { continue };
+            let Value::Object(object) = value else {
+                return self.fail(field, format!("expected an object or null, found {value}"), "Correct it");
+            };
+            for (key, value) in object {
+                let inner = format!("{field}.{key}");
+                match key.as_str() {
+                    "rope_type" | "type" if value == "default" => {}
+                    "rope_type" | "type" => {
+                        return self.fail(
+                            &inner,
+                            format!("{value} is not supported, only \"default\""),
+                            "Use another model",
+                        );
+                    }
+                    "rope_theta" => {
+                        let Some(x) = value.as_f64().filter(|x| x.is_finite() && *x > 0.0) else {
+                            return self.fail(
+                                &inner,
+                                format!("expected a positive number, found {value}"),
+                                "Correct it",
+                            );
+                        };
+                        if theta.is_some_and(|other| other != x) {
+                            return self.fail(&inner, format!("{x} contradicts `rope_theta`"), "Make both the same");
+                        }
+                        theta = Some(x);
+                    }
+                    "partial_rotary_factor" if same_number(value, &json!(1.0)) => {}
+                    _ if value.is_null() => {}
+                    _ => return self.fail(&inner, format!("{value} is not supported"), "Use another model"),
+                }
+            }
+        }
+        Ok(theta.unwrap_or(10_000.0))
+    }
+}
+
+/// 1 and 1.0 are the same setting.
+fn same_number(a: &Value, b: &Value) -> bool {
+    matches!((a.as_f64(), b.as_f64()), (Some(a), Some(b)) if a == b)
+}
