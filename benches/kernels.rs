@@ -48,11 +48,14 @@ fn attention_spec() -> AttentionSpec {
     config().attention()
 }
 
+/// What computes the results.
+type Run<T> = dyn Fn(&mut [T]);
+
 /// A kernel with its inputs, and the buffers that it writes.
 struct Kernel<B: Backend> {
     backend: B,
     results: Vec<B::Buffer>,
-    run: Box<dyn Fn(&mut [B::Buffer])>,
+    run: Box<Run<B::Buffer>>,
 }
 
 impl<B: Backend> Kernel<B> {
@@ -219,8 +222,7 @@ fn token_logp_grad<B: Backend>(b: &B, size: Size) -> Kernel<B> {
 
 fn adamw<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     let n = size.vocab * config().hidden_size;
-    let spec =
-        AdamWSpec { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 3 };
+    let spec = AdamWSpec { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 3 };
     let squares: Vec<f32> = numbers(4, n).iter().map(|x| x * x).collect();
     let (g, clip) = (b.upload(&numbers(1, n)), b.upload(&[2.0, 0.5]));
     let state = vec![b.upload(&numbers(2, n)), b.upload(&numbers(3, n)), b.upload(&squares)];
@@ -252,7 +254,7 @@ fn matrix(x: &[f32], rows: usize) -> ArrayView2<'_, f32> {
 
 /// Compares a product of two views with sums in `f64`, at places all over the result.
 fn validate_product(what: &str, a: ArrayView2<f32>, b: ArrayView2<f32>, got: ArrayView2<f32>) {
-    // The step is prime and divides no size, so the places fall into every row and, in turn, every column.
+    // The step is prime and divides no size, so the places spread over rows and columns alike.
     let places: Vec<(usize, usize)> =
         (0..got.len()).step_by(1009).map(|at| (at / got.ncols(), at % got.ncols())).collect();
     let sum = |&(i, j): &(usize, usize)| -> f64 {

@@ -13,7 +13,6 @@ pub fn settings() -> Criterion {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
-        .configure_from_args()
 }
 
 /// Numbers in [-1, 1), another sequence for every `stream`.

@@ -33,7 +33,8 @@ fn sampling(k: usize, response: usize, vocab: usize) -> SamplingConfig {
 
 fn draw(model: &Transformer<Cpu>, ids: &[u32], k: usize, response: usize) -> Vec<Sample> {
     let config = sampling(k, response, model.config().vocab_size);
-    let mut samples = retriever::sample(model, &[Prompt { index: 0, ids }], &config, &mut NoHooks).expect("a valid prompt");
+    let mut samples =
+        retriever::sample(model, &[Prompt { index: 0, ids }], &config, &mut NoHooks).expect("a valid prompt");
     samples.remove(0)
 }
 

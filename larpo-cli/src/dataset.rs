@@ -216,7 +216,8 @@ impl Source {
                     } else if ids.len() > limits.max_prompt_length {
                         report.leave_out(format!("prompt longer than {} tokens", limits.max_prompt_length));
                     } else if ids.len() + max_new_tokens > positions {
-                        report.leave_out(format!("prompt and {max_new_tokens} new tokens exceed {positions} positions"));
+                        report
+                            .leave_out(format!("prompt and {max_new_tokens} new tokens exceed {positions} positions"));
                     } else {
                         let reference = row.reference.clone();
                         result.push(PromptRow { index: row.index, text: row.prompt.clone(), ids, reference });
@@ -239,7 +240,8 @@ impl Source {
                         continue;
                     }
                     if cut + max_new_tokens > positions {
-                        report.leave_out(format!("prompt and {max_new_tokens} new tokens exceed {positions} positions"));
+                        report
+                            .leave_out(format!("prompt and {max_new_tokens} new tokens exceed {positions} positions"));
                         continue;
                     }
                     result.push(PromptRow {

@@ -74,8 +74,9 @@ impl<B: Backend> Policy<B> {
             true => tokenizer.eos_id().into_iter().collect(),
             false => c.eos_token_ids.clone(),
         };
-        let model =
-            Transformer::from_checkpoint(backend, config, |tensor| files.read_f32(&tensor.name).map(|(_, data)| data).map_err(Error::from))?;
+        let model = Transformer::from_checkpoint(backend, config, |tensor| {
+            files.read_f32(&tensor.name).map(|(_, data)| data).map_err(Error::from)
+        })?;
         Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
     }
 

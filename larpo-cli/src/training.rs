@@ -169,7 +169,7 @@ pub fn sft<B: Backend>(
         let report = trainer.sft_step(&batch, config.micro_batch)?;
         stretch.add(report.loss);
         progress.advance(1);
-        if step % config.logging_steps as u64 == 0 || step == plan.steps {
+        if step.is_multiple_of(config.logging_steps as u64) || step == plan.steps {
             outcome.loss = stretch.take();
             progress.note(format!("loss {:.4}", outcome.loss));
             journal.write(
@@ -181,7 +181,7 @@ pub fn sft<B: Backend>(
             )?;
         }
         if let Some(held_out) = &held_out
-            && (step == plan.steps || held_out.every.is_some_and(|every| step % every as u64 == 0))
+            && (step == plan.steps || held_out.every.is_some_and(|every| step.is_multiple_of(every as u64)))
         {
             let loss = sft_loss(&trainer.model, held_out.rows)?;
             outcome.eval_loss = Some(loss);
@@ -204,7 +204,7 @@ fn checkpoint<B: Backend>(
     journal: &Journal,
 ) -> Result<Trainer<B>> {
     let (Some(every), Some(folder)) = (config.save_steps, &journal.checkpoints) else { return Ok(trainer) };
-    if step % every as u64 != 0 {
+    if !step.is_multiple_of(every as u64) {
         return Ok(trainer);
     }
     let folder = folder.join(format!("checkpoint-{step}"));
@@ -287,7 +287,7 @@ pub fn train_lists<B: Backend>(
             last_quarter.add(report.loss, report.metrics);
         }
         progress.advance(1);
-        if step % config.logging_steps as u64 == 0 || step == plan.steps {
+        if step.is_multiple_of(config.logging_steps as u64) || step == plan.steps {
             let (loss, m) = stretch.take();
             progress.note(format!("loss {loss:.4}, rewards/margins {:.3}", m.reward_chosen - m.reward_rejected));
             journal.write(

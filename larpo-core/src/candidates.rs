@@ -240,8 +240,7 @@ mod tests {
         ];
         let objective = Objective { loss: LossType::Listmle, ties: Ties::Skip, ..Objective::default() };
         let (training, counts) = training_lists(&lists, Select::Full, &objective, 3).expect("finite rewards");
-        let expected =
-            ListCounts { lists: 3, contributing: 1, equal: 1, too_short: 1, candidates: 7, duplicates: 2 };
+        let expected = ListCounts { lists: 3, contributing: 1, equal: 1, too_short: 1, candidates: 7, duplicates: 2 };
         assert_eq!(counts, expected);
         assert_eq!(training[0].responses[0].ids, [2], "best first");
         assert_eq!(training[0].responses[0].sampled, Some(vec![-1.0]));

@@ -73,9 +73,14 @@ impl fmt::Display for Error {
                 "a sequence has {tokens} tokens, the model has positions for {limit}; shorten it or raise max_position_embeddings"
             ),
             Self::TokenId { id, vocab_size } => {
-                write!(f, "token id {id} is outside the model's vocabulary of {vocab_size}; tokenizer and model do not belong together")
+                write!(
+                    f,
+                    "token id {id} is outside the model's vocabulary of {vocab_size}; tokenizer and model do not belong together"
+                )
             }
-            Self::NotFinite { what, at } => write!(f, "{what} is not a finite number at {at}; lower the learning rate or look at the data there"),
+            Self::NotFinite { what, at } => {
+                write!(f, "{what} is not a finite number at {at}; lower the learning rate or look at the data there")
+            }
             Self::Tensor { name, problem } => write!(f, "tensor {name}: {problem}"),
             Self::Proof { proof, found } => write!(f, "step-0 proof failed: {proof}: {found}"),
             Self::Objective(error) => error.fmt(f),

@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod candidates;
+pub mod conformance;
 pub mod cpu;
 mod error;
 pub mod lists;

@@ -238,9 +238,7 @@ impl PreparedLists {
         let lists = &self.lists;
         let targets = |item: usize| lists.target_offsets[item] as usize..lists.target_offsets[item + 1] as usize;
         let gamma: Vec<f64> = (0..lists.items())
-            .map(|item| {
-                lists.beta * targets(item).map(|t| logp[t] - reference[t]).sum::<f64>()
-            })
+            .map(|item| lists.beta * targets(item).map(|t| logp[t] - reference[t]).sum::<f64>())
             .collect();
         let mut loss = vec![0.0; lists.lists()];
         let mut d_gamma = vec![0.0; lists.items()];

@@ -3,10 +3,10 @@
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::lists::RankedLists;
+use crate::model::Transformer;
 use crate::ops;
 use crate::tape::{Gradients, Tape};
 use crate::train::{ListTraining, TrainingList, pack};
-use crate::model::Transformer;
 
 /// Largest difference of a list's loss at γ = 0 from its constant, relative to the constant.
 const LOSS_TOLERANCE: f64 = 1e-5;

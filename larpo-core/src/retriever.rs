@@ -185,7 +185,8 @@ fn sample_batch<B: Backend>(
     let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids).collect();
     // The last token of a response is never fed in.
     let (mut decoder, prompt_logits) = Decoder::prefill(model, &ids, prompts.len() * k, config.max_new_tokens)?;
-    let mut samples = vec![Sample { ids: vec![], logps: vec![], finish_reason: FinishReason::Length }; prompts.len() * k];
+    let mut samples =
+        vec![Sample { ids: vec![], logps: vec![], finish_reason: FinishReason::Length }; prompts.len() * k];
     let mut active: Vec<usize> = (0..samples.len()).collect();
     // Every response of a prompt starts from the same logits.
     let first: Vec<u32> = active.iter().map(|response| (response / k) as u32).collect();

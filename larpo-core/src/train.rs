@@ -241,8 +241,7 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::setting("reference log-probabilities", reference.len(), &expected));
         }
         let rewards: Vec<f64> = lists.iter().flat_map(|l| l.rewards()).collect();
-        let ranked =
-            RankedLists::new(&packed, rewards, settings.objective, settings.beta, 1.0 / all_lists as f64)?;
+        let ranked = RankedLists::new(&packed, rewards, settings.objective, settings.beta, 1.0 / all_lists as f64)?;
         let tape = Tape::new(&b);
         let logp = self.logp(&tape, &packed)?;
         let on_device = b.upload(&reference);

@@ -30,8 +30,7 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     )?;
     eprintln!("data: {report}");
     let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
-    let result =
-        evaluate(&policy, &prompts, &config, &args.sampling.stop, &args.recall_at, &mut reranker, "eval")?;
+    let result = evaluate(&policy, &prompts, &config, &args.sampling.stop, &args.recall_at, &mut reranker, "eval")?;
     let headings = result.recall.iter().map(|(n, _)| format!("Recall@{n}"));
     let mut table = Table::new(["model".into(), "greedy".into()].into_iter().chain(headings));
     let name = args.model.model_name_or_path.display().to_string();

@@ -61,9 +61,8 @@ fn score(row: &KeyedRow, reranker: &mut RuleReranker, path: &Path) -> Result<Vec
     };
     let responses = row.responses.iter().enumerate().map(|(i, text)| Response { text, tokens: tokens(i, text) });
     let query = Query { prompt: &row.prompt, reference: row.reference.as_deref(), responses: responses.collect() };
-    let scores = reranker
-        .score(&query)
-        .map_err(|error| Error::request(format!("{}:{}: {error}", path.display(), row.line)))?;
+    let scores =
+        reranker.score(&query).map_err(|error| Error::request(format!("{}:{}: {error}", path.display(), row.line)))?;
     match scores.iter().all(|s| s.is_finite()) {
         true => Ok(scores),
         false => Err(Error::request(format!("{}:{}: a reward is not a finite number", path.display(), row.line))),

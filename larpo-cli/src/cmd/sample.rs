@@ -20,8 +20,7 @@ const SHOWN_PROMPTS: usize = 10;
 pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let prompts = prompts(args, &policy)?;
-    let config =
-        sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
+    let config = sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
     let lists = candidates(&policy, &prompts, &config, &args.sampling.stop, "sample")?;
     let tokens: usize = lists.iter().flat_map(|l| &l.candidates).map(|c| c.ids.len()).sum();
     let mut summary = json!({
@@ -48,7 +47,11 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
                 for candidate in &list.candidates {
                     let end = candidate.finish_reason.map_or("", |f| f.name());
                     let logp: f64 = candidate.logps.iter().map(|&l| f64::from(l)).sum();
-                    eprintln!("[{} tokens, log p {logp:.1}, {end}]\n{}", candidate.ids.len(), candidate.text.trim_end());
+                    eprintln!(
+                        "[{} tokens, log p {logp:.1}, {end}]\n{}",
+                        candidate.ids.len(),
+                        candidate.text.trim_end()
+                    );
                 }
             }
             if lists.len() > SHOWN_PROMPTS {

@@ -32,11 +32,8 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
     let path = args.output_dir.join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
     let config = LoopConfig::sft(&args.train, args.common.seed);
-    let journal = Journal {
-        label: "sft".into(),
-        log: Some((&mut log, path)),
-        checkpoints: Some(args.output_dir.clone()),
-    };
+    let journal =
+        Journal { label: "sft".into(), log: Some((&mut log, path)), checkpoints: Some(args.output_dir.clone()) };
     let watch = held_out.as_ref().map(|rows| HeldOut { rows, every: args.eval.eval_steps });
     let (policy, outcome) = sft(policy, &rows, config.plan(rows.len()), &config, watch, journal)?;
     policy.save(&args.output_dir)?;

@@ -55,11 +55,8 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
     create(&args.output_dir)?;
     let path = args.output_dir.join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
-    let journal = Journal {
-        label: "train".into(),
-        log: Some((&mut log, path)),
-        checkpoints: Some(args.output_dir.clone()),
-    };
+    let journal =
+        Journal { label: "train".into(), log: Some((&mut log, path)), checkpoints: Some(args.output_dir.clone()) };
     let (policy, outcome) = train_lists(policy, &training, &settings, &config, journal)?;
     policy.save(&args.output_dir)?;
     eprintln!("the model is in {}", args.output_dir.display());
@@ -77,7 +74,10 @@ fn candidate_list<B: Backend>(policy: &Policy<B>, row: &CandidateRow, index: usi
         None => policy.encode_prompt(&row.prompt)?,
     };
     let scores = row.scores().ok_or_else(|| {
-        Error::request(format!("row {}: no `rewards` and no `ranks`; score the file with `larpo rank` first", index + 1))
+        Error::request(format!(
+            "row {}: no `rewards` and no `ranks`; score the file with `larpo rank` first",
+            index + 1
+        ))
     })?;
     let mut candidates = Vec::with_capacity(row.responses.len());
     for (i, text) in row.responses.iter().enumerate() {

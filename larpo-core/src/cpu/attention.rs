@@ -101,7 +101,7 @@ fn heads(x: &[f32], heads: usize, d: usize) -> ArrayView3<'_, f32> {
 }
 
 fn head_of<'a>(x: &ArrayView3<'a, f32>, rows: &std::ops::Range<usize>, head: usize) -> ArrayView2<'a, f32> {
-    x.clone().slice_move(s![rows.clone(), head, ..])
+    (*x).slice_move(s![rows.clone(), head, ..])
 }
 
 /// `scores (rows, keys) = alpha · q · [k_prefix; k_own]ᵀ`.

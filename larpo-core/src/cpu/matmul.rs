@@ -22,7 +22,14 @@ const SKINNY_ROWS: usize = 16;
 
 /// `c = alpha · a·b` or `c += alpha · a·b`, with `a (m, k)`, `b (k, n)`, `c (m, n)`, any strides.
 #[track_caller]
-pub fn matmul(alpha: f32, a: ArrayView2<f32>, b: ArrayView2<f32>, mut c: ArrayViewMut2<f32>, store: Store, on: Threads) {
+pub fn matmul(
+    alpha: f32,
+    a: ArrayView2<f32>,
+    b: ArrayView2<f32>,
+    mut c: ArrayViewMut2<f32>,
+    store: Store,
+    on: Threads,
+) {
     let ((m, k), (k2, n)) = (a.dim(), b.dim());
     assert!(k == k2 && c.dim() == (m, n), "matmul: ({m}, {k}) · ({k2}, {n}) -> {:?}", c.dim());
     if m == 0 || n == 0 {
@@ -82,10 +89,8 @@ fn product(alpha: f32, a: ArrayView2<f32>, b: ArrayView2<f32>, mut c: ArrayViewM
     if on == Threads::One || block == rows {
         return ndarray::linalg::general_mat_mul(alpha, &a, &b, beta, &mut c);
     }
-    let tasks: Vec<_> = a
-        .axis_chunks_iter(ndarray::Axis(0), block)
-        .zip(c.axis_chunks_iter_mut(ndarray::Axis(0), block))
-        .collect();
+    let tasks: Vec<_> =
+        a.axis_chunks_iter(ndarray::Axis(0), block).zip(c.axis_chunks_iter_mut(ndarray::Axis(0), block)).collect();
     par::each(tasks, |(a, mut c)| ndarray::linalg::general_mat_mul(alpha, &a, &b, beta, &mut c));
 }
 

@@ -218,16 +218,10 @@ impl Backend for Cpu {
     ) {
         let r = rows("token_logp", h, w.in_features);
         assert_eq!((lse.len(), logp.len()), (r, target_ids.len()), "token_logp: lse is (rows), logp (targets)");
-        token_logp::token_logp(
-            h.as_slice(),
-            w.data.as_slice(),
-            w.in_features,
-            target_rows,
-            target_ids,
-            logp.as_mut_slice(),
-            lse.as_mut_slice(),
-            self.alloc(token_logp::tile_len(r, w.out_features)).as_mut_slice(),
-        );
+        let head =
+            token_logp::Head { h: h.as_slice(), w: w.data.as_slice(), c: w.in_features, target_rows, target_ids };
+        let mut tile = self.alloc(token_logp::tile_len(r, w.out_features));
+        token_logp::token_logp(head, logp.as_mut_slice(), lse.as_mut_slice(), tile.as_mut_slice());
     }
 
     fn token_logp_grad(
@@ -243,18 +237,12 @@ impl Backend for Cpu {
     ) {
         let r = rows("token_logp_grad", h, w.in_features);
         assert_eq!((lse.len(), d_logp.len()), (r, target_ids.len()), "token_logp_grad: lse (rows), d_logp (targets)");
-        token_logp::token_logp_grad(
-            d_logp.as_slice(),
-            h.as_slice(),
-            w.data.as_slice(),
-            w.in_features,
-            target_rows,
-            target_ids,
-            lse.as_slice(),
-            (d_h.0.as_mut_slice(), d_h.1),
-            d_w.map(|(d, s)| (d.as_mut_slice(), s)),
-            self.alloc(token_logp::tile_len(r, w.out_features)).as_mut_slice(),
-        );
+        let head =
+            token_logp::Head { h: h.as_slice(), w: w.data.as_slice(), c: w.in_features, target_rows, target_ids };
+        let mut tile = self.alloc(token_logp::tile_len(r, w.out_features));
+        let d_h = (d_h.0.as_mut_slice(), d_h.1);
+        let d_w = d_w.map(|(d, s)| (d.as_mut_slice(), s));
+        token_logp::token_logp_grad(d_logp.as_slice(), head, lse.as_slice(), d_h, d_w, tile.as_mut_slice());
     }
 
     fn weighted_sum(&self, x: &Buffer, w: &Buffer, y: &mut Buffer) {
@@ -326,7 +314,7 @@ impl Backend for Cpu {
 
 #[track_caller]
 fn rows(op: &str, x: &Buffer, width: usize) -> usize {
-    assert!(width > 0 && x.len() % width == 0, "{op}: {} floats do not fill rows of {width}", x.len());
+    assert!(width > 0 && x.len().is_multiple_of(width), "{op}: {} floats do not fill rows of {width}", x.len());
     x.len() / width
 }
 

@@ -45,17 +45,19 @@ impl Targets {
     }
 }
 
-/// `h (r, c), w (v, c)`, targets `(row, id)` → `logp (targets)`, `lse (r)`.
-pub fn token_logp(
-    h: &[f32],
-    w: &[f32],
-    c: usize,
-    target_rows: &[u32],
-    target_ids: &[u32],
-    logp: &mut [f32],
-    lse: &mut [f32],
-    tile: &mut [f32],
-) {
+/// The operands of both directions: rows `h (r, c)`, head `w (v, c)`, and targets `(row, id)`.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    pub h: &'a [f32],
+    pub w: &'a [f32],
+    pub c: usize,
+    pub target_rows: &'a [u32],
+    pub target_ids: &'a [u32],
+}
+
+/// → `logp (targets)`, `lse (r)`; `tile` is scratch of [`tile_len`].
+pub fn token_logp(head: Head, logp: &mut [f32], lse: &mut [f32], tile: &mut [f32]) {
+    let Head { h, w, c, target_rows, target_ids } = head;
     let (rows, vocab) = (lse.len(), w.len() / c);
     let targets = Targets::new(rows, target_rows);
     // Running maximum and sum of exponentials of every row.
@@ -101,16 +103,13 @@ pub fn tile_len(rows: usize, vocab: usize) -> usize {
 /// Gradient of [`token_logp`]: d_logit[row][v] = Σ_t d_logp[t]·(1[v = id_t] − p[row][v]) over the row's targets.
 pub fn token_logp_grad(
     d_logp: &[f32],
-    h: &[f32],
-    w: &[f32],
-    c: usize,
-    target_rows: &[u32],
-    target_ids: &[u32],
+    head: Head,
     lse: &[f32],
     d_h: (&mut [f32], Store),
     mut d_w: Option<(&mut [f32], Store)>,
     tile: &mut [f32],
 ) {
+    let Head { h, w, c, target_rows, target_ids } = head;
     let (rows, vocab) = (lse.len(), w.len() / c);
     let targets = Targets::new(rows, target_rows);
     let totals: Vec<f32> = (0..rows).map(|row| targets.of(row).iter().map(|&t| d_logp[t]).sum()).collect();

@@ -82,11 +82,11 @@ impl ModelConfig {
                 return Err(Error::setting(name, value, "at least 1"));
             }
         }
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let expected = format!("a divisor of num_attention_heads ({})", self.num_attention_heads);
             return Err(Error::setting("num_key_value_heads", self.num_key_value_heads, &expected));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(Error::setting("head_dim", self.head_dim, "even, for rotary embeddings (hidden_size / heads)"));
         }
         Ok(())

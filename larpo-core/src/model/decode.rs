@@ -60,7 +60,8 @@ impl<'m, B: Backend> Decoder<'m, B> {
         let batch = model.batch(&packed)?;
         let spec = model.config.attention();
         let rows = packed.rows() + responses * capacity;
-        u32::try_from(rows).map_err(|_| Error::setting("cache rows", rows, "below 2^32; take fewer prompts at once"))?;
+        u32::try_from(rows)
+            .map_err(|_| Error::setting("cache rows", rows, "below 2^32; take fewer prompts at once"))?;
         let slots = b.upload_index(&(0..packed.rows() as u32).collect::<Vec<_>>());
         let mut caches = Vec::with_capacity(model.config.num_hidden_layers);
         let x = model.hidden(&Tape::inference(b), &batch, |_, qkv| {
@@ -78,8 +79,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
         let mut h = b.alloc(prompts.len() * model.config.hidden_size);
         b.gather_rows(x.value(), &b.upload_index(&last), model.config.hidden_size, &mut h);
         let logits = model.logits(h, prompts.len());
-        let decoder =
-            Self { model, caches, prompts: spans, first_response_row: start, capacity: capacity as u32 };
+        let decoder = Self { model, caches, prompts: spans, first_response_row: start, capacity: capacity as u32 };
         Ok((decoder, logits))
     }
 

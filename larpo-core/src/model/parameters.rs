@@ -86,7 +86,13 @@ impl<B: Backend> Builder<B> {
         self.push(name, (1, cols), false, vec![tensor])
     }
 
-    fn push(&mut self, name: String, (rows, cols): (usize, usize), decay: bool, tensors: Vec<CheckpointTensor>) -> usize {
+    fn push(
+        &mut self,
+        name: String,
+        (rows, cols): (usize, usize),
+        decay: bool,
+        tensors: Vec<CheckpointTensor>,
+    ) -> usize {
         let value = Arc::new(self.backend.alloc(rows * cols));
         self.entries.push(Parameter { name, rows, cols, decay, tensors, value });
         self.entries.len() - 1
@@ -99,8 +105,7 @@ impl<B: Backend> Parameters<B> {
         let mut table = Builder { backend: backend.clone(), entries: Vec::new() };
         let (c, spec) = (config.hidden_size, config.attention());
         let kv = spec.kv_heads * spec.head_dim;
-        let embedding =
-            table.matrix("embedding".into(), c, &[("model.embed_tokens.weight".into(), config.vocab_size)]);
+        let embedding = table.matrix("embedding".into(), c, &[("model.embed_tokens.weight".into(), config.vocab_size)]);
         let mut blocks = Vec::new();
         for layer in 0..config.num_hidden_layers {
             let short = |name: &str| format!("layers.{layer}.{name}");

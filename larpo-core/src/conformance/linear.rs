@@ -1,0 +1,230 @@
+//! Products with weights, and gathering of rows.
+
+use super::Operation;
+use super::inputs::{Inputs, Outputs, blank, only};
+use super::memory::{STORES, destination};
+use crate::backend::{Backend, Store, Weight};
+
+/// (rows or ids, rows of the table, channels).
+const TABLES: [(usize, usize, usize); 8] =
+    [(1, 1, 1), (1, 5, 3), (7, 3, 16), (17, 13, 17), (64, 100, 15), (65, 31, 64), (63, 9001, 5), (300, 7, 33)];
+
+/// Rows of a table by ids that repeat.
+#[derive(Clone, Copy, Debug)]
+pub struct Embed {
+    ids: usize,
+    vocab: usize,
+    channels: usize,
+}
+
+impl Operation for Embed {
+    const METHODS: &'static [&'static str] = &["embed", "upload_index"];
+
+    fn cases() -> Vec<Self> {
+        TABLES.map(|(ids, vocab, channels)| Self { ids, vocab, channels }).to_vec()
+    }
+
+    fn flops(&self) -> u64 {
+        0
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let table = x.buffer(b, self.vocab * self.channels, 1.0);
+        let ids = b.upload_index(&x.ids(self.ids, self.vocab));
+        let mut y = blank(b, self.ids * self.channels);
+        b.embed(&table, &ids, self.channels, &mut y);
+        only(b, "y", &y)
+    }
+}
+
+/// The table's gradient: rows of equal ids add up.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbedGrad {
+    ids: usize,
+    vocab: usize,
+    channels: usize,
+    store: Store,
+}
+
+impl Operation for EmbedGrad {
+    const METHODS: &'static [&'static str] = &["embed_grad"];
+
+    fn cases() -> Vec<Self> {
+        let with = |store| TABLES.map(|(ids, vocab, channels)| Self { ids, vocab, channels, store });
+        STORES.into_iter().flat_map(with).collect()
+    }
+
+    fn flops(&self) -> u64 {
+        (self.ids * self.channels) as u64
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let d_y = x.buffer(b, self.ids * self.channels, 1.0);
+        let ids = b.upload_index(&x.ids(self.ids, self.vocab));
+        let mut d_table = destination(x, b, self.vocab * self.channels, self.store);
+        b.embed_grad(&d_y, &ids, self.channels, &mut d_table, self.store);
+        only(b, "d_table", &d_table)
+    }
+}
+
+/// (gathered rows, rows, channels).
+const GATHERED: [(usize, usize, usize); 7] =
+    [(1, 1, 1), (1, 17, 5), (16, 16, 16), (15, 17, 31), (31, 64, 63), (65, 130, 65), (40, 41, 129)];
+
+/// Distinct rows of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct GatherRows {
+    gathered: usize,
+    rows: usize,
+    channels: usize,
+}
+
+impl Operation for GatherRows {
+    const METHODS: &'static [&'static str] = &["gather_rows"];
+
+    fn cases() -> Vec<Self> {
+        GATHERED.map(|(gathered, rows, channels)| Self { gathered, rows, channels }).to_vec()
+    }
+
+    fn flops(&self) -> u64 {
+        0
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let from = x.buffer(b, self.rows * self.channels, 1.0);
+        let rows = b.upload_index(&x.distinct(self.gathered, self.rows));
+        let mut y = blank(b, self.gathered * self.channels);
+        b.gather_rows(&from, &rows, self.channels, &mut y);
+        only(b, "y", &y)
+    }
+}
+
+/// The gradient goes back to the rows it came from; the others get zero or keep theirs.
+#[derive(Clone, Copy, Debug)]
+pub struct GatherRowsGrad {
+    gathered: usize,
+    rows: usize,
+    channels: usize,
+    store: Store,
+}
+
+impl Operation for GatherRowsGrad {
+    const METHODS: &'static [&'static str] = &["gather_rows_grad"];
+
+    fn cases() -> Vec<Self> {
+        let with = |store| GATHERED.map(|(gathered, rows, channels)| Self { gathered, rows, channels, store });
+        STORES.into_iter().flat_map(with).collect()
+    }
+
+    fn flops(&self) -> u64 {
+        0
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let d_y = x.buffer(b, self.gathered * self.channels, 1.0);
+        let rows = b.upload_index(&x.distinct(self.gathered, self.rows));
+        let mut d_x = destination(x, b, self.rows * self.channels, self.store);
+        b.gather_rows_grad(&d_y, &rows, self.channels, &mut d_x, self.store);
+        only(b, "d_x", &d_x)
+    }
+}
+
+/// (rows, in, out): few rows, as in decoding, and many; around tiles of 16 and 64.
+const PRODUCTS: [(usize, usize, usize); 17] = [
+    (1, 1, 1),
+    (1, 64, 64),
+    (1, 97, 300),
+    (2, 3, 5),
+    (4, 65, 127),
+    (10, 128, 257),
+    (15, 17, 16),
+    (16, 16, 17),
+    (17, 65, 63),
+    (63, 31, 65),
+    (64, 64, 64),
+    (65, 128, 129),
+    (130, 67, 193),
+    (257, 1, 13),
+    (31, 509, 1),
+    (3, 257, 301),
+    (11, 300, 500),
+];
+
+/// `x · wᵀ`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    rows: usize,
+    in_features: usize,
+    out_features: usize,
+    store: Store,
+}
+
+impl Operation for Linear {
+    const METHODS: &'static [&'static str] = &["linear"];
+
+    fn cases() -> Vec<Self> {
+        let with =
+            |store| PRODUCTS.map(|(rows, in_features, out_features)| Self { rows, in_features, out_features, store });
+        STORES.into_iter().flat_map(with).collect()
+    }
+
+    fn flops(&self) -> u64 {
+        2 * (self.rows * self.in_features * self.out_features) as u64
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let &Self { rows, in_features, out_features, store } = self;
+        let (input, data) = (x.buffer(b, rows * in_features, 1.0), x.buffer(b, in_features * out_features, 1.0));
+        let mut y = destination(x, b, rows * out_features, store);
+        b.linear(&input, Weight { data: &data, out_features, in_features }, &mut y, store);
+        only(b, "y", &y)
+    }
+}
+
+/// `d_y · w`.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearGradX(Linear);
+
+impl Operation for LinearGradX {
+    const METHODS: &'static [&'static str] = &["linear_grad_x"];
+
+    fn cases() -> Vec<Self> {
+        Linear::cases().into_iter().map(Self).collect()
+    }
+
+    fn flops(&self) -> u64 {
+        self.0.flops()
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let Linear { rows, in_features, out_features, store } = self.0;
+        let (d_y, data) = (x.buffer(b, rows * out_features, 1.0), x.buffer(b, in_features * out_features, 1.0));
+        let mut d_x = destination(x, b, rows * in_features, store);
+        b.linear_grad_x(&d_y, Weight { data: &data, out_features, in_features }, &mut d_x, store);
+        only(b, "d_x", &d_x)
+    }
+}
+
+/// `d_yᵀ · x`.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearGradW(Linear);
+
+impl Operation for LinearGradW {
+    const METHODS: &'static [&'static str] = &["linear_grad_w"];
+
+    fn cases() -> Vec<Self> {
+        Linear::cases().into_iter().map(Self).collect()
+    }
+
+    fn flops(&self) -> u64 {
+        self.0.flops()
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let Linear { rows, in_features, out_features, store } = self.0;
+        let (d_y, input) = (x.buffer(b, rows * out_features, 1.0), x.buffer(b, rows * in_features, 1.0));
+        let mut d_w = destination(x, b, in_features * out_features, store);
+        b.linear_grad_w(&d_y, &input, out_features, in_features, &mut d_w, store);
+        only(b, "d_w", &d_w)
+    }
+}
