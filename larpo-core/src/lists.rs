@@ -63,7 +63,8 @@ impl PackedLists {
         for response in responses {
             let first = self.ids.len() as u32;
             self.push_rows(response, prompt_len);
-            if !response.is_empty() && !(single && prompt_len > 0) {
+            let continues_prompt = single && prompt_len > 0;
+            if !response.is_empty() && !continues_prompt {
                 let prefix_start = if prompt.is_empty() { first } else { start };
                 self.segments.push(Segment {
                     start: first,

@@ -1,6 +1,7 @@
 //! The verbs. Each takes its flags and returns the object that `--json` prints; everything else goes to stderr.
 
 pub mod align;
+pub mod bench;
 pub mod demo;
 pub mod eval;
 pub mod rank;
@@ -28,7 +29,7 @@ pub fn run(cli: &Cli) -> Result<Value> {
         Command::Train(args) => train::run(args, &backend),
         Command::Align(args) => align::run(args, &backend),
         Command::Eval(args) => eval::run(args, &backend),
-        Command::Bench(_) => Err(Error::request("bench: in preparation")),
+        Command::Bench(args) => bench::run(args),
     }
 }
 
