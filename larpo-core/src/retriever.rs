@@ -139,15 +139,17 @@ pub struct NoHooks;
 
 impl SamplingHooks for NoHooks {}
 
-/// Floats of cached keys and values that one batch may take: 256 MiB in single precision.
-const CACHE_FLOATS: usize = 64 << 20;
+/// Floats of cached keys and values that are read from a last-level cache rather than from memory: 16 MiB.
+const CACHED_FLOATS: usize = 4 << 20;
 /// Responses decoded together at most; products gain nothing from more.
 const MAX_ROWS: usize = 512;
 
-/// Prompts decoded together.
+/// Prompts decoded together: as many as keep what a step reads of keys and values below what it reads of weights.
 fn prompts_per_batch<B: Backend>(model: &Transformer<B>, config: &SamplingConfig) -> usize {
-    let layers = model.config().num_hidden_layers * model.config().attention().cache_width();
-    let by_memory = CACHE_FLOATS / (layers * config.max_new_tokens * config.num_generations).max(1);
+    let shape = model.config();
+    let per_token = shape.num_hidden_layers * shape.attention().cache_width();
+    let budget = CACHED_FLOATS.max(shape.parameters() as usize);
+    let by_memory = budget / (per_token * config.max_new_tokens * config.num_generations).max(1);
     by_memory.min(MAX_ROWS / config.num_generations).max(1)
 }
 

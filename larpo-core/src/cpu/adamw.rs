@@ -9,7 +9,10 @@ const BLOCK: usize = 1 << 15;
 /// `Σ x²`, in double precision across blocks.
 pub fn sq_norm(x: &[f32]) -> f64 {
     let parts = par::map(x.chunks(BLOCK).collect(), |block: &[f32]| {
-        simd::dispatch(|| block.chunks(1024).map(|part| f64::from(simd::sum_map(part, |v| v * v))).sum::<f64>())
+        simd::dispatch(
+            #[inline(always)]
+            || block.chunks(1024).map(|part| f64::from(simd::sum_map(part, |v| v * v))).sum::<f64>(),
+        )
     });
     parts.iter().sum()
 }
@@ -34,13 +37,16 @@ pub fn adamw(spec: &AdamWSpec, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut 
         .map(|(((w, g), m), v)| (w, g, m, v))
         .collect();
     par::each(tasks, |(w, g, m, v)| {
-        simd::dispatch(|| {
-            for (((w, &g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-                let g = g * clip;
-                *m = b1 * *m + c1 * g;
-                *v = b2 * *v + c2 * g * g;
-                *w = *w * keep - rate * *m / (v.sqrt() * root + eps);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (((w, &g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+                    let g = g * clip;
+                    *m = b1 * *m + c1 * g;
+                    *v = b2 * *v + c2 * g * g;
+                    *w = *w * keep - rate * *m / (v.sqrt() * root + eps);
+                }
+            },
+        );
     });
 }

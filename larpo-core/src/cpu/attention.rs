@@ -139,16 +139,19 @@ pub fn attention(qkv: &[f32], segments: &[u32], spec: &AttentionSpec, o: &mut [f
             let tile = &mut tile[..rows * keys];
             scores(spec.scale as f32, q.slice(s![block.rows.clone(), ..]), &k, &block, tile);
             let mut sums = [0f32; BLOCK];
-            simd::dispatch(|| {
-                for (i, row) in tile.chunks_exact_mut(keys).enumerate() {
-                    let (seen, hidden) = row.split_at_mut(block.visible(i));
-                    let max = simd::max(seen);
-                    let sum = simd::exp_sum(seen, 1.0, max);
-                    hidden.fill(0.0);
-                    sums[i] = max + sum.ln();
-                    inverse[i] = 1.0 / sum;
-                }
-            });
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (i, row) in tile.chunks_exact_mut(keys).enumerate() {
+                        let (seen, hidden) = row.split_at_mut(block.visible(i));
+                        let max = simd::max(seen);
+                        let sum = simd::exp_sum(seen, 1.0, max);
+                        hidden.fill(0.0);
+                        sums[i] = max + sum.ln();
+                        inverse[i] = 1.0 / sum;
+                    }
+                },
+            );
             let weights = super::matmul::view(tile, rows, keys);
             let mut out = o.slice_mut(s![block.rows.clone(), ..]);
             let mut store = Store::Set;
@@ -213,20 +216,23 @@ pub fn attention_grad(
                 let d_out = d_o.slice(s![block.rows.clone(), ..]);
                 scores(spec.scale as f32, q, &k, &block, weights);
                 scores(1.0, d_out, &v, &block, d_scores);
-                simd::dispatch(|| {
-                    let rows = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys)).enumerate();
-                    for (i, (weights, d_scores)) in rows {
-                        let row = block.rows.start + i;
-                        let delta: f32 = d_o.row(row).iter().zip(o.row(row)).map(|(a, b)| a * b).sum();
-                        let (shift, seen) = (lse[(row, 0)], block.visible(i));
-                        for (w, d) in weights[..seen].iter_mut().zip(&mut d_scores[..seen]) {
-                            *w = simd::exp(*w - shift);
-                            *d = *w * (*d - delta);
+                simd::dispatch(
+                    #[inline(always)]
+                    || {
+                        let rows = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys)).enumerate();
+                        for (i, (weights, d_scores)) in rows {
+                            let row = block.rows.start + i;
+                            let delta: f32 = d_o.row(row).iter().zip(o.row(row)).map(|(a, b)| a * b).sum();
+                            let (shift, seen) = (lse[(row, 0)], block.visible(i));
+                            for (w, d) in weights[..seen].iter_mut().zip(&mut d_scores[..seen]) {
+                                *w = simd::exp(*w - shift);
+                                *d = *w * (*d - delta);
+                            }
+                            weights[seen..].fill(0.0);
+                            d_scores[seen..].fill(0.0);
                         }
-                        weights[seen..].fill(0.0);
-                        d_scores[seen..].fill(0.0);
-                    }
-                });
+                    },
+                );
                 let weights = super::matmul::view(weights, rows, keys);
                 let d_scores = super::matmul::view(d_scores, rows, keys);
                 let scale = spec.scale as f32;

@@ -27,36 +27,39 @@ pub fn decode_attention(qkv: &[f32], cache: &[f32], spans: &[u32], spec: &Attent
     par::each(tasks, |(o, qkv, spans)| {
         let longest = spans.chunks_exact(4).map(|s| (s[1] + s[3]) as usize).max().unwrap_or(0);
         let mut scores = vec![0f32; spec.heads * longest];
-        simd::dispatch(|| {
-            let rows = o.chunks_exact_mut(out_width).zip(qkv.chunks_exact(width)).zip(spans.chunks_exact(4));
-            for ((o, q), span) in rows {
-                let [prompt, prompt_len, own, own_len] = [span[0], span[1], span[2], span[3]].map(|v| v as usize);
-                let total = prompt_len + own_len;
-                let prompt_rows = &cache[prompt * kv..(prompt + prompt_len) * kv];
-                let own_rows = &cache[own * kv..(own + own_len) * kv];
-                for (j, row) in prompt_rows.chunks_exact(kv).chain(own_rows.chunks_exact(kv)).enumerate() {
-                    for (h, q) in q[..out_width].chunks_exact(d).enumerate() {
-                        scores[h * total + j] = simd::dot(q, &row[h / group * d..][..d]) * scale;
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let rows = o.chunks_exact_mut(out_width).zip(qkv.chunks_exact(width)).zip(spans.chunks_exact(4));
+                for ((o, q), span) in rows {
+                    let [prompt, prompt_len, own, own_len] = [span[0], span[1], span[2], span[3]].map(|v| v as usize);
+                    let total = prompt_len + own_len;
+                    let prompt_rows = &cache[prompt * kv..(prompt + prompt_len) * kv];
+                    let own_rows = &cache[own * kv..(own + own_len) * kv];
+                    for (j, row) in prompt_rows.chunks_exact(kv).chain(own_rows.chunks_exact(kv)).enumerate() {
+                        for (h, q) in q[..out_width].chunks_exact(d).enumerate() {
+                            scores[h * total + j] = simd::dot(q, &row[h / group * d..][..d]) * scale;
+                        }
                     }
-                }
-                o.fill(0.0);
-                for scores in scores[..spec.heads * total].chunks_exact_mut(total) {
-                    let max = simd::max(scores);
-                    let inverse = 1.0 / simd::exp_sum(scores, 1.0, max);
-                    for s in scores.iter_mut() {
-                        *s *= inverse;
+                    o.fill(0.0);
+                    for scores in scores[..spec.heads * total].chunks_exact_mut(total) {
+                        let max = simd::max(scores);
+                        let inverse = 1.0 / simd::exp_sum(scores, 1.0, max);
+                        for s in scores.iter_mut() {
+                            *s *= inverse;
+                        }
                     }
-                }
-                for (j, row) in prompt_rows.chunks_exact(kv).chain(own_rows.chunks_exact(kv)).enumerate() {
-                    let values = &row[kv / 2..];
-                    for (h, o) in o.chunks_exact_mut(d).enumerate() {
-                        let weight = scores[h * total + j];
-                        for (o, v) in o.iter_mut().zip(&values[h / group * d..][..d]) {
-                            *o += weight * v;
+                    for (j, row) in prompt_rows.chunks_exact(kv).chain(own_rows.chunks_exact(kv)).enumerate() {
+                        let values = &row[kv / 2..];
+                        for (h, o) in o.chunks_exact_mut(d).enumerate() {
+                            let weight = scores[h * total + j];
+                            for (o, v) in o.iter_mut().zip(&values[h / group * d..][..d]) {
+                                *o += weight * v;
+                            }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }

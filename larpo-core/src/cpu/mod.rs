@@ -88,7 +88,10 @@ impl Backend for Cpu {
             let x = &x[first..first + y.len()];
             match store {
                 Store::Set => y.copy_from_slice(x),
-                Store::Add => simd::dispatch(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x)),
+                Store::Add => simd::dispatch(
+                    #[inline(always)]
+                    || y.iter_mut().zip(x).for_each(|(y, x)| *y += x),
+                ),
             }
         });
     }

@@ -10,17 +10,20 @@ pub fn rope(qkv: &mut [f32], positions: &[u32], table: &[f32], spec: &AttentionS
     let rotated = (spec.heads + spec.kv_heads) * d;
     let sign = if inverse { -1.0 } else { 1.0 };
     par::rows(qkv, width, |first, block| {
-        simd::dispatch(|| {
-            for (row, &position) in block.chunks_exact_mut(width).zip(&positions[first..]) {
-                let (cos, sin) = table[position as usize * d..][..d].split_at(half);
-                for head in row[..rotated].chunks_exact_mut(d) {
-                    let (a, b) = head.split_at_mut(half);
-                    for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                        let s = s * sign;
-                        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (row, &position) in block.chunks_exact_mut(width).zip(&positions[first..]) {
+                    let (cos, sin) = table[position as usize * d..][..d].split_at(half);
+                    for head in row[..rotated].chunks_exact_mut(d) {
+                        let (a, b) = head.split_at_mut(half);
+                        for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                            let s = s * sign;
+                            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }

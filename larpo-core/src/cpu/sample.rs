@@ -9,20 +9,26 @@ pub fn sample(logits: &[f32], vocab: usize, spec: &SamplingSpec, uniform: &[f64]
 }
 
 fn sample_row(logits: &[f32], spec: &SamplingSpec, uniform: f64) -> Draw {
-    let (max, lse) = simd::dispatch(|| {
-        let max = simd::max(logits);
-        (max, max + simd::sum_exp(logits, max).ln())
-    });
+    let (max, lse) = simd::dispatch(
+        #[inline(always)]
+        || {
+            let max = simd::max(logits);
+            (max, max + simd::sum_exp(logits, max).ln())
+        },
+    );
     let allowed = &logits[..spec.vocab_limit.min(logits.len())];
     let id = if spec.temperature == 0.0 {
         argmax(allowed)
     } else {
         let scale = (1.0 / spec.temperature) as f32;
         let mut weights = allowed.to_vec();
-        simd::dispatch(|| {
-            let top = simd::max(&weights);
-            simd::exp_sum(&mut weights, scale, top * scale)
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let top = simd::max(&weights);
+                simd::exp_sum(&mut weights, scale, top * scale)
+            },
+        );
         debug_assert!(max.is_finite());
         truncate(&mut weights, spec);
         draw(&weights, uniform)

@@ -1,7 +1,8 @@
 //! Vector arithmetic without intrinsics: slice loops that the compiler vectorises, compiled once per instruction set.
 //!
 //! [`dispatch`] runs a closure in a copy compiled for the widest instructions the machine has (AVX-512, AVX2+FMA, NEON or
-//! the baseline), chosen at run time. What it calls must be `#[inline(always)]`, so that it becomes part of that copy.
+//! the baseline), chosen at run time. The closure itself and what it calls must be `#[inline(always)]`, so that they become
+//! part of that copy; otherwise they are compiled for the baseline alone.
 
 use pulp::{Arch, Simd, WithSimd};
 

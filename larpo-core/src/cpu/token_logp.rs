@@ -70,13 +70,16 @@ pub fn token_logp(head: Head, logp: &mut [f32], lse: &mut [f32], tile: &mut [f32
         let per_task = par::rows_per_task(rows, width, par::MIN_TASK);
         let tasks: Vec<_> = tile.chunks(per_task * width).zip(running.chunks_mut(per_task)).collect();
         par::each(tasks, |(tile, running)| {
-            simd::dispatch(|| {
-                for (row, (max, sum)) in tile.chunks_exact(width).zip(running) {
-                    let new = simd::max(row).max(*max);
-                    *sum = *sum * simd::exp(*max - new) + simd::sum_exp(row, new);
-                    *max = new;
-                }
-            });
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (row, (max, sum)) in tile.chunks_exact(width).zip(running) {
+                        let new = simd::max(row).max(*max);
+                        *sum = *sum * simd::exp(*max - new) + simd::sum_exp(row, new);
+                        *max = new;
+                    }
+                },
+            );
         });
         for (row, logits) in tile.chunks_exact(width).enumerate() {
             for &t in targets.of(row) {
@@ -120,14 +123,17 @@ pub fn token_logp_grad(
         let block = view(&w[first * c..(first + width) * c], width, c);
         matmul(1.0, view(h, rows, c), block.t(), view_mut(tile, rows, width), Store::Set, Threads::All);
         par::rows(tile, width, |start, tile| {
-            simd::dispatch(|| {
-                for (i, logits) in tile.chunks_exact_mut(width).enumerate() {
-                    let (total, lse) = (totals[start + i], lse[start + i]);
-                    for x in logits.iter_mut() {
-                        *x = -total * simd::exp(*x - lse);
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (i, logits) in tile.chunks_exact_mut(width).enumerate() {
+                        let (total, lse) = (totals[start + i], lse[start + i]);
+                        for x in logits.iter_mut() {
+                            *x = -total * simd::exp(*x - lse);
+                        }
                     }
-                }
-            });
+                },
+            );
             for (i, logits) in tile.chunks_exact_mut(width).enumerate() {
                 for &t in targets.of(start + i) {
                     let id = target_ids[t] as usize;
