@@ -219,7 +219,8 @@ impl Source {
                         report
                             .leave_out(format!("prompt and {max_new_tokens} new tokens exceed {positions} positions"));
                     } else {
-                        let reference = row.reference.clone();
+                        // A row with a worked solution and nothing else to compare with is its own reference.
+                        let reference = row.reference.clone().or_else(|| row.completion.clone());
                         result.push(PromptRow { index: row.index, text: row.prompt.clone(), ids, reference });
                     }
                 }

@@ -25,7 +25,7 @@ pub struct LoopConfig {
     pub accumulation: usize,
     /// Passes over the data.
     pub epochs: f64,
-    /// Most updates.
+    /// Exactly so many updates instead.
     pub max_steps: Option<u64>,
     /// Updates between lines of the log.
     pub logging_steps: usize,
@@ -251,6 +251,9 @@ pub fn sft_loss<B: Backend>(model: &Transformer<B>, rows: &[SftRow]) -> Result<f
     }
 }
 
+/// Nats per response by which the winners' log-probabilities may fall before it is worth a warning.
+const NOTABLE_FALL: f64 = 0.1;
+
 /// What list training ends with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ListOutcome {
@@ -301,11 +304,13 @@ pub fn train_lists<B: Backend>(
     }
     progress.finish();
     let (loss, metrics) = last_quarter.take();
-    if metrics.reward_chosen < 0.0 {
+    let winners = metrics.reward_chosen / settings.beta;
+    if winners < -NOTABLE_FALL {
         eprintln!(
-            "warning: the winners' log-probabilities fell below the reference's (rewards/chosen {:.3} over the last \
-             quarter of the updates); a lower --learning_rate or an NLL term (--sft_weight) holds them up",
-            metrics.reward_chosen
+            "warning: the winners' log-probabilities fell by {:.2} nats a response below the reference's (rewards/chosen \
+             {:.4} over the last quarter of the updates); a lower --learning_rate or an NLL term (--sft_weight) holds \
+             them up",
+            -winners, metrics.reward_chosen
         );
     }
     let outcome = ListOutcome { steps: plan.steps, loss, metrics };

@@ -417,16 +417,12 @@ pub struct BatchPlan {
 }
 
 impl BatchPlan {
-    /// `epochs` passes over `items`, or `max_steps` steps where that is less; the last batch of an epoch may be smaller.
+    /// `epochs` passes over `items`; with `max_steps` exactly that many steps instead, however many passes that takes.
+    /// The last batch of an epoch may be smaller.
     pub fn new(items: usize, batch: usize, epochs: f64, max_steps: Option<u64>, seed: u64, stream: u64) -> Self {
         let batch = batch.max(1);
-        let steps = (epochs * items.div_ceil(batch) as f64).ceil() as u64;
-        Self { items, batch, steps: steps.min(max_steps.unwrap_or(u64::MAX)), seed, stream }
-    }
-
-    /// Exactly `steps` steps, however many passes that takes.
-    pub fn with_steps(items: usize, batch: usize, steps: u64, seed: u64, stream: u64) -> Self {
-        Self { items, batch: batch.max(1), steps, seed, stream }
+        let steps = max_steps.unwrap_or_else(|| (epochs * items.div_ceil(batch) as f64).ceil() as u64);
+        Self { items, batch, steps, seed, stream }
     }
 
     /// Batches of item numbers, in order of the steps.
@@ -458,7 +454,7 @@ mod tests {
         }
         assert_ne!(batches[0], batches[3], "epochs are shuffled differently");
         assert_eq!(BatchPlan::new(10, 4, 2.0, Some(5), 1, 0).batches().count(), 5);
-        assert_eq!(BatchPlan::with_steps(10, 4, 9, 1, 0).batches().count(), 9);
+        assert_eq!(BatchPlan::new(10, 4, 2.0, Some(9), 1, 0).batches().count(), 9);
         assert_eq!(BatchPlan::new(0, 4, 2.0, None, 1, 0).batches().count(), 0);
     }
 }

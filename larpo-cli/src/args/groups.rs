@@ -88,7 +88,8 @@ pub struct TrainArgs {
     /// Passes over the data; for align, over the lists of each iteration
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = positive)]
     pub num_train_epochs: f64,
-    /// Updates after which to stop, for align in each iteration; -1 means no limit
+    /// Exactly so many updates, for align in each iteration, instead of num_train_epochs; -1: as many as
+    /// the epochs take
     #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true,
           value_parser = step_limit)]
     pub max_steps: i64,

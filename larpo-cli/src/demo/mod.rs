@@ -109,7 +109,7 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
     let rows = sft_rows(&init, &corpus)?;
     let training = |steps, rate, stream| {
         let config = sft_loop(recipe, rate, seed);
-        (BatchPlan::with_steps(rows.len(), recipe.sft_batch, steps, seed, stream), config)
+        (BatchPlan::new(rows.len(), recipe.sft_batch, 1.0, Some(steps), seed, stream), config)
     };
     let (plan, config) = training(recipe.sft_steps(), recipe.sft_rate, 0);
     let (policy, _) = sft(init, &rows, plan, &config, None, Journal::bar("sft"))?;
