@@ -1,0 +1,333 @@
+//! The verbs as a user calls them, on a tiny model: what they leave behind, that the same seed gives the same files, and
+//! that bad input is named.
+
+use larpo_cli::{args, cmd};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A folder that is removed at the end of the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("larpo-verbs-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, rows: &[Value]) -> String {
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        fs::write(self.0.join(name), text).expect("a row file");
+        self.path(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn larpo(words: &[&str]) -> Result<Value, String> {
+    let line = std::iter::once("larpo").chain(words.iter().copied()).map(Into::into);
+    let cli = args::parse(line.collect::<Vec<std::ffi::OsString>>()).map_err(|e| e.to_string())?;
+    cmd::run(&cli).map_err(|e| e.to_string())
+}
+
+fn additions() -> Vec<Value> {
+    let pair = |(a, b)| json!({ "prompt": format!("{a}+{b}\n"), "completion": format!("#### {}", a + b) });
+    (1..8).flat_map(|a| (1..6).map(move |b| (a, b))).map(pair).collect()
+}
+
+/// A tiny model fine-tuned on additions; its folder.
+fn tiny(folder: &Folder) -> (String, String) {
+    let data = folder.write("rows.jsonl", &additions());
+    let model = folder.path("model");
+    larpo(&[
+        "sft",
+        "--dataset_name",
+        &data,
+        "--output_dir",
+        &model,
+        "--tokenizer",
+        "char",
+        "--hidden_size",
+        "16",
+        "--num_hidden_layers",
+        "2",
+        "--num_attention_heads",
+        "2",
+        "--num_key_value_heads",
+        "1",
+        "--max_steps",
+        "30",
+        "--learning_rate",
+        "1e-2",
+        "--validation_fraction",
+        "0.2",
+        "--max_position_embeddings",
+        "48",
+    ])
+    .expect("sft");
+    (data, model)
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path.as_ref()).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
+}
+
+#[test]
+fn align_leaves_its_iterations_and_repeats_itself() {
+    let folder = Folder::new("align");
+    let (data, model) = tiny(&folder);
+    let run = |name: &str, extra: &[&str]| {
+        let out = folder.path(name);
+        let words = [
+            &[
+                "align",
+                "--model_name_or_path",
+                &model,
+                "--dataset_name",
+                &data,
+                "--output_dir",
+                &out,
+                "--iterations",
+                "2",
+                "--prompts_per_iteration",
+                "12",
+                "--k",
+                "6",
+                "--max_new_tokens",
+                "8",
+                "--temperature",
+                "1.0,0.7",
+                "--reward_funcs",
+                "length:target=3,regex:pattern=####",
+                "--reward_weights",
+                "0.1,1",
+            ],
+            extra,
+        ]
+        .concat();
+        larpo(&words).expect("align")
+    };
+    let first = run("a", &[]);
+    run("b", &[]);
+    for n in [1, 2] {
+        for file in ["candidates.jsonl", "metrics.jsonl", "manifest.json", "model/config.json"] {
+            let name = format!("iteration-{n}/{file}");
+            assert_eq!(read(folder.0.join("a").join(&name)), read(folder.0.join("b").join(&name)), "{name}");
+        }
+    }
+    let weights = |run: &str| fs::read(folder.0.join(run).join("model.safetensors")).expect("weights");
+    assert_eq!(weights("a"), weights("b"));
+    run("c", &["--seed", "2"]);
+    assert_ne!(weights("a"), weights("c"));
+    run("d", &["--memory", "none", "--reference", "initial", "--loss_type", "listmle", "--ties", "share"]);
+    assert_ne!(weights("a"), weights("d"));
+
+    let rows: Vec<Value> = read(folder.0.join("a/iteration-2/candidates.jsonl"))
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a JSON row"))
+        .collect();
+    assert_eq!(rows.len(), 12);
+    for row in &rows {
+        let rewards: Vec<f64> = row["rewards"].as_array().expect("rewards").iter().filter_map(Value::as_f64).collect();
+        assert!(rewards.windows(2).all(|w| w[0] >= w[1]), "best first: {rewards:?}");
+        for key in ["responses", "iteration", "temperature", "seed", "finish_reason", "token_ids", "logps"] {
+            assert_eq!(row[key].as_array().map(Vec::len), Some(6), "{key}");
+        }
+        assert_eq!(row["iteration"][0], json!(2));
+        let same_length =
+            |i: usize| row["token_ids"][i].as_array().map(Vec::len) == row["logps"][i].as_array().map(Vec::len);
+        assert!((0..6).all(same_length), "one log-probability a token");
+    }
+    let metrics: Value =
+        serde_json::from_str(read(folder.0.join("a/iteration-1/metrics.jsonl")).lines().last().expect("a line"))
+            .expect("a JSON row");
+    for key in [
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+        "grad_norm",
+        "learning_rate",
+        "rank/ndcg",
+        "rank/kendall_tau",
+        "kl",
+    ] {
+        assert!(metrics[key].is_number(), "{key} in {metrics}");
+    }
+    let proofs = &first["iterations"][0]["proofs"];
+    assert!(proofs["constant_lists"].as_u64().is_some_and(|n| n > 0), "{proofs}");
+    assert!(proofs["logp_difference_max"].as_f64().is_some_and(|d| d <= 1e-4), "{proofs}");
+}
+
+#[test]
+fn an_iteration_without_a_list_keeps_the_policy() {
+    let folder = Folder::new("equal");
+    let (data, model) = tiny(&folder);
+    let out = folder.path("out");
+    let result = larpo(&[
+        "align",
+        "--model_name_or_path",
+        &model,
+        "--dataset_name",
+        &data,
+        "--output_dir",
+        &out,
+        "--iterations",
+        "1",
+        "--prompts_per_iteration",
+        "4",
+        "--k",
+        "3",
+        "--max_new_tokens",
+        "4",
+        "--reward_funcs",
+        "regex:pattern=never",
+    ])
+    .expect("align");
+    assert_eq!(result["iterations"][0]["lists"]["contributing"], json!(0));
+    let weights = |dir: &str| fs::read(Path::new(dir).join("model.safetensors")).expect("weights");
+    assert_eq!(weights(&model), weights(&out));
+}
+
+#[test]
+fn stop_strings_keep_their_tokens_and_trim_the_text() {
+    let folder = Folder::new("stop");
+    let (data, model) = tiny(&folder);
+    let out = folder.path("out");
+    larpo(&[
+        "sample",
+        "--model_name_or_path",
+        &model,
+        "--dataset_name",
+        &data,
+        "--output_dir",
+        &out,
+        "--max_samples",
+        "5",
+        "--k",
+        "4",
+        "--max_new_tokens",
+        "12",
+        "--stop",
+        "##",
+    ])
+    .expect("sample");
+    let mut stopped = 0;
+    for line in read(folder.0.join("out/candidates.jsonl")).lines() {
+        let row: Value = serde_json::from_str(line).expect("a JSON row");
+        for (i, reason) in row["finish_reason"].as_array().expect("reasons").iter().enumerate() {
+            let text = row["responses"][i].as_str().expect("a text");
+            assert!(!text.contains("##"), "{text:?}");
+            if reason == "stop_string" {
+                stopped += 1;
+                let ids = row["token_ids"][i].as_array().map_or(0, Vec::len);
+                assert_eq!(ids, text.chars().count() + 2, "the two characters of the stop string stay in the ids");
+            }
+        }
+    }
+    assert!(stopped > 0, "a model that learned #### runs into the stop string");
+}
+
+#[test]
+fn fine_tuning_on_text_scores_every_window_and_leaves_checkpoints() {
+    let folder = Folder::new("text");
+    let text: String = (0..200).map(|i| format!("line {i} of a text\n")).collect();
+    fs::write(folder.0.join("text.txt"), &text).expect("a text");
+    let out = folder.path("out");
+    let result = larpo(&[
+        "sft",
+        "--dataset_name",
+        &folder.path("text.txt"),
+        "--output_dir",
+        &out,
+        "--tokenizer",
+        "char",
+        "--hidden_size",
+        "16",
+        "--num_hidden_layers",
+        "1",
+        "--num_attention_heads",
+        "2",
+        "--max_length",
+        "33",
+        "--max_steps",
+        "40",
+        "--validation_fraction",
+        "0.1",
+        "--eval_steps",
+        "20",
+        "--save_steps",
+        "20",
+        "--learning_rate",
+        "1e-2",
+    ])
+    .expect("sft");
+    // Uniform guessing over the characters would give ln(characters).
+    let characters = text.chars().collect::<std::collections::HashSet<_>>().len() as f64;
+    assert!(result["eval_loss"].as_f64().is_some_and(|loss| loss < characters.ln()), "{result}");
+    let checkpoint = folder.0.join("out/checkpoint-20");
+    let state = larpo_cli::training::load_trainer_state(&checkpoint).expect("the trainer state");
+    assert_eq!((state.step, state.total_steps), (20, 40));
+    assert!(checkpoint.join("model.safetensors").is_file());
+}
+
+#[test]
+fn recall_and_rewards_are_reported_with_their_errors() {
+    let folder = Folder::new("eval");
+    let (data, model) = tiny(&folder);
+    let result = larpo(&[
+        "eval",
+        "--model_name_or_path",
+        &model,
+        "--dataset_name",
+        &data,
+        "--max_samples",
+        "8",
+        "--recall_at",
+        "1,3",
+        "--k",
+        "5",
+        "--max_new_tokens",
+        "8",
+        "--reward_funcs",
+        "regex:pattern=#",
+    ])
+    .expect("eval");
+    let recall = |n: &str| result["recall"][n].as_f64().expect("a recall");
+    assert!(recall("1") <= recall("3") && recall("3") <= 1.0);
+    assert_eq!(result["prompts"], json!(8));
+    assert!(result["sample_reward"]["mean"].is_number());
+}
+
+#[test]
+fn bad_input_is_named() {
+    let folder = Folder::new("errors");
+    let (data, model) = tiny(&folder);
+    let lists = folder.write("lists.jsonl", &[json!({ "prompt": "1+1\n", "responses": ["#### 2", "#### 3"] })]);
+    let train = |file: &str| {
+        larpo(&["train", "--model_name_or_path", &model, "--dataset_name", file, "--output_dir", &folder.path("o")])
+    };
+    assert!(train(&lists).expect_err("no rewards").contains("larpo rank"));
+    let equal = folder
+        .write("equal.jsonl", &[json!({ "prompt": "1+1\n", "responses": ["#### 2", "#### 3"], "rewards": [1, 1] })]);
+    assert!(train(&equal).expect_err("equal rewards").contains("no list contributes"));
+    let short = larpo(&["eval", "--model_name_or_path", &model, "--dataset_name", &data, "--max_new_tokens", "500"]);
+    assert!(short.expect_err("too long for the model").contains("48 positions"));
+    let unknown = folder.write("other.jsonl", &[json!({ "prompt": "Ω", "completion": "1" })]);
+    let sample =
+        larpo(&["sample", "--model_name_or_path", &model, "--dataset_name", &unknown, "--max_new_tokens", "4"]);
+    assert!(sample.expect_err("no token for Ω").contains('Ω'));
+}

@@ -1,0 +1,160 @@
+//! Optimizer steps: accumulation equals one big batch, and a suspended trainer goes on as if nothing had happened.
+
+use larpo_core::backend::Backend;
+use larpo_core::cpu::Cpu;
+use larpo_core::model::{ModelConfig, Transformer};
+use larpo_core::objective::{LossType, Objective, Ties};
+use larpo_core::optim::{OptimizerConfig, Schedule};
+use larpo_core::reference::Reference;
+use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
+
+fn config() -> ModelConfig {
+    ModelConfig { initializer_range: 0.3, ..ModelConfig::new(16, 24, 2, 4, 2, 29) }
+}
+
+fn optimizer() -> OptimizerConfig {
+    OptimizerConfig {
+        learning_rate: 1e-2,
+        weight_decay: 0.1,
+        schedule: Schedule::Cosine,
+        warmup_ratio: 0.2,
+        ..OptimizerConfig::default()
+    }
+}
+
+fn ids(seed: u32, len: usize) -> Vec<u32> {
+    (0..len as u32).map(|i| (seed * 7919 + i * 104_729 + i * i * 31) % 29).collect()
+}
+
+/// Ragged rows: lengths differ, so a mean over micro-batches would not be the mean over tokens.
+fn rows() -> Vec<SftRow> {
+    (0..7)
+        .map(|i| SftRow { prompt: ids(i, 1 + i as usize % 3), response: ids(i + 50, 1 + (i as usize * 5) % 9) })
+        .collect()
+}
+
+/// Ragged lists with ties, references filled in by `model`.
+fn lists<B: Backend>(model: &Transformer<B>) -> Vec<TrainingList> {
+    let response = |i: u32, j: u32| TrainingResponse {
+        ids: ids(100 + i * 10 + j, 1 + ((i + 2 * j) % 5) as usize),
+        reward: f64::from((i + j) % 3),
+        reference: Vec::new(),
+        sampled: None,
+    };
+    let list = |i: u32| TrainingList {
+        prompt: ids(i, 1 + i as usize % 4),
+        responses: (0..2 + i % 4).map(|j| response(i, j)).collect(),
+    };
+    let mut lists: Vec<_> = (0..6).map(list).collect();
+    fill_references(model, &mut lists, false).expect("references");
+    lists
+}
+
+fn settings() -> ListTraining {
+    let objective = Objective { loss: LossType::Listmle, ties: Ties::Skip, ..Objective::default() };
+    ListTraining { objective, beta: 0.5, sft_weight: 0.3 }
+}
+
+fn weights<B: Backend>(model: &Transformer<B>) -> Vec<f64> {
+    (0..model.parameters().len()).flat_map(|i| model.backend().read(model.parameters().value(i))).collect()
+}
+
+fn assert_close(a: &[f64], b: &[f64], tolerance: f64) {
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() <= tolerance, "{a} and {b}");
+    }
+}
+
+/// Gradients of one step in micro-batches of `micro`.
+fn gradients<B: Backend>(backend: &B, micro: usize, on_lists: bool) -> (f64, Vec<f64>) {
+    let model = Transformer::random(backend, config(), 5).expect("a model");
+    let reference = Transformer::random(backend, config(), 6).expect("a model");
+    let lists = lists(&reference);
+    let rows = rows();
+    let mut trainer = Trainer::new(model, optimizer(), 10);
+    let loss = match on_lists {
+        true => trainer.list_step(&settings(), &lists.iter().collect::<Vec<_>>(), micro).expect("a step").loss,
+        false => trainer.sft_step(&rows.iter().collect::<Vec<_>>(), micro).expect("a step").loss,
+    };
+    let read = |i| backend.read(trainer.gradients().get(i).expect("a gradient"));
+    (loss, (0..trainer.model.parameters().len()).flat_map(read).collect())
+}
+
+#[test]
+fn accumulation_equals_one_big_batch() {
+    for on_lists in [false, true] {
+        let (whole_loss, whole) = gradients(&Reference, 100, on_lists);
+        for micro in [1, 2, 3] {
+            let (loss, parts) = gradients(&Reference, micro, on_lists);
+            assert!((loss - whole_loss).abs() < 1e-6, "{loss} and {whole_loss}");
+            // The weights of single tokens are uploaded in single precision.
+            assert_close(&parts, &whole, 1e-7);
+        }
+    }
+}
+
+#[test]
+fn a_suspended_trainer_goes_on_bit_for_bit() {
+    let backend = Cpu::new();
+    let lists = lists(&Transformer::random(&backend, config(), 6).expect("a model"));
+    let batch: Vec<&TrainingList> = lists.iter().collect();
+    let start = || Trainer::new(Transformer::random(&backend, config(), 5).expect("a model"), optimizer(), 6);
+    let mut straight = start();
+    for _ in 0..6 {
+        straight.list_step(&settings(), &batch, 2).expect("a step");
+    }
+    let mut broken = start();
+    for step in 0..6 {
+        if step == 3 {
+            let (model, state) = broken.suspend();
+            let text = serde_json::to_string(&state).expect("a state can be written");
+            broken = Trainer::resume(model, serde_json::from_str(&text).expect("and read")).expect("the same model");
+        }
+        broken.list_step(&settings(), &batch, 2).expect("a step");
+    }
+    assert_eq!(weights(&straight.model), weights(&broken.model));
+}
+
+#[test]
+fn a_state_of_another_model_is_refused() {
+    let backend = Cpu::new();
+    let (_, mut state) =
+        Trainer::new(Transformer::random(&backend, config(), 5).expect("a model"), optimizer(), 6).suspend();
+    state.moments[0] = Some((vec![0.0; 3], vec![0.0; 3]));
+    let model = Transformer::random(&backend, config(), 5).expect("a model");
+    assert!(Trainer::resume(model, state).is_err());
+}
+
+#[test]
+fn list_training_raises_the_winner_over_the_others() {
+    let backend = Cpu::new();
+    let model = Transformer::random(&backend, config(), 5).expect("a model");
+    let lists = lists(&model);
+    let batch: Vec<&TrainingList> = lists.iter().filter(|l| l.responses.len() > 2).collect();
+    let mut trainer = Trainer::new(model, OptimizerConfig { schedule: Schedule::Constant, ..optimizer() }, 30);
+    let settings = ListTraining { sft_weight: 0.0, ..settings() };
+    let first = trainer.list_step(&settings, &batch, 8).expect("a step");
+    assert_eq!(first.metrics.reward_chosen, 0.0, "γ is 0 where policy and reference are the same");
+    let mut last = first;
+    for _ in 0..29 {
+        last = trainer.list_step(&settings, &batch, 8).expect("a step");
+    }
+    assert!(last.loss < 0.5 * first.loss, "{} after {}", last.loss, first.loss);
+    assert!(last.metrics.reward_accuracy > 0.9, "{:?}", last.metrics);
+}
+
+#[test]
+fn what_cannot_be_trained_on_is_refused() {
+    let backend = Cpu::new();
+    let mut trainer = Trainer::new(Transformer::random(&backend, config(), 5).expect("a model"), optimizer(), 6);
+    assert!(trainer.list_step(&settings(), &[], 1).is_err(), "no lists");
+    let nothing = SftRow { prompt: vec![], response: vec![3] };
+    assert!(trainer.sft_step(&[&nothing], 1).is_err(), "no token is predicted");
+    let outside = SftRow { prompt: vec![1], response: vec![29] };
+    let error = trainer.sft_step(&[&outside], 1).expect_err("an id outside the vocabulary");
+    assert!(error.to_string().contains("29"), "{error}");
+    let mut list = lists(&trainer.model).remove(0);
+    list.responses[0].reference.pop();
+    assert!(trainer.list_step(&settings(), &[&list], 1).is_err(), "a reference of the wrong length");
+}
