@@ -1,4 +1,4 @@
-//! in preparation
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 

@@ -18,9 +18,9 @@ pub fn run<B: Backend>(args: &DemoArgs, backend: &B) -> Result<Value> {
     eprintln!(
         "The aligned model is in {folder}, a Hugging Face folder. Next:\n  \
          larpo sample --model_name_or_path {folder} --dataset_name {folder}/held_out.jsonl --max_samples 3 --k 4\n  \
-         larpo eval --model_name_or_path {folder} --dataset_name {folder}/held_out.jsonl --max_new_tokens 64\n  \
+         larpo eval --model_name_or_path {folder} --dataset_name {folder}/held_out.jsonl --max_new_tokens 48\n  \
          larpo align --model_name_or_path {folder} --dataset_name {folder}/prompts.jsonl --output_dir {folder}-2 \
-         --max_new_tokens 64"
+         --max_new_tokens 48"
     );
     Ok(outcome.json())
 }

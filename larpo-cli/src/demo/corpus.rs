@@ -12,7 +12,7 @@
 use std::collections::HashSet;
 
 /// Share of careless rows among two-step problems.
-pub const CARELESS_TWO_STEPS: f64 = 0.45;
+pub const CARELESS_TWO_STEPS: f64 = 0.40;
 /// Share of careless rows among three-step problems.
 pub const CARELESS_THREE_STEPS: f64 = 0.70;
 /// How often a careless answer is right all the same.

@@ -114,6 +114,8 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
     let (plan, config) = training(recipe.sft_steps(), recipe.sft_rate, 0);
     let (policy, _) = sft(init, &rows, plan, &config, None, Journal::bar("sft"))?;
     let sft_policy = policy.duplicate()?;
+    // Kept so that the loop can be tried again from here with other settings.
+    policy.save(&folder.join("sft"))?;
     let sft_evaluation = evaluation(&policy, "sft")?;
 
     let prompts = prompt_rows(&policy, &corpus.prompts)?;
@@ -176,7 +178,7 @@ fn align_config<B: Backend>(recipe: &Recipe, policy: &Policy<B>, seed: u64) -> A
     AlignConfig {
         iterations: recipe.iterations,
         prompts_per_iteration: recipe.prompts_per_iteration,
-        memory: Memory::None,
+        memory: Memory::All,
         reference: Reference::Previous,
         sampling: sampling(recipe, policy, recipe.num_generations, seed),
         temperatures: vec![1.0],

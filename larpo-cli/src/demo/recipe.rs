@@ -57,37 +57,37 @@ impl Recipe {
             sft_rows: 10_000,
             held_out: 500,
             vocabulary: 512,
-            hidden_size: 128,
-            intermediate_size: 384,
-            layers: 4,
+            hidden_size: 96,
+            intermediate_size: 256,
+            layers: 3,
             heads: 4,
-            sft_epochs: 6,
-            sft_batch: 32,
-            sft_rate: 2e-3,
-            more_steps: 300,
+            sft_epochs: 4,
+            sft_batch: 12,
+            sft_rate: 1.5e-3,
+            more_steps: 700,
             more_rate: 5e-4,
             iterations: 3,
-            prompts_per_iteration: 500,
+            prompts_per_iteration: 256,
             num_generations: 10,
-            max_new_tokens: 64,
-            loss: LossType::Contrastive,
-            select: Select::TopBottom { top: 1, bottom: 3 },
+            max_new_tokens: 48,
+            loss: LossType::Lambdarank,
+            select: Select::TopBottom { top: 2, bottom: 2 },
             sft_weight: 0.0,
             align_batch: 16,
-            align_rate: 1e-4,
+            align_rate: 5e-5,
         }
     }
 
     /// The same path in seconds, for a check that everything works; its numbers mean little.
     pub fn quick() -> Self {
         Self {
-            sft_rows: 1000,
-            held_out: 50,
+            sft_rows: 1200,
+            held_out: 40,
             sft_epochs: 2,
             more_steps: 20,
-            prompts_per_iteration: 40,
+            prompts_per_iteration: 32,
             hidden_size: 64,
-            intermediate_size: 192,
+            intermediate_size: 160,
             ..Self::full()
         }
     }

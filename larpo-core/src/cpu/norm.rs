@@ -65,7 +65,7 @@ pub fn rms_norm_grad(
                     for i in whole..c {
                         tail += d_y[i] * w[i] * x[i];
                     }
-                    let mean = (lanes.iter().sum::<f32>() + tail) * r * r / c as f32;
+                    let mean = (simd::reduce(lanes) + tail) * r * r / c as f32;
                     for ((((d_x, &d), &x), &w), p) in d_x.iter_mut().zip(d_y).zip(x).zip(w).zip(&mut part) {
                         let value = r * (d * w - x * mean);
                         *d_x = if add { *d_x + value } else { value };
