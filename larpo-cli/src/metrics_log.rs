@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// One line of metrics; the names come out in alphabetical order.
+/// One line of metrics; the names come out in the order they were added.
 #[derive(Debug, Clone, Default)]
 pub struct Row(Map<String, Value>);
 

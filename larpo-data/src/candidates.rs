@@ -33,7 +33,7 @@ pub struct CandidateList {
     /// Ranks, 1 is best; tied responses may share a rank (also a mean such as 1.5).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ranks: Vec<f64>,
-    /// Iteration in which a response was sampled, from 0.
+    /// Iteration in which a response was sampled: 0 for `larpo sample`, from 1 for `larpo align`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub iteration: Vec<u32>,
     /// Sampling temperature.

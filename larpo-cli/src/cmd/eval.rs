@@ -38,7 +38,8 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     eprint!("{table}");
     eprintln!("mean reward, greedy: {}", interval(&result.greedy_reward));
     if let Some(samples) = &result.sample_reward {
-        eprintln!("mean reward, {} samples a prompt: {}", config.num_generations, interval(samples));
+        let samples_are = if config.num_generations == 1 { "sample" } else { "samples" };
+        eprintln!("mean reward, {} {samples_are} a prompt: {}", config.num_generations, interval(samples));
     }
     Ok(result.json())
 }

@@ -40,7 +40,9 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
     let (mut training, counts) = training_lists(&lists, selection(&args.list), &settings.objective, u32::MAX)?;
     report(rows.len().min(limits.max_samples), &left_out, &counts);
     if training.is_empty() {
-        return Err(Error::request("no list contributes to the loss; look at the rewards with --ties stable in mind"));
+        return Err(Error::request(
+            "no list contributes to the loss: every list has equal rewards or fewer than two different responses; give the file rewards that differ",
+        ));
     }
     fill_references(&policy.model, &mut training, false)?;
     let config = LoopConfig::lists(&args.train, args.common.seed);
