@@ -6,12 +6,13 @@ use crate::metrics_log::{MetricsLog, Row};
 use crate::policy::Policy;
 use crate::progress::Progress;
 use larpo_core::backend::Backend;
+use larpo_core::batches::BatchPlan;
 use larpo_core::lists::PackedLists;
 use larpo_core::model::Transformer;
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::{OptimizerConfig, OptimizerState};
 use larpo_core::select::Select;
-use larpo_core::train::{BatchPlan, ListMetrics, ListTraining, SftRow, Trainer, TrainingList};
+use larpo_core::train::{ListMetrics, ListTraining, SftRow, Trainer, TrainingList};
 use std::path::{Path, PathBuf};
 
 /// How a loop trains, whatever it trains on.

@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod batches;
 pub mod candidates;
 pub mod conformance;
 pub mod cpu;

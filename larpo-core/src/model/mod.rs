@@ -8,7 +8,7 @@ pub use config::ModelConfig;
 pub use decode::{DecodeRow, Decoder};
 pub use parameters::{CheckpointTensor, Parameter, Parameters};
 
-use crate::backend::{Backend, Segment};
+use crate::backend::{Backend, Segment, Store};
 use crate::error::Error;
 use crate::lists::PackedLists;
 use crate::ops;
@@ -69,6 +69,19 @@ impl<B: Backend> Transformer<B> {
         let (parameters, index) = Parameters::build(backend, &config);
         let rope = Arc::new(backend.upload(&rope_table(&config)));
         Ok(Self { backend: backend.clone(), config, parameters, index, rope })
+    }
+
+    /// An independent copy of the weights.
+    ///
+    /// # Errors
+    /// None in practice; the shape was valid before.
+    pub fn duplicate(&self) -> Result<Self, Error> {
+        let mut copy = Self::unset(&self.backend, self.config.clone())?;
+        for index in 0..self.parameters.len() {
+            let to = copy.parameters.value_mut(index);
+            self.backend.copy(self.parameters.value(index), to, Store::Set);
+        }
+        Ok(copy)
     }
 
     /// The shape.
@@ -183,19 +196,4 @@ fn rope_table(config: &ModelConfig) -> Vec<f32> {
         table.extend((0..d / 2).map(|i| angle(i).sin() as f32));
     }
     table
-}
-
-impl<B: Backend> Transformer<B> {
-    /// An independent copy of the weights.
-    ///
-    /// # Errors
-    /// None in practice; the shape was valid before.
-    pub fn duplicate(&self) -> Result<Self, Error> {
-        let mut copy = Self::unset(&self.backend, self.config.clone())?;
-        for index in 0..self.parameters.len() {
-            let to = copy.parameters.value_mut(index);
-            self.backend.copy(self.parameters.value(index), to, crate::backend::Store::Set);
-        }
-        Ok(copy)
-    }
 }
