@@ -2,6 +2,7 @@
 
 use larpo_cli::args;
 use larpo_cli::cmd;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -16,8 +17,11 @@ fn main() -> ExitCode {
     }
     match cmd::run(&cli) {
         Ok(value) => {
-            if common.json {
-                println!("{value}");
+            if common.json
+                && let Err(error) = writeln!(std::io::stdout(), "{value}")
+            {
+                eprintln!("error: cannot write to standard output: {error}");
+                return ExitCode::FAILURE;
             }
             ExitCode::SUCCESS
         }

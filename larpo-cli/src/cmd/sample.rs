@@ -20,6 +20,9 @@ const SHOWN_PROMPTS: usize = 10;
 pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let prompts = prompts(args, &policy)?;
+    if let Some(folder) = &args.output_dir {
+        create(folder)?;
+    }
     let config = sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
     let lists = candidates(&policy, &prompts, &config, &args.sampling.stop, "sample")?;
     let tokens: usize = lists.iter().flat_map(|l| &l.candidates).map(|c| c.ids.len()).sum();
@@ -30,7 +33,6 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
     });
     match &args.output_dir {
         Some(folder) => {
-            create(folder)?;
             let path = folder.join("candidates.jsonl");
             // Not ranked yet: rows without rewards.
             let rows: Vec<_> = lists

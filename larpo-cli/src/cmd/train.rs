@@ -72,8 +72,8 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
 /// A row of the file with ids: the recorded ones where there are any, encoded ones otherwise.
 fn candidate_list<B: Backend>(policy: &Policy<B>, row: &CandidateRow, index: usize) -> Result<CandidateList> {
     let prompt_ids = match &row.prompt_token_ids {
-        Some(ids) => ids.clone(),
-        None => policy.encode_prompt(&row.prompt)?,
+        Some(ids) if policy.tokenizer.decode(ids, true)? == row.prompt => ids.clone(),
+        _ => policy.encode_prompt(&row.prompt)?,
     };
     let scores = row.scores().ok_or_else(|| {
         Error::request(format!(
@@ -84,8 +84,8 @@ fn candidate_list<B: Backend>(policy: &Policy<B>, row: &CandidateRow, index: usi
     let mut candidates = Vec::with_capacity(row.responses.len());
     for (i, text) in row.responses.iter().enumerate() {
         let ids = match row.token_ids.get(i) {
-            // A text that was edited by hand no longer is what its ids say (of which a stop string was cut off).
-            Some(ids) if policy.tokenizer.decode(ids, true)?.starts_with(text.as_str()) => ids.clone(),
+            // A text that was edited by hand no longer is what its ids say.
+            Some(ids) if still_says(policy, ids, text, row.finish_reason.get(i))? => ids.clone(),
             _ => policy.encode_response(text)?,
         };
         candidates.push(Candidate {
@@ -106,6 +106,13 @@ fn candidate_list<B: Backend>(policy: &Policy<B>, row: &CandidateRow, index: usi
         reference: row.reference.clone(),
         candidates,
     })
+}
+
+/// Whether `ids` decode to `text`; of a response that a stop string ended, the text is what came before it.
+fn still_says<B: Backend>(policy: &Policy<B>, ids: &[u32], text: &str, reason: Option<&String>) -> Result<bool> {
+    let decoded = policy.tokenizer.decode(ids, true)?;
+    let stopped = reason.is_some_and(|reason| reason == "stop_string");
+    Ok(decoded == text || (stopped && !text.is_empty() && decoded.starts_with(text)))
 }
 
 fn report(rows: usize, left_out: &BTreeMap<String, usize>, counts: &ListCounts) {
