@@ -261,7 +261,7 @@ impl<B: Backend> Run<'_, B> {
             true => {
                 eprintln!(
                     "warning: {name}: no list contributes ({} with equal rewards, {} too short, {} duplicate candidates); \
-                     the policy stays as it is. Step-0 proof of the constants skipped: there is no list",
+                     the policy stays as it is. Step-0 proofs of constants, log-probabilities and gradient skipped: there is no list",
                     counts.equal, counts.too_short, counts.duplicates
                 );
                 policy

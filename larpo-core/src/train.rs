@@ -364,7 +364,7 @@ impl ListMetrics {
         self.reward_accuracy += metrics::pair_accuracy(gamma, &rewards).ok().and_then(|a| a.strict).unwrap_or(0.0);
         let lowest = rewards.iter().copied().fold(f64::INFINITY, f64::min);
         let relevance: Vec<f64> = rewards.iter().map(|r| r - lowest).collect();
-        self.ndcg += metrics::ndcg(gamma, &relevance, None, metrics::Gain::Linear).map_or(0.0, |n| n.ndcg);
+        self.ndcg += expected_ndcg(gamma, &relevance);
         self.kendall_tau += metrics::kendall_tau_b(gamma, &rewards).ok().and_then(|k| k.tau).unwrap_or(0.0);
     }
 
@@ -389,11 +389,41 @@ impl ListMetrics {
     }
 }
 
+/// NDCG with linear gains where equal scores stand in random order: each gets the mean gain of its group. Before the first
+/// update all γ are equal, and an order by index would call the stored order perfect.
+fn expected_ndcg(scores: &[f64], relevance: &[f64]) -> f64 {
+    let averaged: Vec<f64> = scores
+        .iter()
+        .map(|score| {
+            let group = scores.iter().zip(relevance).filter(|(other, _)| *other == score).map(|(_, r)| r);
+            group.clone().sum::<f64>() / group.count().max(1) as f64
+        })
+        .collect();
+    let of = |relevance: &[f64]| metrics::ndcg(scores, relevance, None, metrics::Gain::Linear);
+    match (of(&averaged), of(relevance)) {
+        (Ok(averaged), Ok(ideal)) if ideal.idcg > 0.0 => averaged.dcg / ideal.idcg,
+        _ => 0.0,
+    }
+}
+
 impl std::ops::Add for ListMetrics {
     type Output = Self;
 
     fn add(mut self, mut other: Self) -> Self {
         self.each_mut().zip(other.each_mut()).for_each(|(a, b)| *a += *b);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ndcg_of_tied_scores_is_its_mean_over_their_orders() {
+        // Two items, one relevant: first in half of the orders (1), second in the others (1 / log2(3)).
+        let expected = 0.5 * (1.0 + 1.0 / 3f64.log2());
+        assert!((expected_ndcg(&[0.0, 0.0], &[1.0, 0.0]) - expected).abs() < 1e-12);
+        assert_eq!(expected_ndcg(&[2.0, 1.0], &[1.0, 0.0]), 1.0);
     }
 }

@@ -31,6 +31,9 @@ impl Statements {
 
 /// Deepest nesting of parentheses that is read; deeper ones are no statement.
 const MAX_DEPTH: usize = 64;
+/// Operands with more bits than this (about 1,200 digits) are not computed with, so that no text can stall the scoring; a
+/// statement that needs them counts as not true, like one that divides by zero.
+const MAX_BITS: u64 = 4096;
 
 static ANNOTATION: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"<<([^<>\n]*)>>").expect("the pattern is valid"));
 
@@ -332,6 +335,8 @@ impl Parser<'_> {
 }
 
 fn combine(sign: char, a: Value, b: Value) -> Value {
+    let small = |v: &BigRational| v.numer().bits().max(v.denom().bits()) <= MAX_BITS;
+    let (a, b) = (a.filter(small), b.filter(small));
     let (a, b) = (a?, b?);
     match sign {
         '+' => Some(a + b),
