@@ -1,9 +1,8 @@
 //! `larpo align`: the whole loop.
 
-use super::create;
+use super::{create, read_prompts};
 use crate::align::{AlignConfig, align};
 use crate::args::AlignArgs;
-use crate::dataset::{Limits, Part, Source};
 use crate::error::Result;
 use crate::policy::Policy;
 use crate::reward::RuleReranker;
@@ -17,16 +16,7 @@ use serde_json::{Value, json};
 pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let limits = Limits::new(&args.data, &policy)?;
-    let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
-    let (prompts, report) = Source::open(&args.dataset_name)?.prompts(
-        &policy,
-        limits,
-        part,
-        args.sampling.max_new_tokens,
-        args.data.max_prompt_length.is_some(),
-    )?;
-    eprintln!("data: {report}");
+    let prompts = read_prompts(&policy, &args.dataset_name, &args.data, &args.split, args.sampling.max_new_tokens)?;
     create(&args.output_dir)?;
     let config = AlignConfig::new(args, &policy);
     let (policy, reports) = align(policy, &prompts, &config, &mut reranker, Some(&args.output_dir))?;

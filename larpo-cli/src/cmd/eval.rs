@@ -1,7 +1,7 @@
 //! `larpo eval`: greedy accuracy, Recall@N and mean reward.
 
+use super::read_prompts;
 use crate::args::EvalArgs;
-use crate::dataset::{Limits, Part, Source};
 use crate::error::Result;
 use crate::evaluate::evaluate;
 use crate::generate::sampling_config;
@@ -19,16 +19,7 @@ use serde_json::Value;
 pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let limits = Limits::new(&args.data, &policy)?;
-    let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
-    let (prompts, report) = Source::open(&args.dataset_name)?.prompts(
-        &policy,
-        limits,
-        part,
-        args.sampling.max_new_tokens,
-        args.data.max_prompt_length.is_some(),
-    )?;
-    eprintln!("data: {report}");
+    let prompts = read_prompts(&policy, &args.dataset_name, &args.data, &args.split, args.sampling.max_new_tokens)?;
     let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
     let result = evaluate(&policy, &prompts, &config, &args.sampling.stop, &args.recall_at, &mut reranker, "eval")?;
     let headings = result.recall.iter().map(|(n, _)| format!("Recall@{n}"));

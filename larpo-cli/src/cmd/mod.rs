@@ -9,8 +9,11 @@ pub mod sample;
 pub mod sft;
 pub mod train;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, DataArgs, SplitArgs};
+use crate::dataset::{Limits, Part, PromptRow, Source};
 use crate::error::{Error, Result};
+use crate::policy::Policy;
+use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
 use serde_json::Value;
 use std::path::Path;
@@ -36,4 +39,20 @@ pub fn run(cli: &Cli) -> Result<Value> {
 /// Creates a folder for results.
 fn create(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))
+}
+
+/// The prompts of a data set that the flags ask for, with the report of what was used on stderr.
+fn read_prompts<B: Backend>(
+    policy: &Policy<B>,
+    path: &Path,
+    data: &DataArgs,
+    split: &SplitArgs,
+    max_new_tokens: usize,
+) -> Result<Vec<PromptRow>> {
+    let part = Part { held_back: split.validation_fraction, split: split.split };
+    let limits = Limits::new(data, policy)?;
+    let explicit = data.max_prompt_length.is_some();
+    let (prompts, report) = Source::open(path)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
+    eprintln!("data: {report}");
+    Ok(prompts)
 }

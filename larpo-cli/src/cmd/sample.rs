@@ -1,8 +1,8 @@
 //! `larpo sample`: the retriever alone.
 
-use super::create;
+use super::{create, read_prompts};
 use crate::args::SampleArgs;
-use crate::dataset::{Limits, Part, PromptRow, Source};
+use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::generate::{candidates, sampling_config};
 use crate::policy::Policy;
@@ -75,15 +75,5 @@ fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<Vec<Prom
         });
         return rows.collect();
     };
-    let limits = Limits::new(&args.data, policy)?;
-    let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
-    let (rows, report) = Source::open(path)?.prompts(
-        policy,
-        limits,
-        part,
-        args.sampling.max_new_tokens,
-        args.data.max_prompt_length.is_some(),
-    )?;
-    eprintln!("data: {report}");
-    Ok(rows)
+    read_prompts(policy, path, &args.data, &args.split, args.sampling.max_new_tokens)
 }
