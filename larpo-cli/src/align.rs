@@ -10,6 +10,7 @@ use crate::reward::to_row;
 use crate::training::{Journal, ListOutcome, LoopConfig, list_training, selection, train_lists};
 use larpo_core::backend::Backend;
 use larpo_core::candidates::{CandidateList, CandidateMemory, ListCounts, Memory, training_lists};
+use larpo_core::cpu::par;
 use larpo_core::model::Transformer;
 use larpo_core::proofs::{ProofReport, prove};
 use larpo_core::reranker::Reranker;
@@ -18,7 +19,7 @@ use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::select::Select;
 use larpo_core::train::{ListTraining, TrainingList, fill_references};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Settings of the loop.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct AlignConfig {
     pub training: LoopConfig,
     /// Seed of the run.
     pub seed: u64,
+    /// What the run started from: model, data, rewards. Recorded in the manifests.
+    pub source: Value,
 }
 
 impl AlignConfig {
@@ -67,6 +70,19 @@ impl AlignConfig {
             select: selection(&args.list),
             training: LoopConfig::lists(&args.train, seed),
             seed,
+            source: json!({
+                "model_name_or_path": args.model.model_name_or_path,
+                "dataset_name": args.dataset_name,
+                "max_length": args.data.max_length,
+                "max_prompt_length": args.data.max_prompt_length,
+                "max_samples": args.data.max_samples,
+                "validation_fraction": args.split.validation_fraction,
+                "split": args.split.split.name(),
+                "reward_funcs": args.reward.reward_funcs,
+                "reward_weights": args.reward.reward_weights,
+                "answer_pattern": args.reward.answer_pattern,
+                "threads": par::threads(),
+            }),
         }
     }
 
@@ -82,7 +98,7 @@ impl AlignConfig {
             "num_generations": self.sampling.num_generations,
             "max_new_tokens": self.sampling.max_new_tokens,
             "temperatures": self.temperatures,
-            "top_k": self.sampling.top_k,
+            "top_k": Some(self.sampling.top_k).filter(|&k| k > 0),
             "top_p": self.sampling.top_p,
             "min_p": self.sampling.min_p,
             "stop_strings": self.stop,
@@ -99,6 +115,7 @@ impl AlignConfig {
             "num_train_epochs": self.training.epochs,
             "max_steps": self.training.max_steps,
             "seed": self.seed,
+            "source": self.source,
         })
     }
 }
@@ -191,7 +208,7 @@ pub fn align<B: Backend>(
 fn prove_bos<B: Backend>(policy: &Policy<B>, prompts: &[PromptRow]) -> Result<usize> {
     let Some(bos) = policy.tokenizer.bos_id() else { return Ok(0) };
     let leading = |ids: &[u32]| ids.iter().take_while(|&&id| id == bos).count();
-    let expected = leading(&policy.encode_prompt("x")?);
+    let expected = leading(&policy.prompt_prefix()?);
     match prompts.iter().find(|p| leading(&p.ids) != expected || expected > 1) {
         None => Ok(expected),
         Some(prompt) => Err(larpo_core::Error::Proof {
@@ -257,6 +274,11 @@ impl<B: Backend> Run<'_, B> {
             proofs: None,
             outcome: None,
         };
+        let mut log = match folder.as_ref().map(|folder| folder.join("metrics.jsonl")) {
+            // Also where no list contributes: every iteration leaves the same files.
+            Some(path) => Some((MetricsLog::create(&path).map_err(Error::io(&path, "create"))?, path)),
+            None => None,
+        };
         let policy = match lists.is_empty() {
             true => {
                 eprintln!(
@@ -266,7 +288,14 @@ impl<B: Backend> Run<'_, B> {
                 );
                 policy
             }
-            false => self.train(policy, &name, &mut lists, folder.as_deref(), &mut report)?,
+            false => {
+                let journal = Journal {
+                    label: format!("{name}: train"),
+                    log: log.as_mut().map(|(log, path)| (log, path.clone())),
+                    checkpoints: folder.clone(),
+                };
+                self.train(policy, &name, &mut lists, journal, &mut report)?
+            }
         };
         if let Some(folder) = &folder {
             policy.save(&folder.join("model"))?;
@@ -280,7 +309,7 @@ impl<B: Backend> Run<'_, B> {
         policy: Policy<B>,
         name: &str,
         lists: &mut [TrainingList],
-        folder: Option<&Path>,
+        journal: Journal,
         report: &mut IterationReport,
     ) -> Result<Policy<B>> {
         match &self.initial {
@@ -296,16 +325,6 @@ impl<B: Backend> Run<'_, B> {
         let proofs = prove(&policy.model, &self.config.lists, &batch, same)?;
         eprintln!("{name}: {}", describe(&proofs));
         report.proofs = Some(proofs);
-        let path = folder.map(|f| f.join("metrics.jsonl"));
-        let mut log = match &path {
-            Some(path) => Some(MetricsLog::create(path).map_err(Error::io(path, "create"))?),
-            None => None,
-        };
-        let journal = Journal {
-            label: format!("{name}: train"),
-            log: log.as_mut().zip(path.clone()),
-            checkpoints: folder.map(PathBuf::from),
-        };
         let (policy, outcome) = train_lists(policy, lists, &self.config.lists, &training, journal)?;
         policy.model.backend().trim();
         report.outcome = Some(outcome);
@@ -338,7 +357,8 @@ fn reward_summary(lists: &[CandidateList]) -> (f64, f64) {
     (sum / count, best / lists.len() as f64)
 }
 
-fn describe(proofs: &ProofReport) -> String {
+/// The proofs as a line for people.
+pub fn describe(proofs: &ProofReport) -> String {
     let mut parts = Vec::new();
     match (proofs.constant_lists, proofs.constant_skipped) {
         (Some(n), _) => parts.push(format!("{n} list losses at γ = 0 equal their constants")),

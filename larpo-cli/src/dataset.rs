@@ -127,7 +127,12 @@ impl Source {
     /// A file that cannot be read or has another form.
     pub fn open(path: &Path) -> Result<Self> {
         match read_dataset(path)? {
-            Dataset::Examples(rows) => Ok(Self::Examples(rows)),
+            Dataset::Examples { rows, unread } => {
+                if !unread.is_empty() {
+                    eprintln!("note: fields of {} that are not read: {}", path.display(), unread.join(", "));
+                }
+                Ok(Self::Examples(rows))
+            }
             Dataset::Text(text) => Ok(Self::Text(text)),
             Dataset::RankedLists(_) => Err(Error::request(format!(
                 "{} holds ranked lists; give them to `larpo train`, or rank them anew with `larpo rank`",
@@ -147,8 +152,8 @@ impl Source {
         }
     }
 
-    /// Rows to learn from: completions end with the end-of-text token; a text is cut into windows of `max_length` that
-    /// overlap by one token, so that every token but the first is learned once.
+    /// Rows to learn from: completions end with the end-of-text token; a text is cut into windows of `max_length`
+    /// tokens (see [`Windows`]), whose every token is learned once.
     ///
     /// # Errors
     /// Rows without completions, or a text that the tokenizer cannot encode.
@@ -181,10 +186,10 @@ impl Source {
             }
             Self::Text(text) => {
                 let ids = policy.tokenizer.encode(text)?;
-                let windows = windows(&ids[part.range(ids.len())], limits);
-                let report = RowReport::new("windows", windows.len());
-                let row = |window: &[u32]| SftRow { prompt: Vec::new(), response: window.to_vec() };
-                Ok((windows.into_iter().map(row).collect(), report))
+                let windows = Windows::cut(&ids[part.range(ids.len())], policy.prompt_prefix()?, limits)?;
+                let report = RowReport::new("windows", windows.texts.len());
+                let row = |text: &&[u32]| SftRow { prompt: windows.prefix.clone(), response: text.to_vec() };
+                Ok((windows.texts.iter().map(row).collect(), report))
             }
         }
     }
@@ -231,16 +236,17 @@ impl Source {
                     limits.max_prompt_length = (limits.max_length / 2).max(1);
                 }
                 let ids = policy.tokenizer.encode(text)?;
-                let windows = windows(&ids[part.range(ids.len())], limits);
-                let mut report = RowReport::new("windows", windows.len());
+                let windows = Windows::cut(&ids[part.range(ids.len())], policy.prompt_prefix()?, limits)?;
+                let mut report = RowReport::new("windows", windows.texts.len());
                 let mut result = Vec::new();
-                for (index, window) in windows.into_iter().enumerate() {
-                    let cut = limits.max_prompt_length;
+                let cut = limits.max_prompt_length.saturating_sub(windows.prefix.len()).max(1);
+                for (index, window) in windows.texts.iter().enumerate() {
                     if window.len() <= cut {
                         report.leave_out("nothing after the prompt".into());
                         continue;
                     }
-                    if cut + max_new_tokens > positions {
+                    let ids = [&windows.prefix, &window[..cut]].concat();
+                    if ids.len() + max_new_tokens > positions {
                         report
                             .leave_out(format!("prompt and {max_new_tokens} new tokens exceed {positions} positions"));
                         continue;
@@ -248,7 +254,7 @@ impl Source {
                     result.push(PromptRow {
                         index,
                         text: policy.tokenizer.decode(&window[..cut], true)?,
-                        ids: window[..cut].to_vec(),
+                        ids,
                         reference: Some(policy.tokenizer.decode(&window[cut..], true)?),
                     });
                 }
@@ -262,11 +268,32 @@ impl Source {
     }
 }
 
-/// Windows of `max_length` tokens that overlap by one; a last one of a single token predicts nothing and is no window.
-fn windows(ids: &[u32], limits: Limits) -> Vec<&[u32]> {
-    let stride = limits.max_length - 1;
-    let all = (0..ids.len().saturating_sub(1)).step_by(stride);
-    all.map(|start| &ids[start..(start + limits.max_length).min(ids.len())]).take(limits.max_samples).collect()
+/// A text cut into windows of `max_length` tokens.
+///
+/// Where the tokenizer puts BOS in front of a prompt, every window gets it too and the windows follow one another. Without
+/// it the first token of a window has nothing before it to be predicted from, so windows overlap by one token.
+struct Windows<'a> {
+    /// What stands in front of every window.
+    prefix: Vec<u32>,
+    /// The tokens of the text.
+    texts: Vec<&'a [u32]>,
+}
+
+impl<'a> Windows<'a> {
+    fn cut(ids: &'a [u32], prefix: Vec<u32>, limits: Limits) -> Result<Self> {
+        let overlap = usize::from(prefix.is_empty());
+        let Some(size) = limits.max_length.checked_sub(prefix.len()).filter(|&size| size > overlap) else {
+            return Err(Error::request(format!(
+                "--max_length {} leaves no room for text after the {} token(s) that the tokenizer puts in front",
+                limits.max_length,
+                prefix.len()
+            )));
+        };
+        // A last window of one token that only repeats the end of the one before predicts nothing and is none.
+        let starts = (0..ids.len().saturating_sub(overlap)).step_by(size - overlap);
+        let texts = starts.map(|start| &ids[start..(start + size).min(ids.len())]).take(limits.max_samples).collect();
+        Ok(Self { prefix, texts })
+    }
 }
 
 #[cfg(test)]
@@ -276,12 +303,18 @@ mod tests {
     const LIMITS: Limits = Limits { max_length: 4, max_prompt_length: 2, max_samples: usize::MAX };
 
     #[test]
-    fn windows_score_every_token_but_the_first_once() {
+    fn windows_score_every_token_once() {
         for n in 0..30u32 {
             let ids: Vec<u32> = (0..n).collect();
-            let scored: Vec<u32> = windows(&ids, LIMITS).iter().flat_map(|w| w[1..].to_vec()).collect();
+            // Nothing precedes the first token of the text, so it is not scored.
+            let plain = Windows::cut(&ids, vec![], LIMITS).expect("room");
+            let scored: Vec<u32> = plain.texts.iter().flat_map(|w| w[1..].to_vec()).collect();
             assert_eq!(scored, (1..n.max(1)).collect::<Vec<_>>(), "{n} tokens");
+            let with_bos = Windows::cut(&ids, vec![99], LIMITS).expect("room");
+            assert_eq!(with_bos.texts.concat(), ids);
+            assert!(with_bos.texts.iter().all(|w| w.len() < LIMITS.max_length));
         }
+        assert!(Windows::cut(&[1, 2], vec![99; 4], LIMITS).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod error;
 pub mod evaluate;
 pub mod generate;
 pub mod metrics_log;
+pub mod output;
 pub mod policy;
 pub mod progress;
 pub mod reward;

@@ -75,7 +75,16 @@ impl<B: Backend> Policy<B> {
             false => c.eos_token_ids.clone(),
         };
         let model = Transformer::from_checkpoint(backend, config, |tensor| {
-            files.read_f32(&tensor.name).map(|(_, data)| data).map_err(Error::from)
+            let (_, data) = files.read_f32(&tensor.name)?;
+            match data.iter().position(|v| !v.is_finite()) {
+                None => Ok(data),
+                Some(at) => Err(Error::request(format!(
+                    "{}: tensor {} holds {} at element {at}; the weights are damaged: use an earlier checkpoint",
+                    folder.display(),
+                    tensor.name,
+                    data[at]
+                ))),
+            }
         })?;
         Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
     }
@@ -147,6 +156,20 @@ impl<B: Backend> Policy<B> {
         let suffix = ids.len().saturating_sub(plain.len());
         let front = (0..=suffix).find(|&front| ids[front..].starts_with(&plain)).unwrap_or(suffix);
         Ok(ids[..front + plain.len()].to_vec())
+    }
+
+    /// The ids that the tokenizer puts in front of every prompt: BOS, or nothing.
+    ///
+    /// # Errors
+    /// As [`Policy::encode_prompt`].
+    pub fn prompt_prefix(&self) -> Result<Vec<u32>> {
+        // Any token will do as the text; its own id is left out again.
+        let text = (0..self.tokenizer.vocab_size() as u32)
+            .find_map(|id| self.tokenizer.decode(&[id], true).ok().filter(|text| !text.trim().is_empty()))
+            .unwrap_or_default();
+        let mut ids = self.encode_prompt(&text)?;
+        ids.truncate(ids.len() - self.tokenizer.encode(&text)?.len());
+        Ok(ids)
     }
 
     /// Ids of a response that ends: its text and the end-of-text token.

@@ -8,10 +8,17 @@ use larpo_core::reranker::{Query, Reranker};
 use larpo_data::candidates::CandidateList as CandidateRow;
 use larpo_data::rules::{RuleSet, Scored};
 
-/// A weighted sum of rules.
+/// A weighted sum of rules, which watches whether final answers are found at all.
 pub struct RuleReranker {
     rules: RuleSet,
+    /// Responses in which the rules looked for a final answer, and those that had one.
+    looked: usize,
+    found: usize,
+    warned: bool,
 }
+
+/// Responses without a final answer after which it is worth a warning while the run goes on.
+const MANY: usize = 100;
 
 impl RuleReranker {
     /// The rules of the flags.
@@ -23,7 +30,7 @@ impl RuleReranker {
             true => None,
             false => Some(args.reward_weights.iter().map(f64::to_string).collect::<Vec<_>>().join(",")),
         };
-        Ok(Self { rules: RuleSet::parse(&args.reward_funcs, weights.as_deref(), args.answer_pattern.as_deref())? })
+        Ok(RuleSet::parse(&args.reward_funcs, weights.as_deref(), args.answer_pattern.as_deref())?.into())
     }
 
     /// Exact match of GSM8K's final answer.
@@ -31,17 +38,41 @@ impl RuleReranker {
     /// # Errors
     /// None in practice.
     pub fn answer() -> Result<Self> {
-        Ok(Self { rules: RuleSet::parse("answer", None, None)? })
+        Ok(RuleSet::parse("answer", None, None)?.into())
     }
 
     /// Whether a rule cannot score without a reference.
     pub fn needs_reference(&self) -> bool {
         self.rules.needs_reference()
     }
+
+    /// Warns where no response so far had a final answer, which a wrong pattern brings about too.
+    pub fn report(&mut self) {
+        if self.looked > 0 && self.found == 0 && !self.warned {
+            self.warned = true;
+            eprintln!(
+                "warning: none of {} responses has a final answer in the form that --answer_pattern describes, so the \
+                 reward `answer` is 0 for all",
+                self.looked
+            );
+        }
+    }
+}
+
+impl From<RuleSet> for RuleReranker {
+    fn from(rules: RuleSet) -> Self {
+        Self { rules, looked: 0, found: 0, warned: false }
+    }
 }
 
 impl Reranker for RuleReranker {
     fn score(&mut self, query: &Query) -> std::result::Result<Vec<f64>, Error> {
+        let answers: Vec<bool> = query.responses.iter().filter_map(|r| self.rules.finds_answer(r.text)).collect();
+        self.looked += answers.len();
+        self.found += answers.iter().filter(|&&found| found).count();
+        if self.looked >= MANY {
+            self.report();
+        }
         let score = |response: &larpo_core::reranker::Response| {
             self.rules.score(&Scored {
                 prompt: query.prompt,

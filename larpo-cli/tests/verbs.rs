@@ -198,6 +198,12 @@ fn an_iteration_without_a_list_keeps_the_policy() {
     ])
     .expect("align");
     assert_eq!(result["iterations"][0]["lists"]["contributing"], json!(0));
+    for name in ["manifest.json", "candidates.jsonl", "metrics.jsonl", "model/model.safetensors"] {
+        assert!(Path::new(&out).join("iteration-1").join(name).is_file(), "{name}");
+    }
+    let manifest: Value = serde_json::from_str(&read(Path::new(&out).join("iteration-1/manifest.json"))).expect("JSON");
+    assert_eq!(manifest["config"]["source"]["dataset_name"], json!(data));
+    assert_eq!(manifest["config"]["source"]["reward_funcs"], json!("regex:pattern=never"));
     let weights = |dir: &str| fs::read(Path::new(dir).join("model.safetensors")).expect("weights");
     assert_eq!(weights(&model), weights(&out));
 }
@@ -310,6 +316,108 @@ fn recall_and_rewards_are_reported_with_their_errors() {
     assert!(recall("1") <= recall("3") && recall("3") <= 1.0);
     assert_eq!(result["prompts"], json!(8));
     assert!(result["sample_reward"]["mean"].is_number());
+}
+
+#[test]
+fn a_tokenizer_that_adds_bos_adds_it_to_windows_of_text_too() {
+    let folder = Folder::new("bos");
+    let (_, model) = tiny(&folder);
+    // The tokenizer of the tiny model, with its end-of-text token put in front of every text.
+    let edit = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut value: Value = serde_json::from_str(&read(Path::new(&model).join(name))).expect("JSON");
+        change(&mut value);
+        fs::write(Path::new(&model).join(name), value.to_string()).expect("writes");
+        value
+    };
+    let bos = "<|endoftext|>";
+    edit("tokenizer_config.json", &|config| config["bos_token"] = json!(bos));
+    let tokenizer = edit("tokenizer.json", &|tokenizer| {
+        let added = tokenizer["added_tokens"].as_array().expect("added tokens").iter();
+        let id = added.clone().find(|t| t["content"] == bos).expect("end of text")["id"].clone();
+        tokenizer["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {bos: {"id": bos, "ids": [id], "tokens": [bos]}},
+        });
+    });
+    let added = tokenizer["added_tokens"].as_array().expect("added tokens");
+    let bos_id = added.iter().find(|t| t["content"] == bos).expect("end of text")["id"].clone();
+    let text = folder.path("text.txt");
+    fs::write(&text, "1+1\n#### 2\n2+3\n#### 5\n".repeat(8)).expect("writes");
+    let out = folder.path("aligned");
+    let align = |data: &str, out: &str| {
+        larpo(
+            &[
+                &["align", "--model_name_or_path", &model, "--dataset_name", data, "--output_dir", out, "--k", "4"][..],
+                &["--iterations", "1", "--prompts_per_iteration", "4", "--max_new_tokens", "6", "--max_length", "13"],
+                &["--reward_funcs", "length"],
+            ]
+            .concat(),
+        )
+    };
+    align(&text, &out).expect("its proofs hold, BOS among them");
+    let candidates = read(Path::new(&out).join("iteration-1/candidates.jsonl"));
+    for row in candidates.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")) {
+        let ids = row["prompt_token_ids"].as_array().expect("ids");
+        assert_eq!((ids[0].clone(), ids.len()), (bos_id.clone(), 6), "{row}");
+        assert!(!row["prompt"].as_str().expect("a prompt").contains(bos));
+    }
+    // A prompt that has the token written out would get it twice.
+    let twice = folder.write("twice.jsonl", &[json!({ "prompt": format!("{bos}1+1\n") })]);
+    let error = align(&twice, &folder.path("twice")).expect_err("two BOS");
+    assert!(error.contains("never two") && error.contains("2 at the start of prompt 0"), "{error}");
+}
+
+#[test]
+fn an_earlier_run_is_not_overwritten_unasked() {
+    let folder = Folder::new("overwrite");
+    let (data, model) = tiny(&folder);
+    let before = fs::read(Path::new(&model).join("model.safetensors")).expect("weights");
+    let again = ["sft", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &model];
+    let again = [&again[..], &["--max_steps", "1"]].concat();
+    assert!(larpo(&again).expect_err("an earlier run").contains("--overwrite_output_dir"));
+    assert_eq!(fs::read(Path::new(&model).join("model.safetensors")).expect("weights"), before);
+    larpo(&[&again[..], &["--overwrite_output_dir"]].concat()).expect("replaces it");
+    assert_ne!(fs::read(Path::new(&model).join("model.safetensors")).expect("weights"), before);
+}
+
+#[test]
+fn a_missing_reference_is_found_before_sampling() {
+    let folder = Folder::new("reference");
+    let (_, model) = tiny(&folder);
+    let rows = [json!({ "prompt": "1+1\n", "reference": "2" }), json!({ "prompt": "1+2\n" })];
+    let data = folder.write("prompts.jsonl", &rows);
+    for verb in [&["eval"][..], &["align", "--output_dir", &folder.path("o"), "--k", "2"]] {
+        let words = [verb, &["--model_name_or_path", &model, "--dataset_name", &data, "--max_new_tokens", "4"]];
+        let error = larpo(&words.concat()).expect_err("no reference");
+        assert!(error.contains("row 2") && error.contains("1 of 2"), "{error}");
+    }
+}
+
+#[test]
+fn rank_sorts_what_belongs_to_the_responses_and_nothing_else() {
+    let folder = Folder::new("rank");
+    let row = json!({
+        "prompt": "p", "reference": "2", "responses": ["#### 1", "#### 2"], "rewards": [9, 1], "token_ids": [[1], [2, 3]],
+        "tags": ["x", "y"], "votes": [5, 6]
+    });
+    let file = folder.write("lists.jsonl", std::slice::from_ref(&row));
+    let out = folder.path("out");
+    let rank = |file: &str, extra: &[&str]| larpo(&[&["rank", file, "--output_dir", &out], extra].concat());
+    rank(&file, &["--list_keys", "votes"]).expect("ranks");
+    let ranked: Value = serde_json::from_str(&read(Path::new(&out).join("candidates.jsonl"))).expect("JSON");
+    let expected = json!({
+        "prompt": "p", "reference": "2", "responses": ["#### 2", "#### 1"], "rewards": [1.0, 0.0],
+        "token_ids": [[2, 3], [1]], "tags": ["x", "y"], "votes": [6, 5]
+    });
+    assert_eq!(ranked, expected);
+    assert!(rank(&file, &[]).expect_err("is there").contains("--overwrite_output_dir"));
+    let mut uneven = row;
+    uneven["token_ids"] = json!([[1]]);
+    let uneven = folder.write("uneven.jsonl", &[uneven]);
+    let error = rank(&uneven, &["--overwrite_output_dir"]).expect_err("one list of ids for two responses");
+    assert!(error.contains("`token_ids`") && error.contains("2 elements"), "{error}");
 }
 
 #[test]

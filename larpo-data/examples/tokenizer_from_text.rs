@@ -11,7 +11,7 @@ use std::process::ExitCode;
 fn run(file: &str, size: usize, folder: &str) -> larpo_data::Result<()> {
     let texts: Vec<String> = match read_dataset(file)? {
         Dataset::Text(text) => vec![text],
-        Dataset::Examples(rows) => {
+        Dataset::Examples { rows, .. } => {
             rows.into_iter().map(|row| row.prompt + &row.completion.unwrap_or_default()).collect()
         }
         Dataset::RankedLists(lists) => {

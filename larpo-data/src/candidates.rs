@@ -72,6 +72,10 @@ const FIELDS: [&str; 13] = [
     "logps",
 ];
 
+/// The fields that hold one entry per response, beside the responses themselves.
+pub const PER_RESPONSE: [&str; 8] =
+    ["rewards", "ranks", "iteration", "temperature", "seed", "finish_reason", "token_ids", "logps"];
+
 const FINISH_REASONS: [&str; 3] = ["stop", "length", "stop_string"];
 
 /// The f32 fields, read a second time from the text: by way of f64 a number can be rounded twice and come out as its
@@ -281,7 +285,7 @@ fn from_row(row: &Row) -> Result<CandidateList> {
             .collect(),
     };
     // An empty array is as wrong as one of any other length; only an absent field means "not known".
-    let emptied = FIELDS[5..].iter().find(|f| row.get(f).and_then(Value::as_array).is_some_and(Vec::is_empty));
+    let emptied = PER_RESPONSE.iter().find(|f| row.get(f).and_then(Value::as_array).is_some_and(Vec::is_empty));
     if let (Some(field), false) = (emptied, list.responses.is_empty()) {
         let expected = format!("{} elements, one per response", list.responses.len());
         return Err(row.error(*field, expected, "0", "Fill the array, or remove the field"));

@@ -135,6 +135,9 @@ impl fmt::Display for Error {
             Error::Io { path, action, source } => write!(f, "{}: cannot {action}: {source}", path.display()),
             Error::Record(record) => record.fmt(f),
             Error::Unrecognised { path, found, mend } => write!(f, "{}: {found}. {mend}", path.display()),
+            Error::Config { path, field, problem, mend } if field.is_empty() => {
+                write!(f, "{}: {problem}. {mend}", path.display())
+            }
             Error::Config { path, field, problem, mend } => {
                 write!(f, "{}, field `{field}`: {problem}. {mend}", path.display())
             }

@@ -11,7 +11,7 @@ fn read(name: &str, text: &str) -> Result<Dataset, String> {
 
 fn examples(text: &str) -> Vec<Example> {
     match read("data.jsonl", text).unwrap() {
-        Dataset::Examples(rows) => rows,
+        Dataset::Examples { rows, .. } => rows,
         other => panic!("expected examples, found {other:?}"),
     }
 }
@@ -126,8 +126,13 @@ fn keyed_rows_hold_one_response_or_several() {
         r#"{"q": "p", "out": "a", "gold": "g", "ok": true, "id": 1}
 {"out": ["a", "b"], "gold": "g", "ok": [false, 0.5]}"#,
     );
-    let keys =
-        Keys { prompt: "q".into(), response: "out".into(), reference: Some("gold".into()), label: Some("ok".into()) };
+    let keys = Keys {
+        prompt: "q".into(),
+        response: "out".into(),
+        reference: Some("gold".into()),
+        label: Some("ok".into()),
+        ..Keys::default()
+    };
     let rows = read_keyed_rows(&path, &keys).unwrap();
     assert_eq!((rows[0].prompt.as_str(), rows[0].is_list, rows[0].labels.as_slice()), ("p", false, &[1.0][..]));
     assert_eq!(rows[0].responses, ["a"]);

@@ -92,6 +92,10 @@ fn answer_takes_the_last_match_and_a_bare_reference() {
     assert_eq!(score("answer", "#### 18\n#### 17"), 0.0);
     assert_eq!(score("answer", "The answer is 18"), 0.0);
     assert_eq!(score("answer", "####"), 0.0);
+    // The answer is the rest of its own line, up to another mark.
+    assert_eq!(score("answer", "#### 17 #### 18"), 1.0);
+    assert_eq!(score("answer", "####\n18"), 0.0);
+    assert_eq!(score("answer", "#### 18 dollars"), 0.0);
     assert_eq!(score("answer", ""), 0.0);
     assert_eq!(
         score(r"answer:pattern=is (\S+)", "it is 17, it is 18."),

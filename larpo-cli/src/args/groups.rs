@@ -86,7 +86,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     pub gradient_accumulation_steps: usize,
     /// Passes over the data; for align, over the lists of each iteration
-    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = epochs)]
     pub num_train_epochs: f64,
     /// Exactly so many updates, for align in each iteration, instead of num_train_epochs; -1: as many as
     /// the epochs take

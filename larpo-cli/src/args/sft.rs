@@ -15,6 +15,9 @@ pub struct SftArgs {
     /// Where the final model goes: itself a model folder
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub output_dir: PathBuf,
+    /// Replace what an earlier run left in output_dir
+    #[arg(long, help_heading = "Output")]
+    pub overwrite_output_dir: bool,
     /// The model to train.
     #[command(flatten)]
     pub model: SftModelArgs,

@@ -39,6 +39,17 @@ pub enum Split {
     Validation,
 }
 
+impl Split {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Train => "train",
+            Self::Validation => "validation",
+        }
+    }
+}
+
 /// What `bench` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -162,6 +173,11 @@ pub(super) fn finite(text: &str) -> Result<f64, String> {
 /// A finite number above 0.
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     number(text).and_then(|x| (x > 0.0).then_some(x).ok_or("must be above 0".into()))
+}
+
+/// A number of passes over the data.
+pub(super) fn epochs(text: &str) -> Result<f64, String> {
+    positive(text).and_then(|x| (x <= 1e6).then_some(x).ok_or("must be at most 1,000,000".into()))
 }
 
 /// A finite number, 0 or above.

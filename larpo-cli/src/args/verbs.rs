@@ -12,6 +12,9 @@ pub struct DemoArgs {
     /// Where the final model goes
     #[arg(long, value_name = "DIR", default_value = "larpo-demo", help_heading = "Output")]
     pub output_dir: PathBuf,
+    /// Replace what an earlier run left in output_dir [default: only an earlier demo is replaced]
+    #[arg(long, help_heading = "Output")]
+    pub overwrite_output_dir: bool,
     /// The same path with less training, in seconds instead of minutes; the numbers mean little
     #[arg(long)]
     pub quick: bool,
@@ -42,6 +45,9 @@ pub struct SampleArgs {
     /// Folder that candidates.jsonl is written to [default: the samples are only shown]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub output_dir: Option<PathBuf>,
+    /// Replace a candidates.jsonl that is there already
+    #[arg(long, help_heading = "Output", requires = "output_dir")]
+    pub overwrite_output_dir: bool,
     /// How the data are read.
     #[command(flatten)]
     pub data: DataArgs,
@@ -79,6 +85,9 @@ pub struct RankArgs {
     /// Folder that the sorted candidates.jsonl is written to [default: only counts are shown]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub output_dir: Option<PathBuf>,
+    /// Replace a candidates.jsonl that is there already
+    #[arg(long, help_heading = "Output", requires = "output_dir")]
+    pub overwrite_output_dir: bool,
     /// Field that holds the prompt
     #[arg(long, value_name = "KEY", default_value = "prompt", help_heading = "Data")]
     pub prompt_key: String,
@@ -88,6 +97,13 @@ pub struct RankArgs {
     /// Field that holds the reference solution, for rewards that need one
     #[arg(long, value_name = "KEY", default_value = "reference", help_heading = "Data")]
     pub reference_key: String,
+    /// Further fields with one entry for each response, to be sorted with them
+    #[arg(long, value_name = "KEY,...", value_delimiter = ',', help_heading = "Data")]
+    pub list_keys: Vec<String>,
+    /// Folder of a tokenizer to count tokens with, for the length reward [default: the rows' token_ids,
+    /// or words where a row has none]
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub tokenizer: Option<PathBuf>,
     /// Field that holds a verdict, true or false, to compare the reward with
     #[arg(long, value_name = "KEY", help_heading = "Data")]
     pub label_key: Option<String>,
@@ -119,6 +135,9 @@ pub struct TrainVerbArgs {
     /// Where the final model goes: itself a model folder
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub output_dir: PathBuf,
+    /// Replace what an earlier run left in output_dir
+    #[arg(long, help_heading = "Output")]
+    pub overwrite_output_dir: bool,
     /// How the data are read.
     #[command(flatten)]
     pub data: DataArgs,
@@ -146,6 +165,9 @@ pub struct AlignArgs {
     /// Where the final model goes: itself a model folder, with iteration-N/ beside the weights
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub output_dir: PathBuf,
+    /// Replace what an earlier run left in output_dir
+    #[arg(long, help_heading = "Output")]
+    pub overwrite_output_dir: bool,
     /// The loop.
     #[command(flatten)]
     pub iterate: IterateArgs,

@@ -1,9 +1,10 @@
 //! `larpo align`: the whole loop.
 
-use super::{create, read_prompts};
+use super::read_prompts;
 use crate::align::{AlignConfig, align};
 use crate::args::AlignArgs;
 use crate::error::Result;
+use crate::output;
 use crate::policy::Policy;
 use crate::reward::RuleReranker;
 use larpo_core::backend::Backend;
@@ -15,12 +16,20 @@ use serde_json::{Value, json};
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
+    output::prepare(&args.output_dir, args.overwrite_output_dir)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let prompts = read_prompts(&policy, &args.dataset_name, &args.data, &args.split, args.sampling.max_new_tokens)?;
-    create(&args.output_dir)?;
+    let prompts = read_prompts(
+        &policy,
+        &args.dataset_name,
+        &args.data,
+        &args.split,
+        args.sampling.max_new_tokens,
+        reranker.needs_reference(),
+    )?;
     let config = AlignConfig::new(args, &policy);
     let (policy, reports) = align(policy, &prompts, &config, &mut reranker, Some(&args.output_dir))?;
     policy.save(&args.output_dir)?;
+    reranker.report();
     eprintln!("the aligned model is in {}", args.output_dir.display());
     let iterations: Vec<Value> = reports.iter().map(|r| r.json()).collect();
     Ok(json!({ "output_dir": args.output_dir, "iterations": iterations }))

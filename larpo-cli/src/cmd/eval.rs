@@ -19,9 +19,17 @@ use serde_json::Value;
 pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let prompts = read_prompts(&policy, &args.dataset_name, &args.data, &args.split, args.sampling.max_new_tokens)?;
+    let prompts = read_prompts(
+        &policy,
+        &args.dataset_name,
+        &args.data,
+        &args.split,
+        args.sampling.max_new_tokens,
+        reranker.needs_reference(),
+    )?;
     let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
     let result = evaluate(&policy, &prompts, &config, &args.sampling.stop, &args.recall_at, &mut reranker, "eval")?;
+    reranker.report();
     let headings = result.recall.iter().map(|(n, _)| format!("Recall@{n}"));
     let mut table = Table::new(["model".into(), "greedy".into()].into_iter().chain(headings));
     let name = args.model.model_name_or_path.display().to_string();

@@ -36,23 +36,31 @@ pub fn run(cli: &Cli) -> Result<Value> {
     }
 }
 
-/// Creates a folder for results.
-fn create(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))
-}
-
-/// The prompts of a data set that the flags ask for, with the report of what was used on stderr.
+/// The prompts of a data set that the flags ask for, with the report of what was used on stderr. A row without the
+/// reference that the rewards need is found here, before anything is sampled.
 fn read_prompts<B: Backend>(
     policy: &Policy<B>,
     path: &Path,
     data: &DataArgs,
     split: &SplitArgs,
     max_new_tokens: usize,
+    needs_reference: bool,
 ) -> Result<Vec<PromptRow>> {
     let part = Part { held_back: split.validation_fraction, split: split.split };
     let limits = Limits::new(data, policy)?;
     let explicit = data.max_prompt_length.is_some();
     let (prompts, report) = Source::open(path)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
     eprintln!("data: {report}");
-    Ok(prompts)
+    let bare = prompts.iter().filter(|p| p.reference.is_none()).collect::<Vec<_>>();
+    match bare.first() {
+        Some(first) if needs_reference => Err(Error::request(format!(
+            "{}, row {}: no reference for the reward `answer` to compare with ({} of {} prompts lack it); add a field \
+             `reference`, or choose other --reward_funcs",
+            path.display(),
+            first.index + 1,
+            bare.len(),
+            prompts.len()
+        ))),
+        _ => Ok(prompts),
+    }
 }

@@ -1,12 +1,13 @@
 //! `larpo rank`: the reranker alone, over candidates made elsewhere.
 
-use super::create;
 use crate::args::RankArgs;
 use crate::error::{Error, Result};
 use crate::evaluate::GOOD;
+use crate::output;
 use crate::reward::RuleReranker;
 use larpo_core::reranker::{Query, Reranker, Response};
 use larpo_data::records::{KeyedRow, Keys, read_keyed_rows};
+use larpo_data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -18,18 +19,24 @@ use std::path::Path;
 pub fn run(args: &RankArgs) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
     let path = args.path().ok_or_else(|| Error::request("name the file with the candidates"))?;
+    if let Some(folder) = &args.output_dir {
+        output::prepare_file(folder, "candidates.jsonl", args.overwrite_output_dir)?;
+    }
+    let tokenizer = args.tokenizer.as_ref().map(Tokenizer::open).transpose()?;
     let keys = Keys {
         prompt: args.prompt_key.clone(),
         response: args.response_key.clone(),
         // Rows need a reference only where a rule reads it.
         reference: reranker.needs_reference().then(|| args.reference_key.clone()),
         label: args.label_key.clone(),
+        lists: args.list_keys.clone(),
     };
     let rows = read_keyed_rows(path, &keys)?;
+    note_unsorted(&rows);
     let mut ranked = Vec::with_capacity(rows.len());
     let (mut responses, mut agree, mut sum) = (0, 0, 0.0);
     for row in rows {
-        let scores = score(&row, &mut reranker, path)?;
+        let scores = score(&row, &mut reranker, tokenizer.as_ref(), path)?;
         let verdicts = scores.iter().map(|&s| s >= GOOD);
         agree += row.labels.iter().zip(verdicts).filter(|(label, good)| (**label > 0.5) == *good).count();
         responses += scores.len();
@@ -37,8 +44,8 @@ pub fn run(args: &RankArgs) -> Result<Value> {
         ranked.push(sorted(row, &scores));
     }
     eprintln!("{} rows, {responses} responses, mean reward {:.4}", ranked.len(), sum / responses.max(1) as f64);
+    reranker.report();
     if let Some(folder) = &args.output_dir {
-        create(folder)?;
         let file = folder.join("candidates.jsonl");
         write_rows(&file, &ranked)?;
         eprintln!("scored and sorted rows are in {}", file.display());
@@ -52,15 +59,34 @@ pub fn run(args: &RankArgs) -> Result<Value> {
     })
 }
 
-fn score(row: &KeyedRow, reranker: &mut RuleReranker, path: &Path) -> Result<Vec<f64>> {
-    // Token ids, where the row has them, say how long a response is; otherwise its words do.
+/// Says which arrays might belong to the responses, but are not known to and therefore stay as they are.
+fn note_unsorted(rows: &[KeyedRow]) {
+    let Some(row) = rows.iter().find(|row| row.is_list && row.responses.len() > 1) else { return };
+    let fits = |value: &Value| value.as_array().is_some_and(|items| items.len() == row.responses.len());
+    let unknown = row
+        .fields
+        .iter()
+        .filter(|(name, value)| fits(value) && name.as_str() != "prompt_token_ids" && !row.per_response.contains(name));
+    let names: Vec<&str> = unknown.map(|(name, _)| name.as_str()).collect();
+    if !names.is_empty() {
+        eprintln!(
+            "note: {} keep their order; name them in --list_keys if they hold one entry for each response",
+            names.join(", ")
+        );
+    }
+}
+
+fn score(row: &KeyedRow, reranker: &mut RuleReranker, tokenizer: Option<&Tokenizer>, path: &Path) -> Result<Vec<f64>> {
     let ids = row.fields.get("token_ids").and_then(Value::as_array);
-    let tokens = |i: usize, text: &str| match ids.and_then(|ids| ids.get(i)?.as_array()) {
-        Some(ids) => ids.len(),
-        None => text.split_whitespace().count(),
+    let tokens = |i: usize, text: &str| match (tokenizer, ids.and_then(|ids| ids.get(i)?.as_array())) {
+        // A text may have been edited since its ids were recorded.
+        (Some(tokenizer), _) => tokenizer.encode(text).map(|ids| ids.len()),
+        (None, Some(ids)) => Ok(ids.len()),
+        (None, None) => Ok(text.split_whitespace().count()),
     };
-    let responses = row.responses.iter().enumerate().map(|(i, text)| Response { text, tokens: tokens(i, text) });
-    let query = Query { prompt: &row.prompt, reference: row.reference.as_deref(), responses: responses.collect() };
+    let response = |(i, text)| Ok(Response { text, tokens: tokens(i, text)? });
+    let responses = row.responses.iter().map(String::as_str).enumerate().map(response).collect::<Result<Vec<_>>>()?;
+    let query = Query { prompt: &row.prompt, reference: row.reference.as_deref(), responses };
     let scores =
         reranker.score(&query).map_err(|error| Error::request(format!("{}:{}: {error}", path.display(), row.line)))?;
     match scores.iter().all(|s| s.is_finite()) {
@@ -69,7 +95,7 @@ fn score(row: &KeyedRow, reranker: &mut RuleReranker, path: &Path) -> Result<Vec
     }
 }
 
-/// The row with its scores: every array with one entry a response is brought into the order of the rewards.
+/// The row with its scores: the arrays with one entry a response are brought into the order of the rewards.
 fn sorted(row: KeyedRow, scores: &[f64]) -> Map<String, Value> {
     let mut fields = row.fields;
     if !row.is_list {
@@ -83,8 +109,7 @@ fn sorted(row: KeyedRow, scores: &[f64]) -> Map<String, Value> {
     fields.insert("rewards".into(), json!(scores));
     for (name, value) in &mut fields {
         if let Value::Array(items) = value
-            && items.len() == order.len()
-            && name != "prompt_token_ids"
+            && (name == "rewards" || row.per_response.contains(name))
         {
             *items = order.iter().map(|&i| items[i].clone()).collect();
         }
@@ -113,7 +138,7 @@ mod tests {
     fn arrays_of_a_row_are_sorted_together() {
         let fields = json!({
             "prompt": "p", "prompt_token_ids": [7, 8], "responses": ["a", "b"], "logps": [[-1.0], [-2.0]],
-            "ranks": [1, 2], "note": "kept"
+            "ranks": [1, 2], "tags": ["x", "y"], "note": "kept"
         });
         let Value::Object(fields) = fields else { unreachable!() };
         let row = KeyedRow {
@@ -124,10 +149,11 @@ mod tests {
             reference: None,
             labels: vec![],
             fields,
+            per_response: ["responses", "ranks", "logps"].map(String::from).into(),
         };
         let expected = json!({
             "prompt": "p", "prompt_token_ids": [7, 8], "responses": ["b", "a"], "logps": [[-2.0], [-1.0]],
-            "rewards": [1.0, 0.0], "note": "kept"
+            "tags": ["x", "y"], "note": "kept", "rewards": [1.0, 0.0]
         });
         assert_eq!(Value::Object(sorted(row, &[0.0, 1.0])), expected);
     }

@@ -1,10 +1,11 @@
 //! `larpo sample`: the retriever alone.
 
-use super::{create, read_prompts};
+use super::read_prompts;
 use crate::args::SampleArgs;
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::generate::{candidates, sampling_config};
+use crate::output;
 use crate::policy::Policy;
 use crate::reward::to_row;
 use larpo_core::backend::Backend;
@@ -18,11 +19,11 @@ const SHOWN_PROMPTS: usize = 10;
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
+    if let Some(folder) = &args.output_dir {
+        output::prepare_file(folder, "candidates.jsonl", args.overwrite_output_dir)?;
+    }
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let prompts = prompts(args, &policy)?;
-    if let Some(folder) = &args.output_dir {
-        create(folder)?;
-    }
     let config = sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
     let lists = candidates(&policy, &prompts, &config, &args.sampling.stop, "sample")?;
     let tokens: usize = lists.iter().flat_map(|l| &l.candidates).map(|c| c.ids.len()).sum();
@@ -75,5 +76,5 @@ fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<Vec<Prom
         });
         return rows.collect();
     };
-    read_prompts(policy, path, &args.data, &args.split, args.sampling.max_new_tokens)
+    read_prompts(policy, path, &args.data, &args.split, args.sampling.max_new_tokens, false)
 }

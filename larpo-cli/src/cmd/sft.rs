@@ -1,10 +1,10 @@
 //! `larpo sft`: supervised fine-tuning, from a folder or from random weights.
 
-use super::create;
 use crate::args::{FreshSizes, SftArgs, Split, TokenizerSpec};
 use crate::dataset::{Limits, Part, Source};
 use crate::error::{Error, Result};
 use crate::metrics_log::MetricsLog;
+use crate::output;
 use crate::policy::Policy;
 use crate::training::{HeldOut, Journal, LoopConfig, sft};
 use larpo_core::backend::Backend;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
+    output::prepare(&args.output_dir, args.overwrite_output_dir)?;
     let source = Source::open(&args.dataset_name)?;
     let policy = match &args.model.model_name_or_path {
         Some(folder) => Policy::open(backend, folder)?,
@@ -28,7 +29,6 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
     let (rows, report) = source.sft_rows(&policy, limits, Part { held_back, split: Split::Train })?;
     eprintln!("training data: {report}");
     let held_out = held_out(args, &source, &policy, limits)?;
-    create(&args.output_dir)?;
     let path = args.output_dir.join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
     let config = LoopConfig::sft(&args.train, args.common.seed);

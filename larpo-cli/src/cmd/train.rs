@@ -1,9 +1,10 @@
 //! `larpo train`: one objective over ranked lists made elsewhere.
 
-use super::create;
+use crate::align::describe;
 use crate::args::TrainVerbArgs;
 use crate::error::{Error, Result};
 use crate::metrics_log::MetricsLog;
+use crate::output;
 use crate::policy::Policy;
 use crate::training::{Journal, LoopConfig, list_row, list_training, selection, train_lists};
 use larpo_core::backend::Backend;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
+    output::prepare(&args.output_dir, args.overwrite_output_dir)?;
     let rows = larpo_data::candidates::read(&args.dataset_name)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let limits = crate::dataset::Limits::new(&args.data, &policy)?;
@@ -49,12 +51,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
     let first = config.plan(training.len()).batches().next().unwrap_or_default();
     let batch: Vec<&TrainingList> = first.iter().take(config.micro_batch).map(|&i| &training[i]).collect();
     let proofs = prove(&policy.model, &settings, &batch, true)?;
-    eprintln!(
-        "step-0 proofs: {} list losses at γ = 0 equal their constants; the gradient reaches all {} parameters",
-        proofs.constant_lists.unwrap_or(0),
-        proofs.reached
-    );
-    create(&args.output_dir)?;
+    eprintln!("{}", describe(&proofs));
     let path = args.output_dir.join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
     let journal =

@@ -20,6 +20,7 @@ use cpu_time::cpu_seconds;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::candidates::Memory;
+use larpo_core::cpu::par;
 use larpo_core::model::ModelConfig;
 use larpo_core::objective::Objective;
 use larpo_core::optim::{OptimizerConfig, Schedule};
@@ -33,6 +34,9 @@ use std::path::Path;
 const RECALL_AT: [usize; 3] = [1, 5, 20];
 /// Sampled solutions shown before and after.
 const SHOWN: usize = 3;
+
+/// The data that the demo leaves beside its model: worked examples, fresh prompts, held-out problems.
+pub const DATA_FILES: [&str; 3] = ["sft.jsonl", "prompts.jsonl", "held_out.jsonl"];
 
 /// The four models of the demo, evaluated alike.
 pub struct Outcome {
@@ -207,6 +211,7 @@ fn align_config<B: Backend>(recipe: &Recipe, policy: &Policy<B>, seed: u64) -> A
             stream: 0,
         },
         seed,
+        source: json!({ "demo": { "sft_rows": recipe.sft_rows, "threads": par::threads() } }),
     }
 }
 
@@ -231,16 +236,16 @@ fn prompt_rows<B: Backend>(policy: &Policy<B>, problems: &[Problem]) -> Result<V
 
 /// Leaves the data beside the model, so that the other verbs can go on from there.
 fn write_data(corpus: &Corpus, folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
     let write = |name: &str, rows: Vec<Value>| {
         let path = folder.join(name);
         let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
         std::fs::write(&path, lines).map_err(Error::io(&path, "write"))
     };
     let problem = |p: &Problem| json!({ "prompt": p.prompt, "reference": format!("#### {}", p.answer) });
-    write("sft.jsonl", corpus.sft.iter().map(|r| json!({ "prompt": r.prompt, "completion": r.completion })).collect())?;
-    write("prompts.jsonl", corpus.prompts.iter().map(problem).collect())?;
-    write("held_out.jsonl", corpus.eval.iter().map(problem).collect())
+    let [sft, prompts, held_out] = DATA_FILES;
+    write(sft, corpus.sft.iter().map(|r| json!({ "prompt": r.prompt, "completion": r.completion })).collect())?;
+    write(prompts, corpus.prompts.iter().map(problem).collect())?;
+    write(held_out, corpus.eval.iter().map(problem).collect())
 }
 
 fn show(problems: &[Problem], outcome: &Outcome) {

@@ -1,6 +1,7 @@
 //! Rows made elsewhere, with field names of their own.
 
 use super::rows::{Row, describe, number, parse_rows, text};
+use crate::candidates;
 use crate::error::{Error, Result};
 use crate::files;
 use serde_json::{Map, Value};
@@ -18,12 +19,14 @@ pub struct Keys {
     /// A verdict or score made elsewhere: a truth value or number, or an array with one per response. With a name
     /// given, every row must have it.
     pub label: Option<String>,
+    /// Further fields with one entry per response, beside those of candidate lists.
+    pub lists: Vec<String>,
 }
 
 impl Default for Keys {
     /// `prompt` and `response`, no reference and no label.
     fn default() -> Self {
-        Self { prompt: "prompt".into(), response: "response".into(), reference: None, label: None }
+        Self { prompt: "prompt".into(), response: "response".into(), reference: None, label: None, lists: Vec::new() }
     }
 }
 
@@ -44,6 +47,9 @@ pub struct KeyedRow {
     pub labels: Vec<f64>,
     /// The whole row, in the order of its fields.
     pub fields: Map<String, Value>,
+    /// Names of the row's fields that hold an array with one entry per response, the responses included; empty where
+    /// the row holds one response.
+    pub per_response: Vec<String>,
 }
 
 /// Reads rows whose fields have the given names; JSONL or an array of objects.
@@ -81,7 +87,31 @@ fn keyed_row(row: Row, keys: &Keys) -> Result<KeyedRow> {
         Some(key) => labels(&row, key, responses.len(), is_list)?,
     };
     let prompt = row.optional_string(&keys.prompt)?.unwrap_or_default().to_string();
-    Ok(KeyedRow { line: row.line, prompt, responses, is_list, reference, labels, fields: row.object })
+    let per_response = if is_list { per_response(&row, keys, responses.len())? } else { Vec::new() };
+    Ok(KeyedRow { line: row.line, prompt, responses, is_list, reference, labels, fields: row.object, per_response })
+}
+
+/// The fields with one entry per response; an array of another length is a fault of the row.
+fn per_response(row: &Row, keys: &Keys, count: usize) -> Result<Vec<String>> {
+    let named = [&keys.response].into_iter().chain(&keys.label).chain(&keys.lists).map(String::as_str);
+    let mut names: Vec<String> = Vec::new();
+    for name in named.chain(candidates::PER_RESPONSE) {
+        let Some(value) = row.get(name).filter(|_| !names.iter().any(|seen| seen == name)) else { continue };
+        match value {
+            Value::Array(items) if items.len() == count => names.push(name.to_string()),
+            other => {
+                let mend =
+                    "Keep one element per response in every array: delete or add elements at the same place in all";
+                return Err(row.error(
+                    name,
+                    format!("an array of {count} elements, one per response"),
+                    describe(other),
+                    mend,
+                ));
+            }
+        }
+    }
+    Ok(names)
 }
 
 fn labels(row: &Row, key: &str, count: usize, is_list: bool) -> Result<Vec<f64>> {

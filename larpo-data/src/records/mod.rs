@@ -14,6 +14,7 @@ use crate::candidates::{self, CandidateList};
 use crate::error::{Error, Result};
 use crate::files;
 use rows::{Row, parse_rows};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// A prompt, with what is known about it.
@@ -35,7 +36,12 @@ pub struct Example {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Dataset {
     /// Prompts, with or without completions and references.
-    Examples(Vec<Example>),
+    Examples {
+        /// The rows, in the order of the file.
+        rows: Vec<Example>,
+        /// Names of fields that some row has and nothing here reads, in alphabetical order.
+        unread: Vec<String>,
+    },
     /// Prompts with several responses each.
     RankedLists(Vec<CandidateList>),
     /// Plain text, to be cut into windows of tokens.
@@ -69,10 +75,10 @@ pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
         return Ok(Dataset::RankedLists(candidates::from_rows(&rows)?));
     }
     if first.has("question") {
-        return Ok(Dataset::Examples(rows.iter().enumerate().map(gsm8k).collect::<Result<_>>()?));
+        return examples(&rows, gsm8k, &["question", "answer"]);
     }
     if first.has("prompt") && !first.has("chosen") && !first.has("rejected") {
-        return Ok(Dataset::Examples(rows.iter().enumerate().map(example).collect::<Result<_>>()?));
+        return examples(&rows, example, &["prompt", "completion", "reference", "answer"]);
     }
     let keys = first.object.keys().map(|k| format!("\"{k}\"")).collect::<Vec<_>>().join(", ");
     let found = format!("line {}: a row with the fields {{{keys}}} is of no known kind", first.line);
@@ -81,6 +87,16 @@ pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
         return Err(unrecognised(found, mend));
     }
     Err(unrecognised(found, ACCEPTED))
+}
+
+/// The rows by `convert`, which reads the fields `read`.
+fn examples(rows: &[Row], convert: fn((usize, &Row)) -> Result<Example>, read: &[&str]) -> Result<Dataset> {
+    let fields = rows.iter().flat_map(|row| row.object.keys()).filter(|key| !read.contains(&key.as_str()));
+    let unread: BTreeSet<&String> = fields.collect();
+    Ok(Dataset::Examples {
+        unread: unread.into_iter().cloned().collect(),
+        rows: rows.iter().enumerate().map(convert).collect::<Result<_>>()?,
+    })
 }
 
 /// A GSM8K row: the question and a newline are the prompt, the answer is completion and reference.

@@ -67,6 +67,8 @@ fn json_error(path: &Path, line: usize, text: &str, error: &serde_json::Error) -
         "The row is cut short: complete it or delete the line".to_string()
     } else if ["NaN", "Infinity", "nan", "inf"].iter().any(|word| text[floor(text, column)..].starts_with(word)) {
         "JSON has no NaN and no infinity: write a finite number or leave the field out".to_string()
+    } else if error.to_string().contains("number out of range") {
+        "Write a number that a 64-bit floating-point number can hold".to_string()
     } else {
         "Write one JSON object per line; a newline inside a text is written \\n".to_string()
     };

@@ -3,8 +3,8 @@
 use regex::Regex;
 use std::sync::LazyLock;
 
-/// GSM8K's mark before the final answer.
-pub const DEFAULT_ANSWER_PATTERN: &str = r"####\s*(.*)";
+/// GSM8K's mark before the final answer, which is the rest of the line, up to another mark.
+pub const DEFAULT_ANSWER_PATTERN: &str = r"####[ \t]*([^#\n]*)";
 
 /// A number as people write it, after signs of currency and percent are gone: thousands separated by commas or not.
 static NUMBER: LazyLock<Regex> = LazyLock::new(|| {

@@ -110,6 +110,14 @@ impl Rule {
         matches!(self, Rule::Answer(_))
     }
 
+    /// Whether the response has a final answer where this rule looks for one; `None` of a rule that looks for none.
+    pub fn finds_answer(&self, response: &str) -> Option<bool> {
+        match self {
+            Rule::Answer(pattern) => Some(pattern.is_match(response)),
+            _ => None,
+        }
+    }
+
     /// The score of a response; finite.
     ///
     /// # Errors
@@ -197,6 +205,11 @@ impl RuleSet {
     /// Whether any rule cannot score without a reference.
     pub fn needs_reference(&self) -> bool {
         self.rules.iter().any(|(rule, _)| rule.needs_reference())
+    }
+
+    /// Whether a rule that looks for a final answer finds one in the response; `None` where no rule does.
+    pub fn finds_answer(&self, response: &str) -> Option<bool> {
+        self.rules.iter().filter_map(|(rule, _)| rule.finds_answer(response)).reduce(|a, b| a || b)
     }
 
     /// Sum of weight × score.

@@ -101,7 +101,10 @@ impl RuleSpec {
 
     pub(super) fn regex(&self, pattern: &str) -> Result<Regex> {
         let mend = "Correct the pattern (syntax of the Rust crate `regex`; no look-around, no back-references)";
-        Regex::new(pattern).map_err(|error| self.error(format!("the pattern {pattern:?} is not valid: {error}"), mend))
+        Regex::new(pattern).map_err(|error| {
+            let problem = error.to_string();
+            self.error(format!("the pattern {pattern:?} is not valid: {}", problem.trim_end_matches('.')), mend)
+        })
     }
 
     pub(super) fn answer_regex(&self, pattern: &str) -> Result<Regex> {
