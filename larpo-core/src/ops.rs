@@ -31,23 +31,26 @@ pub fn linear<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, residual: Opti
         store = Store::Add;
     }
     b.linear(x.value(), weight(w), &mut y, store);
-    let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::link));
-    tape.record(y, (x.rows, w.rows), &inputs, move |b, d_y, flow| {
-        flow.with(b, x.link(), |d, store| b.linear_grad_x(&d_y, weight(&w), d, store));
-        flow.with(b, w.link(), |d, store| b.linear_grad_w(&d_y, x.value(), w.rows, w.cols, d, store));
+    let shape = (x.rows, w.rows);
+    let (x, saved, w, residual) = (x.link(), x.saved(), w.clone(), residual.map(Var::link));
+    tape.record(y, shape, &inputs, move |b, d_y, flow| {
+        flow.with(b, x, |d, store| b.linear_grad_x(&d_y, weight(&w), d, store));
+        flow.with(b, w.link(), |d, store| b.linear_grad_w(&d_y, &saved.get(b), w.rows, w.cols, d, store));
         if let Some(residual) = residual {
             flow.give(b, residual, d_y);
         }
     })
 }
 
-/// Root-mean-square norm of the rows of `x (n, c)` with weights `w (1, c)` → `(n, c)`.
+/// Root-mean-square norm of the rows of `x (n, c)` with weights `w (1, c)` → `(n, c)`. What consumes the result makes it
+/// again from `x` for its gradient instead of keeping it.
 pub fn rms_norm<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, eps: f64) -> Var<B> {
     let b = tape.backend();
     let (mut y, mut rstd) = (b.alloc(x.rows * x.cols), b.alloc(x.rows));
     b.rms_norm(x.value(), w.value(), eps, &mut y, &mut rstd);
     let (x, w) = (x.clone(), w.clone());
-    tape.record(y, (x.rows, x.cols), &[x.link(), w.link()], move |b, d_y, flow| {
+    let again = (x.clone(), w.clone());
+    let y = tape.record(y, (x.rows, x.cols), &[x.link(), w.link()], move |b, d_y, flow| {
         // The weight's gradient needs the same pass over the rows, even where x is an input without a gradient.
         let (mut d_x, store) = flow.take(b, x.link()).unwrap_or_else(|| (b.alloc(x.rows * x.cols), Store::Set));
         let mut d_w = flow.take(b, w.link());
@@ -57,6 +60,12 @@ pub fn rms_norm<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, eps: f64) ->
         if let Some((d_w, _)) = d_w {
             flow.put(w.link(), d_w);
         }
+    });
+    y.recomputed(move |b| {
+        let (x, w) = &again;
+        let (mut y, mut rstd) = (b.alloc(x.rows * x.cols), b.alloc(x.rows));
+        b.rms_norm(x.value(), w.value(), eps, &mut y, &mut rstd);
+        y
     })
 }
 
@@ -94,16 +103,21 @@ pub fn attention<B: Backend>(tape: &Tape<B>, qkv: &Var<B>, segments: &Arc<B::Ind
     })
 }
 
-/// SwiGLU: `gate_up (n, 2·width)` → `(n, width)`.
+/// SwiGLU: `gate_up (n, 2·width)` → `(n, width)`. Made again for gradients as in [`rms_norm`].
 pub fn glu<B: Backend>(tape: &Tape<B>, gate_up: &Var<B>) -> Var<B> {
     let (b, n, width) = (tape.backend(), gate_up.rows, gate_up.cols / 2);
     let mut y = b.alloc(n * width);
     b.glu(gate_up.value(), width, &mut y);
-    let gate_up = gate_up.clone();
-    tape.record(y, (n, width), &[gate_up.link()], move |b, d_y, flow| {
+    let (gate_up, again) = (gate_up.clone(), gate_up.clone());
+    let y = tape.record(y, (n, width), &[gate_up.link()], move |b, d_y, flow| {
         let mut d = b.alloc(n * 2 * width);
         b.glu_grad(&d_y, gate_up.value(), width, &mut d);
         flow.give(b, gate_up.link(), d);
+    });
+    y.recomputed(move |b| {
+        let mut y = b.alloc(n * width);
+        b.glu(again.value(), width, &mut y);
+        y
     })
 }
 
@@ -130,13 +144,14 @@ pub fn token_logp<B: Backend>(
     let b = tape.backend();
     let (mut logp, mut lse) = (b.alloc(count), b.alloc(h.rows));
     b.token_logp(h.value(), weight(w), target_rows, target_ids, &mut logp, &mut lse);
-    let (h, w, rows, ids) = (h.clone(), w.clone(), target_rows.clone(), target_ids.clone());
-    tape.record(logp, (count, 1), &[h.link(), w.link()], move |b, d, flow| {
-        let (mut d_h, store) = flow.take(b, h.link()).unwrap_or_else(|| (b.alloc(h.rows * h.cols), Store::Set));
+    let (h, saved, len, w) = (h.link(), h.saved(), h.rows * h.cols, w.clone());
+    let (rows, ids) = (target_rows.clone(), target_ids.clone());
+    tape.record(logp, (count, 1), &[h, w.link()], move |b, d, flow| {
+        let (mut d_h, store) = flow.take(b, h).unwrap_or_else(|| (b.alloc(len), Store::Set));
         let mut d_w = flow.take(b, w.link());
         let into = d_w.as_mut().map(|(d, store)| (d, *store));
-        b.token_logp_grad(&d, h.value(), weight(&w), &rows, &ids, &lse, (&mut d_h, store), into);
-        flow.put(h.link(), d_h);
+        b.token_logp_grad(&d, &saved.get(b), weight(&w), &rows, &ids, &lse, (&mut d_h, store), into);
+        flow.put(h, d_h);
         if let Some((d_w, _)) = d_w {
             flow.put(w.link(), d_w);
         }

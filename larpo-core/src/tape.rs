@@ -30,10 +30,31 @@ impl Link {
     }
 }
 
+type Recipe<B> = Arc<dyn Fn(&B) -> <B as Backend>::Buffer>;
+
+/// What a gradient keeps of a value: the value itself, or how to make it again where that costs next to nothing.
+pub enum Saved<B: Backend> {
+    /// The value.
+    Value(Arc<B::Buffer>),
+    /// How to make it again, from values that are kept anyway.
+    Recipe(Recipe<B>),
+}
+
+impl<B: Backend> Saved<B> {
+    /// The value.
+    pub fn get(&self, backend: &B) -> Arc<B::Buffer> {
+        match self {
+            Self::Value(value) => value.clone(),
+            Self::Recipe(recipe) => Arc::new(recipe(backend)),
+        }
+    }
+}
+
 /// A matrix `(rows, cols)` on the device.
 pub struct Var<B: Backend> {
     link: Link,
     value: Arc<B::Buffer>,
+    recipe: Option<Recipe<B>>,
     /// Rows.
     pub rows: usize,
     /// Columns.
@@ -42,13 +63,13 @@ pub struct Var<B: Backend> {
 
 impl<B: Backend> Clone for Var<B> {
     fn clone(&self) -> Self {
-        Self { value: self.value.clone(), ..*self }
+        Self { value: self.value.clone(), recipe: self.recipe.clone(), ..*self }
     }
 }
 
 impl<B: Backend> Var<B> {
     fn new(source: Source, value: Arc<B::Buffer>, rows: usize, cols: usize) -> Self {
-        Self { link: Link { source, len: rows * cols }, value, rows, cols }
+        Self { link: Link { source, len: rows * cols }, value, recipe: None, rows, cols }
     }
 
     /// A value without a gradient.
@@ -64,6 +85,19 @@ impl<B: Backend> Var<B> {
     /// The same value, cut off from what made it.
     pub fn detach(&self) -> Self {
         Self::new(Source::Constant, self.value.clone(), self.rows, self.cols)
+    }
+
+    /// The same value, which gradients make again with `recipe` instead of keeping it. The recipe must give the same bits.
+    pub fn recomputed(self, recipe: impl Fn(&B) -> B::Buffer + 'static) -> Self {
+        Self { recipe: Some(Arc::new(recipe)), ..self }
+    }
+
+    /// What a gradient that needs the value is to keep of it.
+    pub fn saved(&self) -> Saved<B> {
+        match &self.recipe {
+            Some(recipe) => Saved::Recipe(recipe.clone()),
+            None => Saved::Value(self.value.clone()),
+        }
     }
 
     /// The numbers.

@@ -17,6 +17,9 @@ pub struct CommonArgs {
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub threads: Option<usize>,
+    /// The same bits for any number of threads; the CPU always computes so, the flag only says that it is relied on
+    #[arg(long)]
+    pub deterministic: bool,
     /// End stdout with one line that holds a JSON object
     #[arg(long)]
     pub json: bool,

@@ -4,7 +4,7 @@
 //! small matrix `[prefix | own rows so far]` that stays in the cache, so nothing of size rows × rows is ever kept.
 
 use super::matmul::{Threads, matmul};
-use super::{par, simd};
+use super::{par, scratch, simd};
 use crate::backend::{AttentionSpec, Segment, Store};
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, s};
 
@@ -132,41 +132,42 @@ pub fn attention(qkv: &[f32], segments: &[u32], spec: &AttentionSpec, o: &mut [f
         let q = head_of(&all, &list.rows, h);
         let k = head_of(&all, &list.rows, spec.heads + h / group);
         let v = head_of(&all, &list.rows, spec.heads + spec.kv_heads + h / group);
-        let mut tile = vec![0f32; BLOCK * list.max_keys()];
         let mut inverse = [0f32; BLOCK];
-        for block in list.blocks() {
-            let (rows, keys, p) = (block.rows.len(), block.keys(), block.prefix.len());
-            let tile = &mut tile[..rows * keys];
-            scores(spec.scale as f32, q.slice(s![block.rows.clone(), ..]), &k, &block, tile);
-            let mut sums = [0f32; BLOCK];
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for (i, row) in tile.chunks_exact_mut(keys).enumerate() {
-                        let (seen, hidden) = row.split_at_mut(block.visible(i));
-                        let max = simd::max(seen);
-                        let sum = simd::exp_sum(seen, 1.0, max);
-                        hidden.fill(0.0);
-                        sums[i] = max + sum.ln();
-                        inverse[i] = 1.0 / sum;
+        scratch::with(BLOCK * list.max_keys(), |tile| {
+            for block in list.blocks() {
+                let (rows, keys, p) = (block.rows.len(), block.keys(), block.prefix.len());
+                let tile = &mut tile[..rows * keys];
+                scores(spec.scale as f32, q.slice(s![block.rows.clone(), ..]), &k, &block, tile);
+                let mut sums = [0f32; BLOCK];
+                simd::dispatch(
+                    #[inline(always)]
+                    || {
+                        for (i, row) in tile.chunks_exact_mut(keys).enumerate() {
+                            let (seen, hidden) = row.split_at_mut(block.visible(i));
+                            let max = simd::max(seen);
+                            let sum = simd::exp_sum(seen, 1.0, max);
+                            hidden.fill(0.0);
+                            sums[i] = max + sum.ln();
+                            inverse[i] = 1.0 / sum;
+                        }
+                    },
+                );
+                let weights = super::matmul::view(tile, rows, keys);
+                let mut out = o.slice_mut(s![block.rows.clone(), ..]);
+                let mut store = Store::Set;
+                for (from, columns) in [(&block.prefix, 0..p), (&block.own, p..keys)] {
+                    if !from.is_empty() {
+                        let (a, v) = (weights.slice(s![.., columns]), v.slice(s![from.clone(), ..]));
+                        matmul(1.0, a, v, out.view_mut(), store, Threads::One);
+                        store = Store::Add;
                     }
-                },
-            );
-            let weights = super::matmul::view(tile, rows, keys);
-            let mut out = o.slice_mut(s![block.rows.clone(), ..]);
-            let mut store = Store::Set;
-            for (from, columns) in [(&block.prefix, 0..p), (&block.own, p..keys)] {
-                if !from.is_empty() {
-                    let (a, v) = (weights.slice(s![.., columns]), v.slice(s![from.clone(), ..]));
-                    matmul(1.0, a, v, out.view_mut(), store, Threads::One);
-                    store = Store::Add;
+                }
+                for (i, mut row) in out.rows_mut().into_iter().enumerate() {
+                    row *= inverse[i];
+                    lse[(block.rows.start + i, 0)] = sums[i];
                 }
             }
-            for (i, mut row) in out.rows_mut().into_iter().enumerate() {
-                row *= inverse[i];
-                lse[(block.rows.start + i, 0)] = sums[i];
-            }
-        }
+        });
     });
 }
 
@@ -199,56 +200,58 @@ pub fn attention_grad(
     par::each(tasks, |(list, kv, d_q, mut d_k, mut d_v)| {
         let k = head_of(&all, &list.rows, spec.heads + kv);
         let v = head_of(&all, &list.rows, spec.heads + spec.kv_heads + kv);
-        let mut weights = vec![0f32; BLOCK * list.max_keys()];
-        let mut d_scores = weights.clone();
         d_k.fill(0.0);
         d_v.fill(0.0);
-        for (g, mut d_q) in d_q.into_iter().enumerate() {
-            let h = kv * group + g;
-            let q = head_of(&all, &list.rows, h);
-            let o = head_of(&all_o, &list.rows, h);
-            let d_o = head_of(&all_d_o, &list.rows, h);
-            let lse = head_of(&all_lse, &list.rows, h);
-            for block in list.blocks() {
-                let (rows, keys, p) = (block.rows.len(), block.keys(), block.prefix.len());
-                let (weights, d_scores) = (&mut weights[..rows * keys], &mut d_scores[..rows * keys]);
-                let q = q.slice(s![block.rows.clone(), ..]);
-                let d_out = d_o.slice(s![block.rows.clone(), ..]);
-                scores(spec.scale as f32, q, &k, &block, weights);
-                scores(1.0, d_out, &v, &block, d_scores);
-                simd::dispatch(
-                    #[inline(always)]
-                    || {
-                        let rows = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys)).enumerate();
-                        for (i, (weights, d_scores)) in rows {
-                            let row = block.rows.start + i;
-                            let delta: f32 = d_o.row(row).iter().zip(o.row(row)).map(|(a, b)| a * b).sum();
-                            let (shift, seen) = (lse[(row, 0)], block.visible(i));
-                            for (w, d) in weights[..seen].iter_mut().zip(&mut d_scores[..seen]) {
-                                *w = simd::exp(*w - shift);
-                                *d = *w * (*d - delta);
+        let tile = BLOCK * list.max_keys();
+        scratch::with(2 * tile, |tiles| {
+            for (g, mut d_q) in d_q.into_iter().enumerate() {
+                let h = kv * group + g;
+                let q = head_of(&all, &list.rows, h);
+                let o = head_of(&all_o, &list.rows, h);
+                let d_o = head_of(&all_d_o, &list.rows, h);
+                let lse = head_of(&all_lse, &list.rows, h);
+                let (weights, d_scores) = tiles.split_at_mut(tile);
+                for block in list.blocks() {
+                    let (rows, keys, p) = (block.rows.len(), block.keys(), block.prefix.len());
+                    let (weights, d_scores) = (&mut weights[..rows * keys], &mut d_scores[..rows * keys]);
+                    let q = q.slice(s![block.rows.clone(), ..]);
+                    let d_out = d_o.slice(s![block.rows.clone(), ..]);
+                    scores(spec.scale as f32, q, &k, &block, weights);
+                    scores(1.0, d_out, &v, &block, d_scores);
+                    simd::dispatch(
+                        #[inline(always)]
+                        || {
+                            let rows = weights.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys)).enumerate();
+                            for (i, (weights, d_scores)) in rows {
+                                let row = block.rows.start + i;
+                                let delta: f32 = d_o.row(row).iter().zip(o.row(row)).map(|(a, b)| a * b).sum();
+                                let (shift, seen) = (lse[(row, 0)], block.visible(i));
+                                for (w, d) in weights[..seen].iter_mut().zip(&mut d_scores[..seen]) {
+                                    *w = simd::exp(*w - shift);
+                                    *d = *w * (*d - delta);
+                                }
+                                weights[seen..].fill(0.0);
+                                d_scores[seen..].fill(0.0);
                             }
-                            weights[seen..].fill(0.0);
-                            d_scores[seen..].fill(0.0);
+                        },
+                    );
+                    let weights = super::matmul::view(weights, rows, keys);
+                    let d_scores = super::matmul::view(d_scores, rows, keys);
+                    let scale = spec.scale as f32;
+                    let mut store = Store::Set;
+                    for (from, columns) in [(&block.prefix, 0..p), (&block.own, p..keys)] {
+                        if from.is_empty() {
+                            continue;
                         }
-                    },
-                );
-                let weights = super::matmul::view(weights, rows, keys);
-                let d_scores = super::matmul::view(d_scores, rows, keys);
-                let scale = spec.scale as f32;
-                let mut store = Store::Set;
-                for (from, columns) in [(&block.prefix, 0..p), (&block.own, p..keys)] {
-                    if from.is_empty() {
-                        continue;
+                        let (w, d_s) = (weights.slice(s![.., columns.clone()]), d_scores.slice(s![.., columns]));
+                        let k = k.slice(s![from.clone(), ..]);
+                        matmul(scale, d_s, k, d_q.slice_mut(s![block.rows.clone(), ..]), store, Threads::One);
+                        store = Store::Add;
+                        matmul(scale, d_s.t(), q, d_k.slice_mut(s![from.clone(), ..]), Store::Add, Threads::One);
+                        matmul(1.0, w.t(), d_out, d_v.slice_mut(s![from.clone(), ..]), Store::Add, Threads::One);
                     }
-                    let (w, d_s) = (weights.slice(s![.., columns.clone()]), d_scores.slice(s![.., columns]));
-                    let k = k.slice(s![from.clone(), ..]);
-                    matmul(scale, d_s, k, d_q.slice_mut(s![block.rows.clone(), ..]), store, Threads::One);
-                    store = Store::Add;
-                    matmul(scale, d_s.t(), q, d_k.slice_mut(s![from.clone(), ..]), Store::Add, Threads::One);
-                    matmul(1.0, w.t(), d_out, d_v.slice_mut(s![from.clone(), ..]), Store::Add, Threads::One);
                 }
             }
-        }
+        });
     });
 }

@@ -1,7 +1,7 @@
 //! The fast CPU backend: `f32`, vectorised, on all threads of the current rayon pool.
 //!
-//! One file per operation; this file only unwraps buffers and checks lengths. Results do not depend on timing: every
-//! reduction has a fixed order for a given number of threads.
+//! One file per operation; this file only unwraps buffers and checks lengths. Results depend neither on timing nor on the
+//! number of threads: every reduction has a fixed order.
 
 mod adamw;
 mod attention;
@@ -14,6 +14,7 @@ mod norm;
 pub mod par;
 mod rope;
 mod sample;
+mod scratch;
 pub mod simd;
 mod token_logp;
 

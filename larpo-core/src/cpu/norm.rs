@@ -38,7 +38,8 @@ pub fn rms_norm_grad(
 ) {
     let c = w.len();
     let add = d_x.1 == Store::Add;
-    let block = par::rows_per_task(rstd.len(), c, par::MIN_TASK);
+    // Of a fixed size: the sum over the rows must not depend on the number of threads.
+    let block = (par::MIN_TASK / c).max(1);
     let tasks: Vec<_> = d_y
         .chunks(block * c)
         .zip(x.chunks(block * c))
