@@ -14,6 +14,7 @@ pub mod model;
 pub mod objective;
 pub mod ops;
 pub mod optim;
+pub mod profile;
 pub mod proofs;
 pub mod reference;
 pub mod reranker;

@@ -312,6 +312,9 @@ pub struct BenchArgs {
     /// Timed repetitions, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     pub reps: usize,
+    /// Also show what each operation of a step or of sampling takes (with --json as `profile`)
+    #[arg(long)]
+    pub profile: bool,
     /// Seed, threads, JSON.
     #[command(flatten)]
     pub common: CommonArgs,

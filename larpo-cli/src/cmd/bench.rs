@@ -14,6 +14,7 @@
 mod floor;
 mod machine;
 mod model;
+mod profile;
 #[cfg(test)]
 mod tests;
 
@@ -50,7 +51,9 @@ const PROBE: ProbeSizes = ProbeSizes { product: 1024, memory: 1 << 30, floor_mem
 /// one step, sampling run, 1024³ product or memory pass), `tokens_per_second` (response tokens; null where there are
 /// none), `peak_rss_mib` (null where the system does not tell). Further keys: `step` and `sample` have `flops`,
 /// `floor_seconds` and the rates behind it, `machine_gflops` and `machine_gbps`; `gemm` has `gflops` and `shapes`;
-/// `memory` has `gbps` and `array_mib`.
+/// `memory` has `gbps` and `array_mib`. With `--profile`, `step` and `sample` have `profile`: an array of operations, the
+/// longest first and what is outside of them last, each with `op`, `shape`, `calls`, `seconds` and `share` of a run,
+/// `gflops` and `gbps` (null where there is nothing to count), `floor_seconds` and `distance`, the seconds over that floor.
 ///
 /// # Errors
 /// Sizes that make no benchmark (no prompt to sample from, nothing to score, more tokens than the model has positions),
@@ -90,6 +93,10 @@ fn config(args: &BenchArgs) -> ModelConfig {
 
 /// Refuses sizes that make no benchmark.
 fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
+    if args.profile && !matches!(args.what, BenchKind::Step | BenchKind::Sample) {
+        let problem = format!("bench {} has no operations to show: leave out --profile", name(args.what));
+        return Err(Error::request(problem));
+    }
     if args.what == BenchKind::Memory {
         return Ok(());
     }
@@ -157,10 +164,7 @@ fn model_bench(
     report: &mut Map<String, Value>,
 ) -> Result<()> {
     let tokens = args.lists * args.num_generations * args.response;
-    let seconds = match args.what {
-        BenchKind::Sample => model::sample(args, config.clone())?,
-        _ => model::step(args, config.clone())?,
-    };
+    let (seconds, measured) = model::time(args, config.clone())?;
     timing(report, seconds, Some(tokens));
     let machine = measure(probe);
     let (flops, floor) = if args.what == BenchKind::Sample {
@@ -185,6 +189,11 @@ fn model_bench(
     table.row(["machine, memory".into(), format!("{:.1}", machine.bytes_per_second / 1e9), "GB/s".to_string()]);
     table.row(["peak memory".into(), megabytes(report), "MiB".to_string()]);
     eprint!("{table}");
+    if let Some(measured) = measured {
+        let lines = measured.lines(machine);
+        eprint!("\none of {} runs, by operation; the floor of each is its own:\n{}", args.reps, profile::table(&lines));
+        report.insert("profile".into(), profile::json(&lines));
+    }
     Ok(())
 }
 

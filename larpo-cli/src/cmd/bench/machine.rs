@@ -30,13 +30,18 @@ pub fn timed<E>(warm_ups: usize, reps: usize, mut call: impl FnMut() -> Result<(
     for _ in 0..warm_ups {
         call()?;
     }
+    times(reps, call).map(median)
+}
+
+/// Seconds of each of `reps` calls; the first failing call ends it.
+pub fn times<E>(reps: usize, mut call: impl FnMut() -> Result<(), E>) -> Result<Vec<f64>, E> {
     let mut seconds = Vec::with_capacity(reps);
     for _ in 0..reps {
         let start = Instant::now();
         call()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    Ok(median(seconds))
+    Ok(seconds)
 }
 
 /// How the operands of a product are stored.

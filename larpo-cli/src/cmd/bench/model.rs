@@ -1,12 +1,15 @@
 //! A training step and a sampling run of a model with random weights.
 
-use super::machine::timed;
-use crate::args::BenchArgs;
+use super::machine::{median, times};
+use super::profile::Measured;
+use crate::args::{BenchArgs, BenchKind};
 use crate::error::{Error, Result};
+use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::OptimizerConfig;
+use larpo_core::profile::Profiled;
 use larpo_core::retriever::{self, NoHooks, Prompt, Sample, SamplingConfig};
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::train::{ListTraining, Trainer, TrainingList, TrainingResponse};
@@ -57,32 +60,55 @@ pub fn lists(args: &BenchArgs, config: &ModelConfig) -> Vec<TrainingList> {
         .collect()
 }
 
-/// Median seconds of forward, backward and AdamW on all lists at once, with ListMLE and clipping.
+/// What is timed: a step or a sampling run, again at every call.
+type Run = Box<dyn FnMut() -> Result<()>>;
+
+/// Median seconds of a step or a sampling run, and with `--profile` what each operation took.
 ///
 /// # Errors
-/// A loss or a gradient that is not a number.
-pub fn step(args: &BenchArgs, config: ModelConfig) -> Result<f64> {
+/// A loss, a gradient or a log-probability that is not a number.
+pub fn time(args: &BenchArgs, config: ModelConfig) -> Result<(f64, Option<Measured>)> {
+    if !args.profile {
+        let mut run = prepare(args, config, &Cpu::new())?;
+        times(WARM_UPS, &mut run)?;
+        return Ok((median(times(args.reps, &mut run)?), None));
+    }
+    let backend = Profiled::new(Cpu::new());
+    let mut run = prepare(args, config, &backend)?;
+    times(WARM_UPS, &mut run)?;
+    backend.take();
+    let seconds = times(args.reps, &mut run)?;
+    let measured = Measured { profile: backend.take(), seconds: seconds.iter().sum(), runs: args.reps };
+    Ok((median(seconds), Some(measured)))
+}
+
+fn prepare<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Result<Run> {
+    match args.what {
+        BenchKind::Sample => sample(args, config, backend),
+        _ => step(args, config, backend),
+    }
+}
+
+/// Forward, backward and AdamW on all lists at once, with ListMLE and clipping.
+fn step<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Result<Run> {
     let lists = lists(args, &config);
-    let lists: Vec<&TrainingList> = lists.iter().collect();
-    let model = Transformer::random(&Cpu::new(), config, args.common.seed)?;
+    let model = Transformer::random(backend, config, args.common.seed)?;
     // A small rate keeps the random model where it is; the work does not depend on it.
     let optimizer = OptimizerConfig { learning_rate: 1e-6, max_grad_norm: 1.0, ..Default::default() };
     let mut trainer = Trainer::new(model, optimizer, (WARM_UPS + args.reps) as u64);
     let objective = Objective { loss: LossType::Listmle, ..Default::default() };
     let settings = ListTraining { objective, beta: 0.1, sft_weight: 0.0 };
-    timed(WARM_UPS, args.reps, || Ok(trainer.list_step(&settings, &lists, lists.len()).map(drop)?))
+    Ok(Box::new(move || {
+        let lists: Vec<&TrainingList> = lists.iter().collect();
+        Ok(trainer.list_step(&settings, &lists, lists.len()).map(drop)?)
+    }))
 }
 
-/// Median seconds of sampling exactly `response` tokens for `k` responses to every prompt, at temperature 1 from the
-/// whole vocabulary, without an end-of-text token.
-///
-/// # Errors
-/// A log-probability that is not a number, or a sample of another length.
-pub fn sample(args: &BenchArgs, config: ModelConfig) -> Result<f64> {
+/// Sampling of exactly `response` tokens for `k` responses to every prompt, at temperature 1 from the whole vocabulary,
+/// without an end-of-text token.
+fn sample<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Result<Run> {
     let inputs = Inputs::new(args, &config);
     let prompts: Vec<Vec<u32>> = (0..args.lists).map(|list| inputs.ids(list, 0, args.prompt)).collect();
-    let prompts: Vec<Prompt> =
-        prompts.iter().enumerate().map(|(index, ids)| Prompt { index: index as u32, ids }).collect();
     let sampling = SamplingConfig {
         num_generations: args.num_generations,
         max_new_tokens: args.response,
@@ -95,17 +121,18 @@ pub fn sample(args: &BenchArgs, config: ModelConfig) -> Result<f64> {
         seed: args.common.seed,
         iteration: 0,
     };
-    let model = Transformer::random(&Cpu::new(), config, args.common.seed)?;
-    timed(WARM_UPS, args.reps, || {
-        let samples = retriever::sample(&model, &prompts, &sampling, &mut NoHooks)?;
-        check_lengths(&samples, args)
-    })
+    let model = Transformer::random(backend, config, args.common.seed)?;
+    let expected = args.lists * args.num_generations * args.response;
+    Ok(Box::new(move || {
+        let prompts: Vec<Prompt> =
+            prompts.iter().enumerate().map(|(index, ids)| Prompt { index: index as u32, ids }).collect();
+        check_lengths(&retriever::sample(&model, &prompts, &sampling, &mut NoHooks)?, expected)
+    }))
 }
 
-/// Whether every response has the length that the rate is computed from.
-fn check_lengths(samples: &[Vec<Sample>], args: &BenchArgs) -> Result<()> {
+/// Whether the tokens are as many as the rate is computed from.
+fn check_lengths(samples: &[Vec<Sample>], expected: usize) -> Result<()> {
     let drawn: usize = samples.iter().flatten().map(|sample| sample.ids.len()).sum();
-    let expected = args.lists * args.num_generations * args.response;
     if drawn == expected {
         Ok(())
     } else {

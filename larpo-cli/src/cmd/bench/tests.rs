@@ -2,6 +2,7 @@ use super::floor::{Machine, Phase, of_phases, of_step, sampling, step_flops};
 use super::machine::{Kind, kibibytes, median, scaled_sum, shapes, timed};
 use super::*;
 use crate::args::{Command, parse};
+use larpo_core::profile::{Cost, Profile, Shape};
 
 /// Small enough for a test, large enough that nothing is empty.
 const SMALL: ProbeSizes = ProbeSizes { product: 64, memory: 1 << 16, floor_memory: 1 << 16 };
@@ -125,6 +126,55 @@ fn json_of_sampling() {
     let tokens = number(&report, "tokens_per_second") * number(&report, "seconds");
     assert!((tokens - 24.0).abs() < 1e-9);
     assert!(number(&report, "floor_seconds") > 0.0);
+}
+
+#[test]
+fn profiles_account_for_all_of_the_time() {
+    for what in ["step", "sample"] {
+        let report = report(&format!("{what} {SIZES} --profile"));
+        check_common(&report, what);
+        let lines = report["profile"].as_array().expect("an array");
+        let sum = |key: &str| lines.iter().map(|line| line[key].as_f64().unwrap_or(0.0)).sum::<f64>();
+        assert!((sum("share") - 1.0).abs() < 1e-9, "{what}: {}", sum("share"));
+        let (outside, ops) = lines.split_last().expect("operations");
+        assert_eq!((&outside["op"], &outside["distance"]), (&json!(profile::OUTSIDE), &Value::Null));
+        assert!(number(outside, "seconds") > 0.0);
+        assert!(ops.is_sorted_by(|a, b| number(a, "seconds") >= number(b, "seconds")));
+        let flops: f64 = ops.iter().map(|op| op["gflops"].as_f64().unwrap_or(0.0) * number(op, "seconds") * 1e9).sum();
+        // 2·(5 + 3·4) rows; a prompt's last row predicts three first tokens, its logits are computed once.
+        let (config, packed) = (ModelConfig::preset("t1m").expect("a preset"), packed(&args(&format!("step {SIZES}"))));
+        let expected = match what {
+            "step" => config.step_flops(34, 20, packed.visible_pairs()),
+            _ => number(&report, "flops"),
+        };
+        assert!((flops / expected - 1.0).abs() < 1e-9, "{what}: {flops} counted, {expected} by the formula");
+        let qkv = ops.iter().find(|op| op["shape"] == if what == "step" { "34×128→384" } else { "6×128→384" });
+        assert!(qkv.is_some_and(|op| op["calls"].as_u64() >= Some(4)), "{what}: {ops:?}");
+    }
+    let without = report(&format!("sample {SIZES}"));
+    assert!(without["profile"].is_null());
+    assert!(refusal("memory --profile").contains("--profile"));
+}
+
+#[test]
+fn a_line_of_a_profile_by_hand() {
+    let cost = Cost { calls: 4, seconds: 2.0, flops: 4e9, bytes: 1e9 };
+    let profile = Profile::from([(("linear", Shape::Product(2, 3, 4)), cost)]);
+    let measured = profile::Measured { profile, seconds: 5.0, runs: 2 };
+    let machine = Machine { flops_per_second: 4e9, bytes_per_second: 2e9 };
+    let lines = measured.lines(machine);
+    assert_eq!(lines.len(), 2);
+    assert_eq!((lines[0].op, &*lines[0].shape, lines[0].cost.calls), ("linear", "2×3→4", 2));
+    assert_eq!((lines[0].cost.seconds, lines[0].share, lines[0].floor), (1.0, 0.4, Some(0.5)));
+    assert_eq!(
+        (lines[1].op, lines[1].cost.seconds, lines[1].share, lines[1].floor),
+        (profile::OUTSIDE, 1.5, 0.6, None)
+    );
+    let table = profile::table(&lines).to_string();
+    assert!(table.contains("2.0 GFLOP/s") && table.contains("2.00"), "{table}");
+    let by_memory = Machine { flops_per_second: 4e9, bytes_per_second: 5e8 };
+    assert_eq!(measured.lines(by_memory)[0].floor, Some(1.0));
+    assert!(profile::table(&measured.lines(by_memory)).to_string().contains("0.5 GB/s"));
 }
 
 #[test]
