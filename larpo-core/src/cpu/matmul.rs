@@ -4,7 +4,8 @@
 //! through ndarray's own product. Products of few rows with a transposed weight (decoding) have a kernel of their own:
 //! they are bound by reading the weight once.
 
-use super::{par, simd};
+use super::par;
+use super::skinny::{Rows, dots};
 use crate::backend::Store;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -19,6 +20,12 @@ pub enum Threads {
 
 /// Rows up to which a product `x · wᵀ` is computed by streaming the weight.
 const SKINNY_ROWS: usize = 16;
+/// Multiplications of such a product that are worth a task of their own: about 10 µs.
+const SKINNY_TASK: usize = 1 << 18;
+/// Tasks a thread gets, so that a thread that was interrupted hands work over.
+const TASKS_PER_THREAD: usize = 4;
+/// Tasks start at multiples of this many columns: a cache line of `y`, and whole tiles.
+const COLUMNS: usize = 48;
 
 /// `c = alpha · a·b` or `c += alpha · a·b`, with `a (m, k)`, `b (k, n)`, `c (m, n)`, any strides.
 #[track_caller]
@@ -98,32 +105,24 @@ fn product(alpha: f32, a: ArrayView2<f32>, b: ArrayView2<f32>, mut c: ArrayViewM
 pub fn linear(x: &[f32], w: &[f32], out: usize, y: &mut [f32], store: Store) {
     let k = w.len() / out;
     let n = x.len() / k;
-    if n <= SKINNY_ROWS && store == Store::Set {
-        return skinny(x, w, k, n, out, y);
+    if n <= SKINNY_ROWS {
+        return skinny(x, w, k, y, store);
     }
     let (x, w) = (view(x, n, k), view(w, out, k));
     matmul(1.0, x, w.t(), view_mut(y, n, out), store, Threads::All);
 }
 
-fn skinny(x: &[f32], w: &[f32], k: usize, n: usize, out: usize, y: &mut [f32]) {
-    // Column blocks of y belong to different threads; y is small, so each task fills a block of its own that is then put
-    // in place. A block of w (64 rows) and all of x stay in the caches.
-    const BLOCK: usize = 64;
-    let per_task = out.div_ceil(par::threads()).next_multiple_of(BLOCK);
-    if w.len() < 4 * par::MIN_TASK || per_task >= out {
-        return simd::skinny(x, w, k, y, out);
-    }
-    let blocks = par::map((0..out).step_by(per_task).collect(), |first| {
-        let width = per_task.min(out - first);
-        let mut block = vec![0f32; n * width];
-        simd::skinny(x, &w[first * k..(first + width) * k], k, &mut block, width);
-        (first, width, block)
-    });
-    for (first, width, block) in blocks {
-        for i in 0..n {
-            y[i * out + first..][..width].copy_from_slice(&block[i * width..][..width]);
-        }
-    }
+/// Splits the columns of `y` over the threads.
+fn skinny(x: &[f32], w: &[f32], k: usize, y: &mut [f32], store: Store) {
+    let (n, out) = (x.len() / k, w.len() / k);
+    let x: Vec<&[f32]> = x.chunks_exact(k).collect();
+    let tasks = match n * w.len() / SKINNY_TASK {
+        0 | 1 => 1,
+        many => many.min(TASKS_PER_THREAD * par::threads()),
+    };
+    let width = out.div_ceil(tasks).next_multiple_of(COLUMNS);
+    let tasks = par::columns(y, out, width).into_iter().zip(w.chunks(width * k)).collect();
+    par::each(tasks, |(mut y, w)| dots(&x, Rows::adjacent(w, k), &mut y, store));
 }
 
 /// A contiguous row-major view.

@@ -16,6 +16,7 @@ mod rope;
 mod sample;
 mod scratch;
 pub mod simd;
+pub mod skinny;
 mod token_logp;
 
 pub use buffer::Buffer;

@@ -13,12 +13,24 @@ pub fn threads() -> usize {
 
 /// Rows per task so that each thread gets a few tasks and none is smaller than about `min` floats.
 pub fn rows_per_task(rows: usize, width: usize, min: usize) -> usize {
-    let balanced = rows.div_ceil(threads() * 2).max(1);
-    balanced.max(min / width.max(1)).max(1)
+    let tasks = (rows * width / min.max(1)).clamp(1, threads() * 2);
+    rows.div_ceil(tasks).max(1)
 }
 
-/// Floats below which splitting work costs more than it saves (a task costs about a microsecond).
-pub const MIN_TASK: usize = 8 * 1024;
+/// Floats below which splitting work costs more than it saves (a task costs about a microsecond, a sleeping thread ten).
+pub const MIN_TASK: usize = 16 * 1024;
+
+/// Cuts `y (n, out)` into groups of `width` columns: for each group, its part of every row.
+pub fn columns(y: &mut [f32], out: usize, width: usize) -> Vec<Vec<&mut [f32]>> {
+    let rows = y.len() / out;
+    let mut groups: Vec<Vec<&mut [f32]>> = (0..out).step_by(width).map(|_| Vec::with_capacity(rows)).collect();
+    for row in y.chunks_exact_mut(out) {
+        for (group, part) in groups.iter_mut().zip(row.chunks_mut(width)) {
+            group.push(part);
+        }
+    }
+    groups
+}
 
 /// Calls `f(first_row, rows)` on blocks of `y (n, width)`.
 pub fn rows<F>(y: &mut [f32], width: usize, f: F)
@@ -38,16 +50,22 @@ where
     y.chunks_mut(block * width).enumerate().for_each(|(i, chunk)| f(i * block, chunk));
 }
 
-/// Calls `f` on every item of `tasks`, in parallel, in any order.
+/// Calls `f` on every item of `tasks`, in parallel, in any order; a single one on the calling thread.
 pub fn each<T: Send, F: Fn(T) + Sync + Send>(tasks: Vec<T>, f: F) {
+    if tasks.len() <= 1 {
+        return tasks.into_iter().for_each(f);
+    }
     #[cfg(feature = "rayon")]
     tasks.into_par_iter().with_max_len(1).for_each(f);
     #[cfg(not(feature = "rayon"))]
     tasks.into_iter().for_each(f);
 }
 
-/// Maps every item of `tasks`, in parallel; results keep their order.
+/// Maps every item of `tasks`, in parallel; results keep their order; a single one on the calling thread.
 pub fn map<T: Send, R: Send, F: Fn(T) -> R + Sync + Send>(tasks: Vec<T>, f: F) -> Vec<R> {
+    if tasks.len() <= 1 {
+        return tasks.into_iter().map(f).collect();
+    }
     #[cfg(feature = "rayon")]
     return tasks.into_par_iter().with_max_len(1).map(f).collect();
     #[cfg(not(feature = "rayon"))]

@@ -1,98 +1,215 @@
 //! Drawing a token from a row of logits.
+//!
+//! One pass over the logits gives the sum of exponentials of every [`BLOCK`], relative to the block's own maximum. A token
+//! is drawn from the sums first and inside one block then, so weights are never kept for the whole vocabulary.
 
 use super::{par, simd};
 use crate::backend::{Draw, SamplingSpec};
 
+/// Logits that are summed together.
+const BLOCK: usize = 256;
+/// Logits below which all rows stay on one thread: about 10 µs.
+const PARALLEL: usize = 32 * 1024;
+
 /// Draws one token a row of `logits (n, vocab)`.
 pub fn sample(logits: &[f32], vocab: usize, spec: &SamplingSpec, uniform: &[f64]) -> Vec<Draw> {
-    par::map(logits.chunks_exact(vocab).zip(uniform).collect(), |(row, &u)| sample_row(row, spec, u))
+    let rows = logits.chunks_exact(vocab).zip(uniform);
+    if logits.len() < PARALLEL {
+        return rows.map(|(row, &u)| sample_row(row, spec, u)).collect();
+    }
+    par::map(rows.collect(), |(row, &u)| sample_row(row, spec, u))
 }
 
-fn sample_row(logits: &[f32], spec: &SamplingSpec, uniform: f64) -> Draw {
-    let (max, lse) = simd::dispatch(
-        #[inline(always)]
-        || {
-            let max = simd::max(logits);
-            (max, max + simd::sum_exp(logits, max).ln())
-        },
-    );
-    let allowed = &logits[..spec.vocab_limit.min(logits.len())];
-    let id = if spec.temperature == 0.0 {
-        argmax(allowed)
-    } else {
-        let scale = (1.0 / spec.temperature) as f32;
-        let mut weights = allowed.to_vec();
+/// The exponentials of some logits, `exp(scale·x)`.
+struct Sums<'a> {
+    logits: &'a [f32],
+    scale: f32,
+    /// The maximum of each block's logits, and the sum of its exponentials over that of the maximum.
+    blocks: Vec<(f32, f32)>,
+    /// Largest logit.
+    max: f32,
+}
+
+/// The largest logit of a block, and the sum of the exponentials over its own.
+#[inline(always)]
+fn exponentials(block: &[f32], scale: f32) -> (f32, f32) {
+    let max = simd::max(block);
+    // Where nothing is larger than -inf, infinities do not turn into what is not a number.
+    let shift = if max > f32::NEG_INFINITY { max } else { 0.0 };
+    (max, simd::sum_map(block, |x| simd::exp((x - shift) * scale)))
+}
+
+impl<'a> Sums<'a> {
+    fn new(logits: &'a [f32], scale: f32) -> Self {
+        let blocks: Vec<(f32, f32)> = simd::dispatch(
+            #[inline(always)]
+            || logits.chunks(BLOCK).map(|block| exponentials(block, scale)).collect(),
+        );
+        let max = blocks.iter().fold(f32::NEG_INFINITY, |max, b| if b.0 > max { b.0 } else { max });
+        Self { logits, scale, blocks, max }
+    }
+
+    /// The exponential of a logit over that of the largest.
+    fn weight(&self, logit: f32) -> f64 {
+        (f64::from(logit - self.max) * f64::from(self.scale)).exp()
+    }
+
+    /// Every block's sum over the exponential of the largest logit.
+    fn block_weights(&self) -> impl Iterator<Item = f64> + '_ {
+        self.blocks.iter().map(|&(max, sum)| f64::from(sum) * self.weight(max))
+    }
+
+    /// The sum of all exponentials over the largest.
+    fn total(&self) -> f64 {
+        self.block_weights().sum()
+    }
+
+    /// First id with the largest logit.
+    fn argmax(&self) -> usize {
+        let block = self.blocks.iter().position(|b| b.0 == self.max).unwrap_or(0);
+        let logits = self.logits[block * BLOCK..].iter();
+        block * BLOCK + logits.take(BLOCK).position(|&x| x == self.max).unwrap_or(0)
+    }
+
+    /// The first id whose cumulative weight exceeds `uniform` times the total.
+    fn draw(&self, uniform: f64) -> usize {
+        let mut target = uniform * self.total();
+        let mut last = 0;
+        for (block, weight) in self.block_weights().enumerate() {
+            if weight > 0.0 {
+                last = block;
+                if weight > target {
+                    break;
+                }
+                target -= weight;
+            }
+        }
+        // The same place inside the block, whose weights are added up once more, one by one.
+        let (max, sum) = self.blocks[last];
+        let logits = &self.logits[last * BLOCK..];
+        let logits = &logits[..logits.len().min(BLOCK)];
+        let mut weights = [0f32; BLOCK];
         simd::dispatch(
             #[inline(always)]
             || {
-                let top = simd::max(&weights);
-                simd::exp_sum(&mut weights, scale, top * scale)
+                for (w, &x) in weights.iter_mut().zip(logits) {
+                    *w = simd::exp((x - max) * self.scale);
+                }
             },
         );
-        debug_assert!(max.is_finite());
-        truncate(&mut weights, spec);
-        draw(&weights, uniform)
-    };
-    Draw { id: id as u32, logp: logits[id] - lse }
-}
-
-fn argmax(x: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, v) in x.iter().enumerate() {
-        if *v > x[best] {
-            best = i;
-        }
+        let weights = &weights[..logits.len()];
+        let share = target / (f64::from(sum) * self.weight(max));
+        last * BLOCK + draw(weights.iter().map(|&w| f64::from(w)), share)
     }
-    best
-}
 
-/// Sets the weights that top-k, top-p and min-p leave out to zero, in that order; ties go to the lower id.
-fn truncate(weights: &mut [f32], spec: &SamplingSpec) {
-    let top_k = if spec.top_k == 0 { weights.len() } else { spec.top_k.min(weights.len()) };
-    if top_k < weights.len() || spec.top_p < 1.0 {
-        let mut order: Vec<u32> = (0..weights.len() as u32).filter(|&i| weights[i as usize] > 0.0).collect();
-        let by_weight = |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b));
-        let mut keep = top_k.min(order.len());
-        if keep < order.len() {
-            order.select_nth_unstable_by(keep, by_weight);
-            order.truncate(keep);
-        }
-        if spec.top_p < 1.0 {
-            order.sort_unstable_by(by_weight);
-            let total: f64 = order.iter().map(|&i| f64::from(weights[i as usize])).sum();
-            let mut sum = 0.0;
-            for (rank, &i) in order.iter().enumerate() {
-                sum += f64::from(weights[i as usize]);
-                if sum >= spec.top_p * total {
-                    keep = rank + 1;
-                    break;
-                }
+    /// The ids that top-k, top-p and min-p keep, in that order, ascending; ties go to the lower id.
+    fn kept(&self, spec: &SamplingSpec) -> Vec<u32> {
+        let top_k = if spec.top_k == 0 { self.logits.len() } else { spec.top_k.min(self.logits.len()) };
+        let all = top_k == self.logits.len();
+        let mut ids = self.at_least(match all {
+            // What is below cannot matter: all of it together falls short of 1 - top_p, or of min_p. A little below that,
+            // so that rounding takes nothing away.
+            true => {
+                let small = (1.0 - spec.top_p) * self.total() / self.logits.len() as f64;
+                let smallest = if spec.top_p < 1.0 { small } else { spec.min_p };
+                self.max + ((smallest * 0.999).ln() / f64::from(self.scale)) as f32
             }
-            order.truncate(keep.max(1));
+            // As many blocks reach this as there are tokens to keep.
+            false => self.block_maximum(top_k),
+        });
+        let order = |a: &u32, b: &u32| {
+            let (x, y) = (self.logits[*a as usize], self.logits[*b as usize]);
+            y.total_cmp(&x).then(a.cmp(b))
+        };
+        if ids.len() > top_k {
+            ids.select_nth_unstable_by(top_k, order);
+            ids.truncate(top_k);
         }
-        let mut kept = vec![0f32; weights.len()];
-        for &i in &order {
-            kept[i as usize] = weights[i as usize];
+        let weight = |id: &u32| self.weight(self.logits[*id as usize]);
+        if spec.top_p < 1.0 {
+            let total = if all { self.total() } else { ids.iter().map(weight).sum() };
+            let keep = nucleus(&mut ids, spec.top_p * total, weight, order);
+            ids.truncate(keep);
         }
-        weights.copy_from_slice(&kept);
+        ids.retain(|id| weight(id) >= spec.min_p);
+        ids.sort_unstable();
+        ids
     }
-    if spec.min_p > 0.0 {
-        let threshold = weights.iter().fold(0f32, |m, &w| m.max(w)) * spec.min_p as f32;
-        for w in weights.iter_mut().filter(|w| **w < threshold) {
-            *w = 0.0;
+
+    /// The `rank`-th largest maximum of a block, or -inf.
+    fn block_maximum(&self, rank: usize) -> f32 {
+        let mut maxima: Vec<f32> = self.blocks.iter().map(|b| b.0).collect();
+        match maxima.len() >= rank {
+            true => *maxima.select_nth_unstable_by(rank - 1, |a, b| b.total_cmp(a)).1,
+            false => f32::NEG_INFINITY,
         }
     }
+
+    /// Ids whose logits are not below `cutoff`.
+    fn at_least(&self, cutoff: f32) -> Vec<u32> {
+        let mut ids = Vec::new();
+        for ((block, logits), (max, _)) in self.logits.chunks(BLOCK).enumerate().zip(&self.blocks) {
+            if *max >= cutoff {
+                let first = (block * BLOCK) as u32;
+                ids.extend((first..).zip(logits).filter(|(_, x)| **x >= cutoff).map(|(id, _)| id));
+            }
+        }
+        ids
+    }
+}
+
+/// Moves the fewest ids that reach `target` by weight to the front, the largest first taken, and returns their number: at
+/// least one, all where they fall short. Halves what is left by selection, so nothing is sorted.
+fn nucleus(
+    ids: &mut [u32],
+    mut target: f64,
+    weight: impl Fn(&u32) -> f64,
+    order: impl Fn(&u32, &u32) -> std::cmp::Ordering,
+) -> usize {
+    // The largest `low` ids do not reach the target, the largest `high` do (or are all).
+    let (mut low, mut high) = (0, ids.len());
+    while high - low > 1 {
+        let half = (high - low) / 2;
+        let rest = &mut ids[low..high];
+        rest.select_nth_unstable_by(half, &order);
+        let sum: f64 = rest[..half].iter().map(&weight).sum();
+        if sum >= target {
+            high = low + half;
+        } else {
+            target -= sum;
+            low += half;
+        }
+    }
+    high
+}
+
+fn sample_row(logits: &[f32], spec: &SamplingSpec, uniform: f64) -> Draw {
+    let all = Sums::new(logits, 1.0);
+    let lse = f64::from(all.max) + all.total().ln();
+    let limit = spec.vocab_limit.min(logits.len());
+    let scale = if spec.temperature == 0.0 { 1.0 } else { (1.0 / spec.temperature) as f32 };
+    let tempered = if limit < logits.len() || scale != 1.0 { Sums::new(&logits[..limit], scale) } else { all };
+    let truncated = (1..limit).contains(&spec.top_k) || spec.top_p < 1.0 || spec.min_p > 0.0;
+    let id = if spec.temperature == 0.0 {
+        tempered.argmax()
+    } else if truncated {
+        let kept = tempered.kept(spec);
+        let weights = kept.iter().map(|&id| tempered.weight(logits[id as usize]));
+        kept.get(draw(weights, uniform)).map_or(0, |&id| id as usize)
+    } else {
+        tempered.draw(uniform)
+    };
+    Draw { id: id as u32, logp: (f64::from(logits[id]) - lse) as f32 }
 }
 
 /// The first index whose cumulative weight exceeds `uniform` times the total.
-fn draw(weights: &[f32], uniform: f64) -> usize {
-    let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
-    let target = uniform * total;
+fn draw(weights: impl Iterator<Item = f64> + Clone, uniform: f64) -> usize {
+    let target = uniform * weights.clone().sum::<f64>();
     let mut sum = 0.0;
     let mut last = 0;
-    for (i, &w) in weights.iter().enumerate() {
+    for (i, w) in weights.enumerate() {
         if w > 0.0 {
-            sum += f64::from(w);
+            sum += w;
             last = i;
             if sum > target {
                 return i;

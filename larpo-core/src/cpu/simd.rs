@@ -4,7 +4,7 @@
 //! the baseline), chosen at run time. The closure itself and what it calls must be `#[inline(always)]`, so that they become
 //! part of that copy; otherwise they are compiled for the baseline alone.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::Arch;
 
 /// Lanes of the accumulators in reductions: one 512-bit register, or two or four smaller ones.
 pub const LANES: usize = 16;
@@ -120,87 +120,6 @@ pub fn sum_exp(x: &[f32], shift: f32) -> f32 {
     sum_map(x, |v| exp(v - shift))
 }
 
-/// A small product `y (m, rows of w) = x (m, k) · wᵀ`, for few rows `x`: streams every row of `w` once.
-struct Skinny<'a> {
-    x: &'a [f32],
-    w: &'a [f32],
-    k: usize,
-    /// Where `y[i][j]` goes: `y[i * stride + j]`.
-    y: &'a mut [f32],
-    stride: usize,
-}
-
-/// `y (m, stride)` at columns `0..n` gets `x (m, k) · w (n, k)ᵀ`.
-pub fn skinny(x: &[f32], w: &[f32], k: usize, y: &mut [f32], stride: usize) {
-    Arch::new().dispatch(Skinny { x, w, k, y, stride });
-}
-
-impl WithSimd for Skinny<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, w, k, y, stride } = self;
-        let n = w.len() / k;
-        let m = x.len() / k;
-        let mut j = 0;
-        while j < n {
-            let width = (n - j).min(4);
-            let mut i = 0;
-            while i < m {
-                let height = (m - i).min(4);
-                let x = &x[i * k..(i + height) * k];
-                let w = &w[j * k..(j + width) * k];
-                let out = &mut y[i * stride + j..];
-                match (height, width) {
-                    (4, 4) => tile::<S, 4, 4>(simd, x, w, k, out, stride),
-                    (3, 4) => tile::<S, 3, 4>(simd, x, w, k, out, stride),
-                    (2, 4) => tile::<S, 2, 4>(simd, x, w, k, out, stride),
-                    (1, 4) => tile::<S, 1, 4>(simd, x, w, k, out, stride),
-                    _ => {
-                        for a in 0..height {
-                            for b in 0..width {
-                                tile::<S, 1, 1>(simd, &x[a * k..], &w[b * k..], k, &mut out[a * stride + b..], stride);
-                            }
-                        }
-                    }
-                }
-                i += height;
-            }
-            j += width;
-        }
-    }
-}
-
-#[inline(always)]
-fn tile<S: Simd, const M: usize, const N: usize>(
-    simd: S,
-    x: &[f32],
-    w: &[f32],
-    k: usize,
-    y: &mut [f32],
-    stride: usize,
-) {
-    let xs: [(&[S::f32s], &[f32]); M] = std::array::from_fn(|i| S::as_simd_f32s(&x[i * k..(i + 1) * k]));
-    let ws: [(&[S::f32s], &[f32]); N] = std::array::from_fn(|j| S::as_simd_f32s(&w[j * k..(j + 1) * k]));
-    let mut acc = [[simd.splat_f32s(0.0); N]; M];
-    let steps = xs[0].0.len();
-    for t in 0..steps {
-        for i in 0..M {
-            let a = xs[i].0[t];
-            for j in 0..N {
-                acc[i][j] = simd.mul_add_e_f32s(a, ws[j].0[t], acc[i][j]);
-            }
-        }
-    }
-    for i in 0..M {
-        for j in 0..N {
-            let tail: f32 = xs[i].1.iter().zip(ws[j].1).map(|(a, b)| a * b).sum();
-            y[i * stride + j] = simd.reduce_sum_f32s(acc[i][j]) + tail;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,21 +138,5 @@ mod tests {
         assert!(worst <= 2.0, "worst error {worst} ulp");
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NEG_INFINITY) < 1.2e-38);
-    }
-
-    #[test]
-    fn skinny_product_equals_dot_products() {
-        for (m, n, k) in [(1, 1, 1), (1, 4, 16), (3, 5, 33), (10, 7, 48), (4, 4, 64), (6, 9, 131)] {
-            let x: Vec<f32> = (0..m * k).map(|i| ((i * 7919) % 101) as f32 / 50.0 - 1.0).collect();
-            let w: Vec<f32> = (0..n * k).map(|i| ((i * 104_729) % 97) as f32 / 48.0 - 1.0).collect();
-            let mut y = vec![f32::NAN; m * n];
-            skinny(&x, &w, k, &mut y, n);
-            for i in 0..m {
-                for j in 0..n {
-                    let exact: f64 = (0..k).map(|t| f64::from(x[i * k + t]) * f64::from(w[j * k + t])).sum();
-                    assert!((f64::from(y[i * n + j]) - exact).abs() < 1e-5 * (k as f64), "{m}x{n}x{k}");
-                }
-            }
-        }
     }
 }
