@@ -182,7 +182,7 @@ pub fn align<B: Backend>(
     folder: Option<&Path>,
 ) -> Result<(Policy<B>, Vec<IterationReport>)> {
     let bos = prove_bos(&policy, prompts)?;
-    eprintln!("step-0 proof: {bos} BOS token(s) a prompt, as the tokenizer puts them; no rendered rows to check");
+    say!("step-0 proof: {bos} BOS token(s) a prompt, as the tokenizer puts them; no rendered rows to check");
     let initial = match config.reference {
         Reference::Initial => Some(policy.model.duplicate()?),
         Reference::Previous => None,
@@ -190,7 +190,7 @@ pub fn align<B: Backend>(
     let order = CounterRng::new(config.seed, Purpose::Shuffle).permutation(u64::MAX, prompts.len());
     let count = config.prompts_per_iteration.min(prompts.len());
     if count < config.prompts_per_iteration {
-        eprintln!("note: {count} prompts an iteration, because the data set has no more");
+        say!("note: {count} prompts an iteration, because the data set has no more");
     }
     let mut run = Run { config, initial, memory: CandidateMemory::default(), folder };
     let (mut policy, mut reports) = (policy, Vec::new());
@@ -244,7 +244,7 @@ impl<B: Backend> Run<'_, B> {
         let folder = self.folder.map(|folder| folder.join(format!("iteration-{iteration}")));
         if let Some(folder) = &folder {
             std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-            let rows: Vec<_> = fresh.iter().map(to_row).collect();
+            let rows: Vec<_> = fresh.iter().map(|list| to_row(list, &self.config.stop)).collect();
             larpo_data::candidates::write(folder.join("candidates.jsonl"), &rows)?;
         }
         self.memory.add(fresh);
@@ -253,7 +253,7 @@ impl<B: Backend> Run<'_, B> {
         self.memory.lists_mut().try_for_each(|list| list.rank(reranker))?;
         let (mut lists, counts) =
             training_lists(self.memory.lists(), self.config.select, &self.config.lists.objective, iteration)?;
-        eprintln!(
+        say!(
             "{name}: mean reward {mean_reward:.3}, best of {} {best_reward:.3}; {} lists = {} to train on + {} with \
              equal rewards + {} too short; {} duplicates among {} candidates",
             self.config.sampling.num_generations,
@@ -281,10 +281,12 @@ impl<B: Backend> Run<'_, B> {
         };
         let policy = match lists.is_empty() {
             true => {
-                eprintln!(
+                say!(
                     "warning: {name}: no list contributes ({} with equal rewards, {} too short, {} duplicate candidates); \
                      the policy stays as it is. Step-0 proofs of constants, log-probabilities and gradient skipped: there is no list",
-                    counts.equal, counts.too_short, counts.duplicates
+                    counts.equal,
+                    counts.too_short,
+                    counts.duplicates
                 );
                 policy
             }
@@ -320,10 +322,12 @@ impl<B: Backend> Run<'_, B> {
         training.stream = u64::from(report.iteration);
         // In the first iteration the initial policy is the present one.
         let same = self.initial.is_none() || report.iteration == 1;
-        let first = training.plan(lists.len()).batches().next().unwrap_or_default();
-        let batch: Vec<&TrainingList> = first.iter().take(training.micro_batch).map(|&i| &lists[i]).collect();
+        // Lists with fresh responses come first: only their recorded log-probabilities are the present policy's.
+        let fresh = |list: &&TrainingList| list.responses.iter().any(|r| r.sampled.is_some());
+        let (recorded, others): (Vec<_>, Vec<_>) = lists.iter().partition(fresh);
+        let batch: Vec<&TrainingList> = recorded.into_iter().chain(others).take(training.micro_batch).collect();
         let proofs = prove(&policy.model, &self.config.lists, &batch, same)?;
-        eprintln!("{name}: {}", describe(&proofs));
+        say!("{name}: {}", describe(&proofs));
         report.proofs = Some(proofs);
         let (policy, outcome) = train_lists(policy, lists, &self.config.lists, &training, journal)?;
         policy.model.backend().trim();

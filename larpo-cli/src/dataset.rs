@@ -129,7 +129,7 @@ impl Source {
         match read_dataset(path)? {
             Dataset::Examples { rows, unread } => {
                 if !unread.is_empty() {
-                    eprintln!("note: fields of {} that are not read: {}", path.display(), unread.join(", "));
+                    say!("note: fields of {} that are not read: {}", path.display(), unread.join(", "));
                 }
                 Ok(Self::Examples(rows))
             }

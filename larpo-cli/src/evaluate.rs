@@ -28,7 +28,7 @@ pub struct Evaluation {
     pub sample_reward: Option<Estimate>,
     /// Prompts.
     pub prompts: usize,
-    /// The greedy responses.
+    /// One sampled response to each prompt, the greedy one where none was sampled.
     pub responses: Vec<String>,
 }
 
@@ -52,10 +52,12 @@ pub fn evaluate<B: Backend>(
     }
     let good: Vec<bool> = rewards.iter().map(|&r| r >= GOOD).collect();
     let greedy_accuracy = accuracy(&good);
+    let mut responses: Vec<String> = greedy.into_iter().flatten().map(|g| g.text).collect();
     let (mut recall, mut sample_reward) = (Vec::new(), None);
     if !recall_at.is_empty() {
         let mut lists = candidates(policy, prompts, config, stop, &format!("{label}: samples"))?;
         let (mut counts, mut means) = (Vec::new(), Vec::new());
+        responses = lists.iter().map(|list| list.candidates[0].text.clone()).collect();
         for list in &mut lists {
             list.rank(reranker)?;
             let n = list.candidates.len();
@@ -75,7 +77,7 @@ pub fn evaluate<B: Backend>(
         greedy_reward: mean_estimate(&rewards).ok_or_else(|| Error::request("no prompts to evaluate on"))?,
         sample_reward,
         prompts: prompts.len(),
-        responses: greedy.into_iter().flatten().map(|g| g.text).collect(),
+        responses,
     })
 }
 

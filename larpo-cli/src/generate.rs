@@ -106,7 +106,7 @@ pub fn candidates<B: Backend>(
 }
 
 /// Where the first stop string begins.
-fn first_stop(text: &str, stop: &[String]) -> Option<usize> {
+pub fn first_stop(text: &str, stop: &[String]) -> Option<usize> {
     stop.iter().filter_map(|s| text.find(s.as_str())).min()
 }
 

@@ -2,6 +2,14 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+/// Writes a line to stderr, for people. A closed or full stderr must not stop the work that is reported on.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 pub mod align;
 pub mod args;
 pub mod cmd;

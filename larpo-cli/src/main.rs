@@ -12,22 +12,23 @@ fn main() -> ExitCode {
     };
     let common = cli.command.common();
     if let Err(error) = larpo_cli::threads::set(common.threads) {
-        eprintln!("error: {error}");
-        return ExitCode::FAILURE;
+        return fail(&error);
     }
     match cmd::run(&cli) {
         Ok(value) => {
             if common.json
                 && let Err(error) = writeln!(std::io::stdout(), "{value}")
             {
-                eprintln!("error: cannot write to standard output: {error}");
-                return ExitCode::FAILURE;
+                return fail(&format!("cannot write to standard output: {error}"));
             }
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+/// Says why on stderr, if there is one.
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {error}");
+    ExitCode::FAILURE
 }

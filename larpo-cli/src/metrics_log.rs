@@ -27,14 +27,6 @@ impl Row {
         self.0.insert(name.into(), value);
         self
     }
-
-    /// Adds a number that may be undefined; undefined is left out.
-    pub fn optional(self, name: &str, value: Option<f64>) -> Row {
-        match value {
-            Some(value) => self.number(name, value),
-            None => self,
-        }
-    }
 }
 
 impl From<Row> for Map<String, Value> {
@@ -106,12 +98,8 @@ mod tests {
     }
 
     #[test]
-    fn what_json_cannot_hold_becomes_null_and_undefined_is_left_out() {
-        let row = Row::new()
-            .number("kl", f64::NAN)
-            .number("grad_norm", f64::INFINITY)
-            .optional("rank/ndcg", None)
-            .optional("rank/kendall_tau", Some(1.0));
+    fn what_json_cannot_hold_becomes_null() {
+        let row = Row::new().number("kl", f64::NAN).number("grad_norm", f64::INFINITY).number("rank/kendall_tau", 1.0);
         let expected = serde_json::json!(
             {"kl": null, "grad_norm": null, "rank/kendall_tau": 1.0}
         );

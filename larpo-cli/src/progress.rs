@@ -66,7 +66,7 @@ impl Progress {
     /// Prints a line of its own, above the bar where there is one.
     pub fn message(&self, line: &str) {
         // `suspend`, not `println`: the latter drops the line when the bar is hidden.
-        self.with_plain(|bar| bar.suspend(|| eprintln!("{line}")), |plain, _| plain.line(line));
+        self.with_plain(|bar| bar.suspend(|| say!("{line}")), |plain, _| plain.line(line));
     }
 
     /// Ends the loop: the bar disappears, and one line says how long it took.
@@ -75,7 +75,7 @@ impl Progress {
             |bar| {
                 bar.finish_and_clear();
                 let (n, took) = (bar.position(), bar.elapsed());
-                eprintln!("{}: {n} done in {}", self.label, duration(took));
+                say!("{}: {n} done in {}", self.label, duration(took));
             },
             |plain, label| {
                 let took = duration(plain.start.elapsed());

@@ -50,7 +50,7 @@ impl RuleReranker {
     pub fn report(&mut self) {
         if self.looked > 0 && self.found == 0 && !self.warned {
             self.warned = true;
-            eprintln!(
+            say!(
                 "warning: none of {} responses has a final answer in the form that --answer_pattern describes, so the \
                  reward `answer` is 0 for all",
                 self.looked
@@ -82,12 +82,14 @@ impl Reranker for RuleReranker {
             })
         };
         let scores: std::result::Result<Vec<f64>, _> = query.responses.iter().map(score).collect();
+        // A negative zero would sort below zero, with which it is tied.
+        let scores = scores.map(|scores| scores.into_iter().map(|score| score + 0.0).collect());
         scores.map_err(|error| Error::Caller(error.to_string()))
     }
 }
 
-/// A ranked list as a row of a file, best response first.
-pub fn to_row(list: &CandidateList) -> CandidateRow {
+/// A ranked list as a row of a file, best response first; `stop` are the stop strings it was sampled with.
+pub fn to_row(list: &CandidateList, stop: &[String]) -> CandidateRow {
     let mut order: Vec<&Candidate> = list.candidates.iter().collect();
     order.sort_by(|a, b| b.reward.total_cmp(&a.reward));
     let finish = |c: &&Candidate| c.finish_reason.map(|f| f.name().to_string());
@@ -96,6 +98,7 @@ pub fn to_row(list: &CandidateList) -> CandidateRow {
         prompt: list.prompt.clone(),
         prompt_token_ids: Some(list.prompt_ids.clone()),
         reference: list.reference.clone(),
+        stop_strings: stop.to_vec(),
         responses: order.iter().map(|c| c.text.clone()).collect(),
         rewards: order.iter().map(|c| c.reward).collect(),
         ranks: Vec::new(),

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A table: the first column is flush left, the others flush right, as numbers want it.
 ///
-/// Printing it (`eprint!("{table}")`) ends in a line break. A short row leaves its last columns
+/// Printing it (`say!("{}", table.to_string().trim_end())`) ends in a line break. A short row leaves its last columns
 /// empty, a long one adds columns without a heading.
 #[derive(Debug, Clone)]
 pub struct Table {

@@ -245,6 +245,41 @@ fn stop_strings_keep_their_tokens_and_trim_the_text() {
         }
     }
     assert!(stopped > 0, "a model that learned #### runs into the stop string");
+
+    // `train` takes the recorded ids of untouched texts, and encodes a shortened one anew: it is scored with fewer tokens.
+    let other = folder.path("other");
+    let words = ["sample", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &other];
+    let rest = ["--max_samples", "5", "--k", "4", "--max_new_tokens", "12", "--stop", " "];
+    larpo(&[&words[..], &rest].concat()).expect("sample");
+    let mut rows: Vec<Value> = read(folder.0.join("other/candidates.jsonl"))
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a JSON row"))
+        .collect();
+    assert_eq!(rows[0]["stop_strings"], json!([" "]));
+    let train = |name: &str, rows: &[Value]| {
+        let file = folder.write(name, rows);
+        let words = ["train", "--model_name_or_path", &model, "--dataset_name", &file, "--max_steps", "1"];
+        let rest = ["--output_dir", &folder.path(&format!("{name}-out")), "--select", "full", "--loss_type", "listmle"];
+        larpo(&[&words[..], &rest].concat()).expect("train")["logps/chosen"].as_f64().expect("a number")
+    };
+    let row = rows.iter_mut().find(|row| {
+        let texts = row["responses"].as_array().expect("texts").iter();
+        texts
+            .zip(row["finish_reason"].as_array().expect("reasons"))
+            .any(|(text, reason)| reason == "stop_string" && text.as_str().is_some_and(|text| text.len() > 2))
+    });
+    let mut row = row.expect("a stopped response with a text").clone();
+    let best = (0..4).find(|&i| {
+        row["finish_reason"][i] == "stop_string" && row["responses"][i].as_str().is_some_and(|text| text.len() > 2)
+    });
+    let best = best.expect("a stopped response with a text");
+    row["rewards"] = (0..4).map(|i| json!(f64::from(u8::from(i == best)))).collect();
+    let recorded: f64 = row["logps"][best].as_array().expect("numbers").iter().filter_map(Value::as_f64).sum();
+    let whole = train("whole.jsonl", &[row.clone()]);
+    assert!((whole - recorded).abs() < 1e-3, "{whole} and {recorded}");
+    row["responses"][best] = json!(row["responses"][best].as_str().expect("a text")[..1]);
+    let shortened = train("short.jsonl", &[row]);
+    assert!((shortened - recorded).abs() > 1e-2, "still scored as before: {shortened}");
 }
 
 #[test]

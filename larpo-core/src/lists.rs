@@ -2,7 +2,7 @@
 
 use crate::backend::Segment;
 use crate::error::Error;
-use crate::objective::{Objective, Ranking};
+use crate::objective::{LipoLabels, LossType, Objective, Ranking};
 use std::ops::Range;
 
 /// Prompts with their responses as ragged rows without padding: `[prompt | r1 | … | rk]` a list, lists one after another.
@@ -142,6 +142,8 @@ pub struct RankedLists {
     target_offsets: Vec<u32>,
     item_offsets: Vec<u32>,
     rewards: Vec<f64>,
+    /// What tells the lists apart, the same in every batch.
+    keys: Vec<u64>,
 }
 
 impl RankedLists {
@@ -151,7 +153,8 @@ impl RankedLists {
     /// micro-batches add up to one big batch.
     ///
     /// # Errors
-    /// A reward that is not finite, a β that is not finite and positive, or a wrong number of rewards.
+    /// A reward that is not finite or, as a label, too large; a β that is not finite and positive; a wrong number of
+    /// rewards.
     pub fn new(
         packed: &PackedLists,
         rewards: Vec<f64>,
@@ -168,14 +171,30 @@ impl RankedLists {
         if let Some(bad) = rewards.iter().position(|r| !r.is_finite()) {
             return Err(Error::setting("reward", rewards[bad], "a finite number"));
         }
-        Ok(Self {
+        let lists = Self {
             objective,
             beta,
             scale,
             target_offsets: packed.target_offsets.clone(),
             item_offsets: packed.item_offsets.clone(),
             rewards,
-        })
+            keys: (0..packed.lists()).map(|list| key(packed, list)).collect(),
+        };
+        if objective.loss == LossType::LipoLambda && objective.labels == LipoLabels::Reward {
+            lists.check_labels()?;
+        }
+        Ok(lists)
+    }
+
+    /// Refuses rewards that give no finite weight as labels.
+    fn check_labels(&self) -> Result<(), Error> {
+        for (list, ranking) in PreparedLists::new(self).rankings.iter().enumerate() {
+            let zeros = vec![0.0; self.items_of(list).len()];
+            self.objective
+                .evaluate_ranked(ranking, &zeros, &mut zeros.clone())
+                .map_err(|error| Error::Caller(format!("rewards as labels: {error}; bring them between 0 and 1")))?;
+        }
+        Ok(())
     }
 
     /// Factor on every list's loss.
@@ -196,6 +215,15 @@ impl RankedLists {
     fn items_of(&self, list: usize) -> Range<usize> {
         self.item_offsets[list] as usize..self.item_offsets[list + 1] as usize
     }
+}
+
+/// A number that tells lists apart by their scored tokens (FNV-1a).
+fn key(packed: &PackedLists, list: usize) -> u64 {
+    let items = packed.item_offsets[list] as usize..packed.item_offsets[list + 1] as usize;
+    let ids =
+        &packed.target_ids[packed.target_offsets[items.start] as usize..packed.target_offsets[items.end] as usize];
+    let bytes = ids.iter().flat_map(|id| id.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// [`RankedLists`] with the order of every list worked out once, evaluated on the host in `f64`.
@@ -221,8 +249,8 @@ impl PreparedLists {
     pub fn new(lists: &RankedLists) -> Self {
         let rankings = (0..lists.lists())
             .map(|list| {
-                // Every list shuffles its ties differently.
-                let seed = lists.objective.seed.wrapping_add((list as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+                // Every list shuffles its ties differently, and always alike, whatever batch it is in.
+                let seed = lists.objective.seed ^ lists.keys[list];
                 let rewards = &lists.rewards[lists.items_of(list)];
                 Ranking::new(rewards, None, lists.objective.ties, seed)
                     .expect("RankedLists holds finite rewards, which always have an order")

@@ -52,8 +52,8 @@ impl SamplingConfig {
         if self.max_new_tokens == 0 {
             return Err(Error::setting("max_new_tokens", 0, "at least 1"));
         }
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return Err(Error::setting("temperature", self.temperature, "a finite number, 0 or above"));
+        if !(self.temperature.is_finite() && (self.temperature == 0.0 || self.temperature >= 1e-3)) {
+            return Err(Error::setting("temperature", self.temperature, "0 for the greedy choice, or at least 0.001"));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(Error::setting("top_p", self.top_p, "above 0 and at most 1"));

@@ -50,8 +50,8 @@ fn lists<B: Backend>(model: &Transformer<B>) -> Vec<TrainingList> {
     lists
 }
 
-fn settings() -> ListTraining {
-    let objective = Objective { loss: LossType::Listmle, ties: Ties::Skip, ..Objective::default() };
+fn settings(ties: Ties) -> ListTraining {
+    let objective = Objective { loss: LossType::Listmle, ties, ..Objective::default() };
     ListTraining { objective, beta: 0.5, sft_weight: 0.3 }
 }
 
@@ -66,16 +66,18 @@ fn assert_close(a: &[f64], b: &[f64], tolerance: f64) {
     }
 }
 
-/// Gradients of one step in micro-batches of `micro`.
-fn gradients<B: Backend>(backend: &B, micro: usize, on_lists: bool) -> (f64, Vec<f64>) {
+/// Gradients of one step in micro-batches of `micro`, on lists with a rule for ties or else on rows.
+fn gradients<B: Backend>(backend: &B, micro: usize, on_lists: Option<Ties>) -> (f64, Vec<f64>) {
     let model = Transformer::random(backend, config(), 5).expect("a model");
     let reference = Transformer::random(backend, config(), 6).expect("a model");
     let lists = lists(&reference);
     let rows = rows();
     let mut trainer = Trainer::new(model, optimizer(), 10);
     let loss = match on_lists {
-        true => trainer.list_step(&settings(), &lists.iter().collect::<Vec<_>>(), micro).expect("a step").loss,
-        false => trainer.sft_step(&rows.iter().collect::<Vec<_>>(), micro).expect("a step").loss,
+        Some(ties) => {
+            trainer.list_step(&settings(ties), &lists.iter().collect::<Vec<_>>(), micro).expect("a step").loss
+        }
+        None => trainer.sft_step(&rows.iter().collect::<Vec<_>>(), micro).expect("a step").loss,
     };
     let read = |i| backend.read(trainer.gradients().get(i).expect("a gradient"));
     (loss, (0..trainer.model.parameters().len()).flat_map(read).collect())
@@ -83,7 +85,8 @@ fn gradients<B: Backend>(backend: &B, micro: usize, on_lists: bool) -> (f64, Vec
 
 #[test]
 fn accumulation_equals_one_big_batch() {
-    for on_lists in [false, true] {
+    let rules = [Ties::Skip, Ties::Stable, Ties::Share, Ties::Random];
+    for on_lists in std::iter::once(None).chain(rules.map(Some)) {
         let (whole_loss, whole) = gradients(&Reference, 100, on_lists);
         for micro in [1, 2, 3] {
             let (loss, parts) = gradients(&Reference, micro, on_lists);
@@ -102,7 +105,7 @@ fn a_suspended_trainer_goes_on_bit_for_bit() {
     let start = || Trainer::new(Transformer::random(&backend, config(), 5).expect("a model"), optimizer(), 6);
     let mut straight = start();
     for _ in 0..6 {
-        straight.list_step(&settings(), &batch, 2).expect("a step");
+        straight.list_step(&settings(Ties::Skip), &batch, 2).expect("a step");
     }
     let mut broken = start();
     for step in 0..6 {
@@ -111,7 +114,7 @@ fn a_suspended_trainer_goes_on_bit_for_bit() {
             let text = serde_json::to_string(&state).expect("a state can be written");
             broken = Trainer::resume(model, serde_json::from_str(&text).expect("and read")).expect("the same model");
         }
-        broken.list_step(&settings(), &batch, 2).expect("a step");
+        broken.list_step(&settings(Ties::Skip), &batch, 2).expect("a step");
     }
     assert_eq!(weights(&straight.model), weights(&broken.model));
 }
@@ -133,7 +136,7 @@ fn list_training_raises_the_winner_over_the_others() {
     let lists = lists(&model);
     let batch: Vec<&TrainingList> = lists.iter().filter(|l| l.responses.len() > 2).collect();
     let mut trainer = Trainer::new(model, OptimizerConfig { schedule: Schedule::Constant, ..optimizer() }, 30);
-    let settings = ListTraining { sft_weight: 0.0, ..settings() };
+    let settings = ListTraining { sft_weight: 0.0, ..settings(Ties::Skip) };
     let first = trainer.list_step(&settings, &batch, 8).expect("a step");
     assert_eq!(first.metrics.reward_chosen, 0.0, "γ is 0 where policy and reference are the same");
     let mut last = first;
@@ -148,7 +151,7 @@ fn list_training_raises_the_winner_over_the_others() {
 fn what_cannot_be_trained_on_is_refused() {
     let backend = Cpu::new();
     let mut trainer = Trainer::new(Transformer::random(&backend, config(), 5).expect("a model"), optimizer(), 6);
-    assert!(trainer.list_step(&settings(), &[], 1).is_err(), "no lists");
+    assert!(trainer.list_step(&settings(Ties::Skip), &[], 1).is_err(), "no lists");
     let nothing = SftRow { prompt: vec![], response: vec![3] };
     assert!(trainer.sft_step(&[&nothing], 1).is_err(), "no token is predicted");
     let outside = SftRow { prompt: vec![1], response: vec![29] };
@@ -156,5 +159,5 @@ fn what_cannot_be_trained_on_is_refused() {
     assert!(error.to_string().contains("29"), "{error}");
     let mut list = lists(&trainer.model).remove(0);
     list.responses[0].reference.pop();
-    assert!(trainer.list_step(&settings(), &[&list], 1).is_err(), "a reference of the wrong length");
+    assert!(trainer.list_step(&settings(Ties::Skip), &[&list], 1).is_err(), "a reference of the wrong length");
 }

@@ -25,6 +25,9 @@ pub struct CandidateList {
     /// What a rule reward compares with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
+    /// Texts that ended a response while it was sampled, and were cut from it with what followed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop_strings: Vec<String>,
     /// The responses, at least one.
     pub responses: Vec<String>,
     /// Rewards, higher is better, finite.
@@ -56,11 +59,12 @@ pub struct CandidateList {
     pub extra: Map<String, Value>,
 }
 
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 14] = [
     "prompt_index",
     "prompt",
     "prompt_token_ids",
     "reference",
+    "stop_strings",
     "responses",
     "rewards",
     "ranks",
@@ -264,6 +268,7 @@ fn from_row(row: &Row) -> Result<CandidateList> {
         prompt: row.string("prompt")?.to_string(),
         prompt_token_ids: row.array("prompt_token_ids", wholes, "[5, 17]", small)?,
         reference: row.optional_string("reference")?.map(str::to_string),
+        stop_strings: row.array("stop_strings", "an array of strings", r#"["\n\n"]"#, text)?.unwrap_or_default(),
         responses,
         rewards: row.array("rewards", numbers, "[1.0, 0.0]", number)?.unwrap_or_default(),
         ranks: row.array("ranks", numbers, "[1, 2]", number)?.unwrap_or_default(),

@@ -10,6 +10,7 @@ fn full() -> CandidateList {
         prompt: "2 + 2 =\n".into(),
         prompt_token_ids: Some(vec![1, 70_000]),
         reference: Some("A: 4".into()),
+        stop_strings: vec!["\n\n".into()],
         responses: vec!["4 \"é\"\n".into(), String::new()],
         rewards: vec![0.1 + 0.2, -1e-300],
         ranks: vec![1.0, 2.0],

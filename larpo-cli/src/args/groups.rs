@@ -15,7 +15,7 @@ pub struct CommonArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
     /// The same bits for any number of threads; the CPU always computes so, the flag only says that it is relied on
     #[arg(long)]
@@ -66,6 +66,11 @@ pub struct SplitArgs {
 impl SplitArgs {
     pub(super) fn validate(&self) -> Result<(), String> {
         match self.split {
+            Split::All if self.validation_fraction > 0.0 => Err(
+                "--validation_fraction holds rows back only with --split train or validation, which says which side \
+                     to use"
+                    .into(),
+            ),
             Split::All => Ok(()),
             _ if self.validation_fraction > 0.0 => Ok(()),
             _ => Err("--split train or validation needs --validation_fraction, which says how \
@@ -135,11 +140,6 @@ impl TrainArgs {
     pub fn step_limit(&self) -> Option<usize> {
         usize::try_from(self.max_steps).ok()
     }
-
-    /// The norm to clip to, if clipping is on.
-    pub fn clip(&self) -> Option<f64> {
-        (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
-    }
 }
 
 /// The ranking objective and how a list is made of the candidates.
@@ -189,7 +189,7 @@ pub struct SamplingArgs {
     pub max_new_tokens: usize,
     /// Sampling temperature; for align one per iteration, the last one repeated
     #[arg(long, value_name = "T[,T...]", value_delimiter = ',', default_value = "1.0",
-          value_parser = positive)]
+          value_parser = temperature)]
     pub temperature: Vec<f64>,
     /// Draw from the N most probable tokens only [default: from all]
     #[arg(long, value_name = "N", value_parser = at_least_one)]

@@ -107,7 +107,7 @@ fn defaults_of_align() {
     assert_eq!(a.iterate.reference, Reference::Previous);
     assert_eq!(a.train.num_train_epochs, 1.0);
     assert_eq!(a.train.step_limit(), None);
-    assert_eq!(a.train.clip(), Some(1.0));
+    assert_eq!(a.train.max_grad_norm, 1.0);
     assert_eq!(a.train.adam_epsilon, 1e-8);
     assert_eq!(a.sampling.temperature, [1.0]);
     assert_eq!(a.reward.reward_funcs, "answer");
@@ -295,7 +295,7 @@ fn numbers_out_of_range_are_refused() {
     }
     assert_eq!(align("--max_steps -1").train.step_limit(), None);
     assert_eq!(align("--max_steps 20").train.step_limit(), Some(20));
-    assert_eq!(align("--max_grad_norm 0").train.clip(), None);
+    assert_eq!(align("--max_grad_norm 0").train.max_grad_norm, 0.0);
 }
 
 #[test]

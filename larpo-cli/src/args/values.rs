@@ -130,8 +130,8 @@ impl FromStr for TokenizerSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // 256 byte tokens are the floor of a byte-level vocabulary.
-        const FLOOR: usize = 256;
+        // 256 byte tokens and two special ones are the floor of a byte-level vocabulary.
+        const FLOOR: usize = 257;
         match text.split_once(':') {
             _ if text == "char" => Ok(TokenizerSpec::Char),
             _ if text == "bpe" => Err("bpe needs a vocabulary size, as in bpe:512".into()),
@@ -173,6 +173,16 @@ pub(super) fn finite(text: &str) -> Result<f64, String> {
 /// A finite number above 0.
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     number(text).and_then(|x| (x > 0.0).then_some(x).ok_or("must be above 0".into()))
+}
+
+/// A number of threads.
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    at_least_one(text).and_then(|n| (n <= 1024).then_some(n).ok_or("must be at most 1024".into()))
+}
+
+/// A sampling temperature; near 0 nothing but the most probable token is left, and further down numbers overflow.
+pub(super) fn temperature(text: &str) -> Result<f64, String> {
+    number(text).and_then(|x| (x >= 1e-3).then_some(x).ok_or("must be at least 0.001".into()))
 }
 
 /// A number of passes over the data.

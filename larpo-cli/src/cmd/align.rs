@@ -4,7 +4,7 @@ use super::read_prompts;
 use crate::align::{AlignConfig, align};
 use crate::args::AlignArgs;
 use crate::error::Result;
-use crate::output;
+use crate::output::OutputDir;
 use crate::policy::Policy;
 use crate::reward::RuleReranker;
 use larpo_core::backend::Backend;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
-    output::prepare(&args.output_dir, args.overwrite_output_dir)?;
+    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let prompts = read_prompts(
         &policy,
@@ -27,10 +27,11 @@ pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
         reranker.needs_reference(),
     )?;
     let config = AlignConfig::new(args, &policy);
+    output.clear(&[&args.model.model_name_or_path, &args.dataset_name])?;
     let (policy, reports) = align(policy, &prompts, &config, &mut reranker, Some(&args.output_dir))?;
     policy.save(&args.output_dir)?;
     reranker.report();
-    eprintln!("the aligned model is in {}", args.output_dir.display());
+    say!("the aligned model is in {}", args.output_dir.display());
     let iterations: Vec<Value> = reports.iter().map(|r| r.json()).collect();
     Ok(json!({ "output_dir": args.output_dir, "iterations": iterations }))
 }

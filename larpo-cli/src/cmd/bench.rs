@@ -67,7 +67,7 @@ fn run_with(args: &BenchArgs, probe: ProbeSizes) -> Result<Value> {
     check(args, &config)?;
     let mut report = header(args);
     if args.what == BenchKind::Step && args.num_generations == 1 {
-        eprintln!("note: a list of one response has no ranking loss; the step does all of its work on zero gradients");
+        say!("note: a list of one response has no ranking loss; the step does all of its work on zero gradients");
     }
     match args.what {
         BenchKind::Step | BenchKind::Sample => model_bench(args, config, probe, &mut report)?,
@@ -133,7 +133,7 @@ fn header(args: &BenchArgs) -> Map<String, Value> {
     let (what, preset) = (name(args.what), name(args.preset));
     let (k, prompt, response, lists) = (args.num_generations, args.prompt, args.response, args.lists);
     let threads = par::threads();
-    eprintln!(
+    say!(
         "bench {what}: preset {preset}, k {k}, prompt {prompt}, response {response}, lists {lists}, threads {threads}"
     );
     let fields = [
@@ -188,10 +188,11 @@ fn model_bench(
     table.row(["machine, products".into(), format!("{:.1}", machine.flops_per_second / 1e9), "GFLOP/s".to_string()]);
     table.row(["machine, memory".into(), format!("{:.1}", machine.bytes_per_second / 1e9), "GB/s".to_string()]);
     table.row(["peak memory".into(), megabytes(report), "MiB".to_string()]);
-    eprint!("{table}");
+    say!("{}", table.to_string().trim_end());
     if let Some(measured) = measured {
         let lines = measured.lines(machine);
-        eprint!("\none of {} runs, by operation; the floor of each is its own:\n{}", args.reps, profile::table(&lines));
+        let table = profile::table(&lines).to_string();
+        say!("\none of {} runs, by operation; the floor of each is its own:\n{}", args.reps, table.trim_end());
         report.insert("profile".into(), profile::json(&lines));
     }
     Ok(())
@@ -216,7 +217,7 @@ fn gemm_bench(args: &BenchArgs, config: &ModelConfig, probe: ProbeSizes, report:
         let [m, k, n] = numbers;
         table.row([p.name.clone(), m, k, n, p.kind.name().into(), format!("{:.1}", p.rate() / 1e9)]);
     }
-    eprint!("{table}");
+    say!("{}", table.to_string().trim_end());
     let shapes: Vec<Value> = shapes
         .iter()
         .map(|p| {
@@ -233,7 +234,7 @@ fn memory_bench(args: &BenchArgs, probe: ProbeSizes, report: &mut Map<String, Va
     timing(report, memory.seconds, None);
     report.insert("gbps".into(), json!(gbps));
     report.insert("array_mib".into(), json!(mib));
-    eprintln!("a = b + s·c over three arrays of {mib:.0} MiB: {gbps:.2} GB/s, median of {} passes", args.reps);
+    say!("a = b + s·c over three arrays of {mib:.0} MiB: {gbps:.2} GB/s, median of {} passes", args.reps);
 }
 
 /// The token layout of a step with these sizes; the ids play no part in it.

@@ -34,11 +34,11 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     let mut table = Table::new(["model".into(), "greedy".into()].into_iter().chain(headings));
     let name = args.model.model_name_or_path.display().to_string();
     table.row(std::iter::once(name).chain(result.cells()));
-    eprint!("{table}");
-    eprintln!("mean reward, greedy: {}", interval(&result.greedy_reward));
+    say!("{}", table.to_string().trim_end());
+    say!("mean reward, greedy: {}", interval(&result.greedy_reward));
     if let Some(samples) = &result.sample_reward {
         let samples_are = if config.num_generations == 1 { "sample" } else { "samples" };
-        eprintln!("mean reward, {} {samples_are} a prompt: {}", config.num_generations, interval(samples));
+        say!("mean reward, {} {samples_are} a prompt: {}", config.num_generations, interval(samples));
     }
     Ok(result.json())
 }

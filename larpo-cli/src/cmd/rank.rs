@@ -43,16 +43,16 @@ pub fn run(args: &RankArgs) -> Result<Value> {
         sum += scores.iter().sum::<f64>();
         ranked.push(sorted(row, &scores));
     }
-    eprintln!("{} rows, {responses} responses, mean reward {:.4}", ranked.len(), sum / responses.max(1) as f64);
+    say!("{} rows, {responses} responses, mean reward {:.4}", ranked.len(), sum / responses.max(1) as f64);
     reranker.report();
     if let Some(folder) = &args.output_dir {
         let file = folder.join("candidates.jsonl");
         write_rows(&file, &ranked)?;
-        eprintln!("scored and sorted rows are in {}", file.display());
+        say!("scored and sorted rows are in {}", file.display());
     }
     Ok(match args.label_key {
         Some(_) => {
-            eprintln!("{agree} of {responses} verdicts agree with `{}`", keys.label.unwrap_or_default());
+            say!("{agree} of {responses} verdicts agree with `{}`", keys.label.unwrap_or_default());
             json!({ "rows": ranked.len(), "agree": agree })
         }
         None => json!({ "rows": ranked.len(), "responses": responses, "mean_reward": sum / responses.max(1) as f64 }),
@@ -69,7 +69,7 @@ fn note_unsorted(rows: &[KeyedRow]) {
         .filter(|(name, value)| fits(value) && name.as_str() != "prompt_token_ids" && !row.per_response.contains(name));
     let names: Vec<&str> = unknown.map(|(name, _)| name.as_str()).collect();
     if !names.is_empty() {
-        eprintln!(
+        say!(
             "note: {} keep their order; name them in --list_keys if they hold one entry for each response",
             names.join(", ")
         );

@@ -38,27 +38,26 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
             // Not ranked yet: rows without rewards.
             let rows: Vec<_> = lists
                 .iter()
-                .map(|list| larpo_data::candidates::CandidateList { rewards: Vec::new(), ..to_row(list) })
+                .map(|list| larpo_data::candidates::CandidateList {
+                    rewards: Vec::new(),
+                    ..to_row(list, &args.sampling.stop)
+                })
                 .collect();
             larpo_data::candidates::write(&path, &rows)?;
-            eprintln!("{} prompts × {} responses in {}", lists.len(), config.num_generations, path.display());
+            say!("{} prompts × {} responses in {}", lists.len(), config.num_generations, path.display());
             summary["candidates"] = json!(path);
         }
         None => {
             for list in lists.iter().take(SHOWN_PROMPTS) {
-                eprintln!("\n> {}", list.prompt.trim_end().replace('\n', "\n> "));
+                say!("\n> {}", list.prompt.trim_end().replace('\n', "\n> "));
                 for candidate in &list.candidates {
                     let end = candidate.finish_reason.map_or("", |f| f.name());
                     let logp: f64 = candidate.logps.iter().map(|&l| f64::from(l)).sum();
-                    eprintln!(
-                        "[{} tokens, log p {logp:.1}, {end}]\n{}",
-                        candidate.ids.len(),
-                        candidate.text.trim_end()
-                    );
+                    say!("[{} tokens, log p {logp:.1}, {end}]\n{}", candidate.ids.len(), candidate.text.trim_end());
                 }
             }
             if lists.len() > SHOWN_PROMPTS {
-                eprintln!("\n… and {} prompts more; --output_dir keeps them all", lists.len() - SHOWN_PROMPTS);
+                say!("\n… and {} prompts more; --output_dir keeps them all", lists.len() - SHOWN_PROMPTS);
             }
         }
     }

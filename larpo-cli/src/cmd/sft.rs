@@ -4,7 +4,7 @@ use crate::args::{FreshSizes, SftArgs, Split, TokenizerSpec};
 use crate::dataset::{Limits, Part, Source};
 use crate::error::{Error, Result};
 use crate::metrics_log::MetricsLog;
-use crate::output;
+use crate::output::OutputDir;
 use crate::policy::Policy;
 use crate::training::{HeldOut, Journal, LoopConfig, sft};
 use larpo_core::backend::Backend;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
-    output::prepare(&args.output_dir, args.overwrite_output_dir)?;
+    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir)?;
     let source = Source::open(&args.dataset_name)?;
     let policy = match &args.model.model_name_or_path {
         Some(folder) => Policy::open(backend, folder)?,
@@ -27,8 +27,13 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
     let limits = Limits::new(&args.data, &policy)?;
     let held_back = args.eval.validation_fraction.unwrap_or(0.0);
     let (rows, report) = source.sft_rows(&policy, limits, Part { held_back, split: Split::Train })?;
-    eprintln!("training data: {report}");
+    say!("training data: {report}");
     let held_out = held_out(args, &source, &policy, limits)?;
+    if rows.is_empty() {
+        return Err(Error::request("no rows to train on"));
+    }
+    let inputs = [Some(&args.dataset_name), args.model.model_name_or_path.as_ref(), args.eval.eval_dataset.as_ref()];
+    output.clear(&inputs.into_iter().flatten().map(|path| path.as_path()).collect::<Vec<_>>())?;
     let path = args.output_dir.join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
     let config = LoopConfig::sft(&args.train, args.common.seed);
@@ -37,7 +42,7 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
     let watch = held_out.as_ref().map(|rows| HeldOut { rows, every: args.eval.eval_steps });
     let (policy, outcome) = sft(policy, &rows, config.plan(rows.len()), &config, watch, journal)?;
     policy.save(&args.output_dir)?;
-    eprintln!("the model is in {}", args.output_dir.display());
+    say!("the model is in {}", args.output_dir.display());
     Ok(json!({
         "output_dir": args.output_dir,
         "steps": outcome.steps,
@@ -64,10 +69,7 @@ fn fresh<B: Backend>(args: &SftArgs, source: &Source, backend: &B) -> Result<Pol
     let vocab_size = preset_vocabulary.map_or(tokens, |size| size.max(tokens));
     let policy = Policy::fresh(backend, shape(&sizes, vocab_size), tokenizer, args.common.seed)?;
     let note = if tokens < vocab_size { " (the rest of the model's vocabulary is never sampled)" } else { "" };
-    eprintln!(
-        "a fresh model of {} parameters, a tokenizer of {tokens} tokens{note}",
-        policy.model.config().parameters()
-    );
+    say!("a fresh model of {} parameters, a tokenizer of {tokens} tokens{note}", policy.model.config().parameters());
     Ok(policy)
 }
 
@@ -95,7 +97,7 @@ fn held_out<B: Backend>(
         (None, Some(held_back)) => source.sft_rows(policy, all, Part { held_back, split: Split::Validation })?,
         (None, None) => return Ok(None),
     };
-    eprintln!("validation data: {report}");
+    say!("validation data: {report}");
     match rows.is_empty() {
         true => Err(Error::request("no held-out rows to evaluate on")),
         false => Ok(Some(rows)),

@@ -3,12 +3,14 @@
 use crate::align::describe;
 use crate::args::TrainVerbArgs;
 use crate::error::{Error, Result};
+use crate::generate::first_stop;
 use crate::metrics_log::MetricsLog;
-use crate::output;
+use crate::output::OutputDir;
 use crate::policy::Policy;
 use crate::training::{Journal, LoopConfig, list_row, list_training, selection, train_lists};
 use larpo_core::backend::Backend;
 use larpo_core::candidates::{Candidate, CandidateList, ListCounts, training_lists};
+use larpo_core::objective::LipoLabels;
 use larpo_core::proofs::prove;
 use larpo_core::train::{TrainingList, fill_references};
 use larpo_data::candidates::CandidateList as CandidateRow;
@@ -20,13 +22,20 @@ use std::collections::BTreeMap;
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
-    output::prepare(&args.output_dir, args.overwrite_output_dir)?;
+    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir)?;
     let rows = larpo_data::candidates::read(&args.dataset_name)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let limits = crate::dataset::Limits::new(&args.data, &policy)?;
     let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
     let mut lists = Vec::new();
     for (index, row) in rows.iter().take(limits.max_samples).enumerate() {
+        if row.rewards.is_empty() && args.list.labels == Some(LipoLabels::Reward) {
+            return Err(Error::request(format!(
+                "{}, row {}: --labels reward needs `rewards`, and the row has only `ranks`; give --labels rank",
+                args.dataset_name.display(),
+                index + 1
+            )));
+        }
         let list = candidate_list(&policy, row, index)?;
         let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
         if list.prompt_ids.len() > limits.max_prompt_length {
@@ -51,14 +60,15 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
     let first = config.plan(training.len()).batches().next().unwrap_or_default();
     let batch: Vec<&TrainingList> = first.iter().take(config.micro_batch).map(|&i| &training[i]).collect();
     let proofs = prove(&policy.model, &settings, &batch, true)?;
-    eprintln!("{}", describe(&proofs));
+    say!("{}", describe(&proofs));
+    output.clear(&[&args.model.model_name_or_path, &args.dataset_name])?;
     let path = args.output_dir.join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
     let journal =
         Journal { label: "train".into(), log: Some((&mut log, path)), checkpoints: Some(args.output_dir.clone()) };
     let (policy, outcome) = train_lists(policy, &training, &settings, &config, journal)?;
     policy.save(&args.output_dir)?;
-    eprintln!("the model is in {}", args.output_dir.display());
+    say!("the model is in {}", args.output_dir.display());
     let mut summary: Map<String, Value> = list_row(outcome.loss, &outcome.metrics).into();
     summary.insert("output_dir".into(), json!(args.output_dir));
     summary.insert("steps".into(), json!(outcome.steps));
@@ -82,7 +92,7 @@ fn candidate_list<B: Backend>(policy: &Policy<B>, row: &CandidateRow, index: usi
     for (i, text) in row.responses.iter().enumerate() {
         let ids = match row.token_ids.get(i) {
             // A text that was edited by hand no longer is what its ids say.
-            Some(ids) if still_says(policy, ids, text, row.finish_reason.get(i))? => ids.clone(),
+            Some(ids) if still_says(policy, ids, text, &row.stop_strings)? => ids.clone(),
             _ => policy.encode_response(text)?,
         };
         candidates.push(Candidate {
@@ -105,11 +115,13 @@ fn candidate_list<B: Backend>(policy: &Policy<B>, row: &CandidateRow, index: usi
     })
 }
 
-/// Whether `ids` decode to `text`; of a response that a stop string ended, the text is what came before it.
-fn still_says<B: Backend>(policy: &Policy<B>, ids: &[u32], text: &str, reason: Option<&String>) -> Result<bool> {
-    let decoded = policy.tokenizer.decode(ids, true)?;
-    let stopped = reason.is_some_and(|reason| reason == "stop_string");
-    Ok(decoded == text || (stopped && !text.is_empty() && decoded.starts_with(text)))
+/// Whether `text` is what `ids` decode to, up to the first stop string.
+fn still_says<B: Backend>(policy: &Policy<B>, ids: &[u32], text: &str, stop: &[String]) -> Result<bool> {
+    let mut decoded = policy.tokenizer.decode(ids, true)?;
+    if let Some(end) = first_stop(&decoded, stop) {
+        decoded.truncate(end);
+    }
+    Ok(decoded == text)
 }
 
 fn report(rows: usize, left_out: &BTreeMap<String, usize>, counts: &ListCounts) {
@@ -120,5 +132,5 @@ fn report(rows: usize, left_out: &BTreeMap<String, usize>, counts: &ListCounts) 
     for (reason, count) in left_out {
         line.push_str(&format!(" + {count} left out ({reason})"));
     }
-    eprintln!("{line}; {} duplicates among {} candidates", counts.duplicates, counts.candidates);
+    say!("{line}; {} duplicates among {} candidates", counts.duplicates, counts.candidates);
 }

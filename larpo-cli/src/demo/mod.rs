@@ -76,7 +76,7 @@ impl Outcome {
 /// What any of its stages reports.
 pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -> Result<Outcome> {
     let corpus = Corpus::generate(seed, recipe.sft_rows, recipe.prompts(), recipe.held_out);
-    eprintln!(
+    say!(
         "corpus: {} worked examples, {:.0} % of them careless; {} fresh problems without solutions; {} held out",
         corpus.sft.len(),
         100.0 * corpus.sft.iter().filter(|r| r.careless).count() as f64 / corpus.sft.len() as f64,
@@ -98,11 +98,7 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
         )
     };
     let init = Policy::fresh(backend, shape, tokenizer, seed)?;
-    eprintln!(
-        "model: {} parameters, tokenizer of {} tokens",
-        init.model.config().parameters(),
-        init.tokenizer.vocab_size()
-    );
+    say!("model: {} parameters, tokenizer of {} tokens", init.model.config().parameters(), init.tokenizer.vocab_size());
     let held_out = prompt_rows(&init, &corpus.eval)?;
     let evaluation = |policy: &Policy<B>, name: &str| {
         let config = sampling(recipe, policy, RECALL_AT[2], seed);
@@ -136,7 +132,7 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
     let (more, _) = sft(sft_policy, &rows, plan, &config, None, Journal::bar("sft_more"))?;
     let more_seconds = cpu_seconds() - start;
     let sft_more = evaluation(&more, "sft_more")?;
-    eprintln!("CPU time: larpo {larpo_seconds:.1} s, sft_more {more_seconds:.1} s");
+    say!("CPU time: larpo {larpo_seconds:.1} s, sft_more {more_seconds:.1} s");
 
     let outcome = Outcome { init: before, sft: sft_evaluation, sft_more, larpo };
     show(&corpus.eval, &outcome);
@@ -162,7 +158,7 @@ fn sft_loop(recipe: &Recipe, rate: f64, seed: u64) -> LoopConfig {
     LoopConfig {
         optimizer: OptimizerConfig {
             learning_rate: rate,
-            beta2: 0.99,
+            beta2: 0.95,
             weight_decay: 0.01,
             schedule: Schedule::Cosine,
             warmup_ratio: 0.05,
@@ -251,8 +247,8 @@ fn write_data(corpus: &Corpus, folder: &Path) -> Result<()> {
 fn show(problems: &[Problem], outcome: &Outcome) {
     let one_line = |text: &str| text.trim_end().replace('\n', " / ");
     for (i, problem) in problems.iter().take(SHOWN).enumerate() {
-        eprintln!("\n{}  (answer {})", problem.prompt.trim_end(), problem.answer);
-        eprintln!("  before: {}", one_line(&outcome.sft.responses[i]));
-        eprintln!("  after:  {}", one_line(&outcome.larpo.responses[i]));
+        say!("\n{}  (answer {})", problem.prompt.trim_end(), problem.answer);
+        say!("  before: {}", one_line(&outcome.sft.responses[i]));
+        say!("  after:  {}", one_line(&outcome.larpo.responses[i]));
     }
 }

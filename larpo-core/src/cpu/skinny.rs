@@ -7,6 +7,9 @@
 //! An element of the result is the same sum in the same order whatever the tile it falls into, so it depends on its own rows
 //! of the operands alone: not on how many rows there are, not on the split over threads.
 
+// Tiles index several arrays by the same constant-length counters, which keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use crate::backend::Store;
 use pulp::{Arch, Simd, WithSimd};
 

@@ -78,7 +78,13 @@ fn keyed_row(row: Row, keys: &Keys) -> Result<KeyedRow> {
         Some(Value::String(one)) => (vec![one.clone()], false),
         Some(_) => {
             let several = row.array(field, "a string or an array of strings", r#"["one", "two"]"#, text)?;
-            (several.unwrap_or_default(), true)
+            match several.unwrap_or_default() {
+                none if none.is_empty() => {
+                    let mend = "Give the row a response, or delete it";
+                    return Err(row.error(field, "at least one response", "an empty array", mend));
+                }
+                several => (several, true),
+            }
         }
     };
     let reference = keys.reference.as_ref().map(|key| row.string(key).map(str::to_string)).transpose()?;
