@@ -65,7 +65,7 @@ fn rows_are_written_in_a_fixed_order_of_fields() {
     let folder = Folder::new();
     let path = folder.path().join("a.jsonl");
     write(&path, &[full()]).unwrap();
-    let expected = r##"{"prompt_index":4,"prompt":"2 + 2 =\n","prompt_token_ids":[1,70000],"reference":"A: 4","responses":["4 \"é\"\n",""],"rewards":[0.30000000000000004,-1e-300],"ranks":[1.0,2.0],"iteration":[0,1],"temperature":[0.7,1.0],"seed":[18446744073709551615,0],"finish_reason":["stop","length"],"token_ids":[[5,0],[]],"logps":[[-0.1,-7.038531e-26],[]],"zeta":1,"alpha":{"b":[2]}}
+    let expected = r##"{"prompt_index":4,"prompt":"2 + 2 =\n","prompt_token_ids":[1,70000],"reference":"A: 4","stop_strings":["\n\n"],"responses":["4 \"é\"\n",""],"rewards":[0.30000000000000004,-1e-300],"ranks":[1.0,2.0],"iteration":[0,1],"temperature":[0.7,1.0],"seed":[18446744073709551615,0],"finish_reason":["stop","length"],"token_ids":[[5,0],[]],"logps":[[-0.1,-7.038531e-26],[]],"zeta":1,"alpha":{"b":[2]}}
 "##;
     assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
 }
