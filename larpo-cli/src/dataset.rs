@@ -153,7 +153,7 @@ impl Source {
     }
 
     /// Rows to learn from: completions end with the end-of-text token; a text is cut into windows of `max_length`
-    /// tokens (see [`Windows`]), whose every token is learned once.
+    /// tokens, whose every token is learned once.
     ///
     /// # Errors
     /// Rows without completions, or a text that the tokenizer cannot encode.
