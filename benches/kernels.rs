@@ -4,10 +4,11 @@
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use larpo_benches::{numbers, settings, tokens, validate};
-use larpo_core::backend::{AdamWSpec, AttentionSpec, Backend, Segment, Store, Weight};
+use larpo_core::backend::{AdamWSpec, AttentionSpec, Backend, SamplingSpec, Segment, Store, Weight};
 use larpo_core::cpu::{Buffer, Cpu};
-use larpo_core::lists::PackedLists;
+use larpo_core::lists::{PackedLists, RankedLists};
 use larpo_core::model::ModelConfig;
+use larpo_core::objective::Objective;
 use larpo_core::reference::Reference;
 use ndarray::ArrayView2;
 use std::hint::black_box;
@@ -233,8 +234,111 @@ fn adamw<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     })
 }
 
+fn embed<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let (n, c) = (size.rows(), config().hidden_size);
+    let (table, ids) = (b.upload(&numbers(1, size.vocab * c)), b.upload_index(&tokens(2, n, size.vocab)));
+    let backend = b.clone();
+    Kernel::new(b, vec![b.alloc(n * c)], move |y| backend.embed(&table, &ids, c, &mut y[0]))
+}
+
+fn embed_grad<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let (n, c) = (size.rows(), config().hidden_size);
+    let (d_y, ids) = (b.upload(&numbers(1, n * c)), b.upload_index(&tokens(2, n, size.vocab)));
+    let backend = b.clone();
+    Kernel::new(b, vec![b.alloc(size.vocab * c)], move |d| backend.embed_grad(&d_y, &ids, c, &mut d[0], Store::Set))
+}
+
+fn gather_rows<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let (n, c, packed) = (size.rows(), config().hidden_size, size.packed());
+    let (x, rows) = (b.upload(&numbers(1, n * c)), b.upload_index(&packed.scored_rows));
+    let backend = b.clone();
+    Kernel::new(b, vec![b.alloc(packed.scored_rows.len() * c)], move |y| {
+        backend.gather_rows(&x, &rows, c, &mut y[0]);
+    })
+}
+
+fn gather_rows_grad<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let (n, c, packed) = (size.rows(), config().hidden_size, size.packed());
+    let d_y = b.upload(&numbers(1, packed.scored_rows.len() * c));
+    let rows = b.upload_index(&packed.scored_rows);
+    let backend = b.clone();
+    Kernel::new(b, vec![b.alloc(n * c)], move |d| {
+        backend.gather_rows_grad(&d_y, &rows, c, &mut d[0], Store::Set);
+    })
+}
+
+fn list_loss<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let packed = size.packed();
+    let (targets, rewards) = (packed.targets(), (0..size.k).map(|i| (i % 4) as f64).collect());
+    let lists = RankedLists::new(&packed, rewards, Objective::default(), 0.1, 1.0).expect("a ranked list");
+    let (logp, reference) = (b.upload(&numbers(1, targets)), b.upload(&numbers(2, targets)));
+    let (backend, lists) = (b.clone(), b.upload_lists(&lists));
+    Kernel::new(b, vec![b.alloc(packed.items()), b.alloc(1), b.alloc(targets)], move |results| {
+        let [gamma, loss, d_logp] = results else { unreachable!("three results") };
+        backend.list_loss(&logp, &reference, &lists, gamma, loss, d_logp);
+    })
+}
+
+fn sq_norm<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let (backend, x) = (b.clone(), b.upload(&numbers(1, size.vocab * config().hidden_size)));
+    Kernel::new(b, vec![b.alloc(1)], move |out| backend.sq_norm(&x, &mut out[0], 0))
+}
+
+/// Rows of a cache that holds a prompt and its responses, and where each response's keys lie: the last step of decoding.
+fn decoding(size: Size) -> (usize, Vec<u32>) {
+    let [k, prompt, response] = [size.k, size.prompt, size.response].map(|n| n as u32);
+    let spans = (0..k).flat_map(|i| [0, prompt, prompt + i * response, response]).collect();
+    (size.rows(), spans)
+}
+
+fn kv_append<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let spec = attention_spec();
+    let (rows, spans) = decoding(size);
+    let slots: Vec<u32> = spans.chunks_exact(4).map(|span| span[2] + span[3] - 1).collect();
+    let (qkv, slots) = (b.upload(&numbers(1, size.k * spec.qkv_width())), b.upload_index(&slots));
+    let backend = b.clone();
+    Kernel::new(b, vec![b.upload(&vec![0.0; rows * spec.cache_width()])], move |cache| {
+        backend.kv_append(&qkv, &slots, &spec, &mut cache[0]);
+    })
+}
+
+fn decode_attention<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let spec = attention_spec();
+    let (rows, spans) = decoding(size);
+    let (cache, spans) = (b.upload(&numbers(1, rows * spec.cache_width())), b.upload_index(&spans));
+    let (backend, qkv) = (b.clone(), b.upload(&numbers(2, size.k * spec.qkv_width())));
+    Kernel::new(b, vec![b.alloc(size.k * spec.out_width())], move |o| {
+        backend.decode_attention(&qkv, &cache, &spans, &spec, &mut o[0]);
+    })
+}
+
+/// The ids drawn and their log-probabilities.
+fn draws<B: Backend>(b: &B, size: Size, spec: SamplingSpec) -> Kernel<B> {
+    let logits: Vec<f32> = numbers(1, size.k * size.vocab).iter().map(|x| 6.0 * x).collect();
+    let uniform: Vec<f64> = numbers(2, size.k).iter().map(|x| f64::from(0.5 + 0.499 * x)).collect();
+    let (backend, logits) = (b.clone(), b.upload(&logits));
+    Kernel::new(b, vec![b.upload(&vec![0.0; 2 * size.k])], move |results| {
+        let draws = backend.sample(&logits, size.vocab, &spec, &uniform);
+        let numbers: Vec<f32> = draws.iter().flat_map(|draw| [draw.id as f32, draw.logp]).collect();
+        results[0] = backend.upload(&numbers);
+    })
+}
+
+fn sample<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let spec = SamplingSpec { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, vocab_limit: usize::MAX };
+    draws(b, size, spec)
+}
+
+fn sample_truncated<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    draws(b, size, SamplingSpec { temperature: 0.8, top_k: 50, top_p: 0.95, min_p: 0.0, vocab_limit: usize::MAX })
+}
+
 fn kernels(c: &mut Criterion) {
     let mut group = c.benchmark_group("kernels");
+    kernel!(group, embed);
+    kernel!(group, embed_grad);
+    kernel!(group, gather_rows);
+    kernel!(group, gather_rows_grad);
     kernel!(group, rms_norm);
     kernel!(group, rms_norm_grad);
     kernel!(group, glu);
@@ -244,7 +348,13 @@ fn kernels(c: &mut Criterion) {
     kernel!(group, attention_grad);
     kernel!(group, token_logp);
     kernel!(group, token_logp_grad);
+    kernel!(group, list_loss);
+    kernel!(group, sq_norm);
     kernel!(group, adamw);
+    kernel!(group, kv_append);
+    kernel!(group, decode_attention);
+    kernel!(group, sample);
+    kernel!(group, sample_truncated);
     group.finish();
 }
 
@@ -287,6 +397,8 @@ fn products(c: &mut Criterion) {
     let shapes = [
         ("qkv", rows, config.hidden_size, attention_spec().qkv_width()),
         ("gate_up", rows, config.hidden_size, 2 * config.intermediate_size),
+        ("decode_gate_up", TIMED.k, config.hidden_size, 2 * config.intermediate_size),
+        ("decode_head", TIMED.k, config.hidden_size, TIMED.vocab),
         ("head_block", 1 + TIMED.k * (TIMED.response - 1), config.hidden_size, 2048),
     ];
     for (name, n, inputs, outputs) in shapes {
@@ -297,6 +409,9 @@ fn products(c: &mut Criterion) {
         let mut group = c.benchmark_group("linear");
         product(&mut group, name, (xs, ws.t()), &mut b.alloc(n * outputs), |y| b.linear(&x, weight, y, Store::Set));
         group.finish();
+        if name.starts_with("decode") {
+            continue;
+        }
         let mut group = c.benchmark_group("linear_grad_x");
         product(&mut group, name, (ds, ws), &mut b.alloc(n * inputs), |y| {
             b.linear_grad_x(&d_y, weight, y, Store::Set);

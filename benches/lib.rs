@@ -9,10 +9,7 @@ use std::time::Duration;
 
 /// Ten samples within about two seconds for each benchmark; criterion's flags override them.
 pub fn settings() -> Criterion {
-    Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2))
+    Criterion::default().sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2))
 }
 
 /// Numbers in [-1, 1), another sequence for every `stream`.
