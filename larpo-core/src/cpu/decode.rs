@@ -128,19 +128,15 @@ impl Task<'_, '_> {
             }
         }
         let scale = spec.scale as f32;
-        let inverse: Vec<f32> = simd::dispatch(
+        let mut inverse = vec![0f32; q.len()];
+        simd::dispatch(
             #[inline(always)]
             || {
-                let seen = spans.iter().flat_map(|span| std::iter::repeat_n(span.keys(), group));
-                scores
-                    .chunks_exact_mut(longest)
-                    .zip(seen)
-                    .map(|(row, seen)| {
-                        let row = &mut row[..seen];
-                        let max = simd::max(row);
-                        1.0 / simd::exp_sum(row, scale, max * scale)
-                    })
-                    .collect()
+                for (i, (row, inverse)) in scores.chunks_exact_mut(longest).zip(&mut inverse).enumerate() {
+                    let row = &mut row[..spans[i / group].keys()];
+                    let max = simd::max(row);
+                    *inverse = 1.0 / simd::exp_sum(row, scale, max * scale);
+                }
             },
         );
         let (shared, own): (Vec<&[f32]>, Vec<&[f32]>) =

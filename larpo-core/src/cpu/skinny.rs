@@ -15,8 +15,11 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// Floats of a cache line.
 const LINE: usize = 16;
-/// Floats of `w` that are worked on together: half of a first-level cache of 32 KiB.
+/// Floats of `w` that are worked on together: a quarter of a first-level cache of 32 KiB, as the next block is there too.
 const BLOCK: usize = 4096;
+
+/// How far ahead rows with gaps between them are asked for.
+const ROWS_AHEAD: usize = 12;
 
 /// Rows of equal length at equal distances in a slice.
 #[derive(Clone, Copy)]
@@ -82,53 +85,78 @@ impl Dots<'_, '_> {
         let (m, n, k) = (y.len(), w.len, w.width);
         let passes = m.div_ceil(height);
         let block = (BLOCK / k / N).max(1) * N;
-        // Cache lines of the next block that one tile asks for, so that all tiles of a block cover it.
-        let lines = (N * w.stride).div_ceil(LINE * passes);
+        // All tiles of a block together ask for the next block, evenly, so that memory is never idle.
+        let floats = (N * S::F32_LANES).div_ceil(passes);
+        let lines = if w.stride == k { floats.div_ceil(LINE) } else { 0 };
         for first in (0..n).step_by(block) {
             let last = (first + block).min(n);
-            let mut ahead = last * w.stride;
+            let mut ahead = last * k;
             for pass in 0..passes {
                 // Passes of nearly equal height: ten rows are 4 + 3 + 3, not 4 + 4 + 2.
                 let rows = pass * m / passes..(pass + 1) * m / passes;
                 let (x, y) = (&x[rows.clone()], &mut y[rows]);
                 let mut j = first;
                 while j + N <= last {
-                    for _ in 0..lines {
-                        prefetch(w.data, ahead);
-                        ahead += LINE;
+                    if lines == 0 && pass == 0 {
+                        for row in j + ROWS_AHEAD..j + ROWS_AHEAD + N {
+                            prefetch_row(w, row);
+                        }
                     }
-                    dots_tiles::<S, N>(simd, x, w, y, j, store);
+                    let next = Ahead { at: ahead, floats };
+                    match lines {
+                        0 => dots_tiles::<S, N, 0>(simd, x, w, y, j, store, next),
+                        1 => dots_tiles::<S, N, 1>(simd, x, w, y, j, store, next),
+                        2 => dots_tiles::<S, N, 2>(simd, x, w, y, j, store, next),
+                        _ => dots_tiles::<S, N, 4>(simd, x, w, y, j, store, next),
+                    }
+                    ahead += (N * k).div_ceil(passes);
                     j += N;
                 }
                 for j in j..last {
-                    dots_tiles::<S, 1>(simd, x, w, y, j, store);
+                    dots_tiles::<S, 1, 0>(simd, x, w, y, j, store, Ahead { at: 0, floats: 0 });
                 }
             }
         }
     }
 }
 
-#[inline(always)]
-fn dots_tiles<S: Simd, const N: usize>(simd: S, x: &[&[f32]], w: Rows, y: &mut [&mut [f32]], at: usize, store: Store) {
-    match y.len() {
-        1 => dots_tile::<S, 1, N>(simd, x, w, y, at, store),
-        2 => dots_tile::<S, 2, N>(simd, x, w, y, at, store),
-        3 => dots_tile::<S, 3, N>(simd, x, w, y, at, store),
-        4 => dots_tile::<S, 4, N>(simd, x, w, y, at, store),
-        5 => dots_tile::<S, 5, N>(simd, x, w, y, at, store),
-        _ => dots_tile::<S, 6, N>(simd, x, w, y, at, store),
-    }
+/// What a tile asks for: the floats from `at` on, so many a step.
+#[derive(Clone, Copy)]
+struct Ahead {
+    at: usize,
+    floats: usize,
 }
 
-/// `y (M, at..at + N) = x (M) · w (at..at + N)ᵀ`.
 #[inline(always)]
-fn dots_tile<S: Simd, const M: usize, const N: usize>(
+fn dots_tiles<S: Simd, const N: usize, const LINES: usize>(
     simd: S,
     x: &[&[f32]],
     w: Rows,
     y: &mut [&mut [f32]],
     at: usize,
     store: Store,
+    ahead: Ahead,
+) {
+    match y.len() {
+        1 => dots_tile::<S, 1, N, LINES>(simd, x, w, y, at, store, ahead),
+        2 => dots_tile::<S, 2, N, LINES>(simd, x, w, y, at, store, ahead),
+        3 => dots_tile::<S, 3, N, LINES>(simd, x, w, y, at, store, ahead),
+        4 => dots_tile::<S, 4, N, LINES>(simd, x, w, y, at, store, ahead),
+        5 => dots_tile::<S, 5, N, LINES>(simd, x, w, y, at, store, ahead),
+        _ => dots_tile::<S, 6, N, LINES>(simd, x, w, y, at, store, ahead),
+    }
+}
+
+/// `y (M, at..at + N) = x (M) · w (at..at + N)ᵀ`, asking for `LINES` cache lines a step.
+#[inline(always)]
+fn dots_tile<S: Simd, const M: usize, const N: usize, const LINES: usize>(
+    simd: S,
+    x: &[&[f32]],
+    w: Rows,
+    y: &mut [&mut [f32]],
+    at: usize,
+    store: Store,
+    ahead: Ahead,
 ) {
     let steps = w.width / S::F32_LANES;
     let x_parts: [_; M] = std::array::from_fn(|i| S::as_simd_f32s(&x[i][..w.width]));
@@ -137,6 +165,9 @@ fn dots_tile<S: Simd, const M: usize, const N: usize>(
     let ws: [&[S::f32s]; N] = std::array::from_fn(|j| &w_parts[j].0[..steps]);
     let mut sums = [[simd.splat_f32s(0.0); N]; M];
     for t in 0..steps {
+        for line in 0..LINES {
+            prefetch(w.data, ahead.at + t * ahead.floats + line * ahead.floats / LINES);
+        }
         let b: [S::f32s; N] = std::array::from_fn(|j| ws[j][t]);
         for i in 0..M {
             let a = xs[i][t];
@@ -187,6 +218,11 @@ fn mix_rows<S: Simd, const M: usize>(simd: S, p: &[&[f32]], v: Rows, y: &mut [&m
     let p: [&[f32]; M] = std::array::from_fn(|i| &p[i][..v.len]);
     let vectors = v.width / S::F32_LANES;
     let mut at = 0;
+    // A single row needs more sums side by side to hide the latency of an addition.
+    while M == 1 && at + 4 <= vectors {
+        mix_tile::<S, M, 4>(simd, p, v, y, at, store);
+        at += 4;
+    }
     while at + 2 <= vectors {
         mix_tile::<S, M, 2>(simd, p, v, y, at, store);
         at += 2;
@@ -222,6 +258,9 @@ fn mix_tile<S: Simd, const M: usize, const C: usize>(
         }
     }
     for j in 0..v.len {
+        if at == 0 {
+            prefetch_row(v, j + ROWS_AHEAD);
+        }
         let row = &S::as_simd_f32s(v.row(j)).0[at..at + C];
         for i in 0..M {
             let weight = simd.splat_f32s(p[i][j]);
@@ -232,6 +271,14 @@ fn mix_tile<S: Simd, const M: usize, const C: usize>(
     }
     for i in 0..M {
         S::as_mut_simd_f32s(&mut y[i][..v.width]).0[at..at + C].copy_from_slice(&sums[i]);
+    }
+}
+
+/// Asks for a row, which may lie beyond the end.
+#[inline(always)]
+fn prefetch_row(rows: Rows, index: usize) {
+    for c in (0..rows.width).step_by(LINE) {
+        prefetch(rows.data, index * rows.stride + c);
     }
 }
 
