@@ -21,6 +21,18 @@ pub enum ObjectiveError {
         /// The reward.
         value: f64,
     },
+    /// A list of a batch that must be in rank order has a reward above the one before it.
+    RankOrder {
+        /// Index of the item in the batch.
+        index: usize,
+    },
+    /// The offsets of a batch do not cut its items into lists.
+    Offsets {
+        /// Index of the offending list.
+        list: usize,
+        /// Number of items.
+        items: usize,
+    },
     /// An unmasked γ is NaN or +inf.
     Gamma {
         /// Slot of the item in the list.
@@ -90,6 +102,16 @@ impl fmt::Display for ObjectiveError {
             Self::Reward { index, value } => write!(
                 f,
                 "the reward of item {index} is {value}, a list is ordered by finite rewards: mask or drop the item"
+            ),
+            Self::RankOrder { index } => write!(
+                f,
+                "the reward of item {index} is above that of the item before it: \
+                 sort every list by reward, best first, with its gamma"
+            ),
+            Self::Offsets { list, items } => write!(
+                f,
+                "the offsets of list {list} do not fit: offsets begin with 0, do not decrease and end with the number of \
+                 items, {items}"
             ),
             Self::Gamma { index, value } => write!(
                 f,

@@ -31,6 +31,7 @@ mod lipo;
 mod losses;
 pub mod numerics;
 mod options;
+mod ranked;
 mod ranking;
 mod seq_logp;
 
@@ -39,6 +40,7 @@ pub use dpo::{DpoLoss, PairLogps, dpo};
 pub use error::ObjectiveError;
 pub use lipo::{LipoPair, lipo_labels, lipo_pairs, lipo_ranks};
 pub use options::{LipoLabels, LogBase, LossType, Ties};
+pub use ranked::{Lengths, RankedBatch};
 pub use ranking::Ranking;
 pub use seq_logp::{SeqLogp, Sequence, seq_logp, seq_logp_grad, sft};
 

@@ -1,6 +1,7 @@
 //! Reading of `losses.json` and comparison with its numbers.
 //!
 //! Non-finite numbers are the strings "inf", "-inf" and "nan"; `null` means "undefined for this input".
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use serde_json::{Map, Value};
 use std::path::PathBuf;

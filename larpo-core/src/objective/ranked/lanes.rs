@@ -1,0 +1,335 @@
+//! Registers of `f32` with one list in each lane, and the exponential and logarithm of the batched losses.
+//!
+//! The arithmetic is written once over pulp's [`Simd`] and compiled for each instruction set; everything here is
+//! `#[inline(always)]` so that it becomes part of that copy. For the same reason the kernels loop with `for`: a closure
+//! given to an iterator is a function of its own, compiled for the baseline, and its vector operations become calls.
+
+use pulp::Simd;
+use std::ops::{Add, AddAssign, Div, Mul, Sub, SubAssign};
+
+/// Most lanes that there can be: two registers of 512 bits.
+pub const MAX_LANES: usize = 32;
+
+/// ln 2 in two parts, the first with few bits, so that its product with a small integer is exact.
+const LN_2_HIGH: f32 = 0.693_359_4;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
+
+/// One `f32` for each of [`Lanes::COUNT`] lists, in two registers: the chains of dependent operations are long, and two
+/// of them side by side keep a processor busy that one leaves waiting.
+#[derive(Clone, Copy)]
+pub struct Lanes<S: Simd> {
+    simd: S,
+    pub x: [S::f32s; 2],
+}
+
+impl<S: Simd> Lanes<S> {
+    /// Lists side by side.
+    pub const COUNT: usize = 2 * S::F32_LANES;
+
+    #[inline(always)]
+    pub fn splat(simd: S, value: f32) -> Self {
+        Self { simd, x: [simd.splat_f32s(value); 2] }
+    }
+
+    /// Lane `l` is `f(l)`.
+    #[inline(always)]
+    pub fn from_fn(simd: S, mut f: impl FnMut(usize) -> f32) -> Self {
+        let mut lanes = Self::splat(simd, 0.0);
+        for (l, x) in lanes.as_mut_slice().iter_mut().enumerate() {
+            *x = f(l);
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    pub fn as_slice(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.x)
+    }
+
+    #[inline(always)]
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.x)
+    }
+
+    /// `value` in every lane.
+    #[inline(always)]
+    pub fn all(self, value: f32) -> Self {
+        Self::splat(self.simd, value)
+    }
+
+    /// `self · b + c`, fused where the machine can.
+    #[inline(always)]
+    pub fn mul_add(self, b: Self, c: Self) -> Self {
+        let ([a0, a1], [b0, b1], [c0, c1]) = (self.x, b.x, c.x);
+        Self { x: [self.simd.mul_add_e_f32s(a0, b0, c0), self.simd.mul_add_e_f32s(a1, b1, c1)], ..self }
+    }
+
+    #[inline(always)]
+    pub fn abs(self) -> Self {
+        // Not pulp's `abs_f32s`, which is not always inlined.
+        let ([a, b], sign) = (self.x, self.simd.splat_f32s(f32::from_bits(!(1 << 31))));
+        Self { x: [self.simd.and_f32s(a, sign), self.simd.and_f32s(b, sign)], ..self }
+    }
+
+    #[inline(always)]
+    pub fn max(self, other: Self) -> Self {
+        let ([a0, a1], [b0, b1]) = (self.x, other.x);
+        Self { x: [self.simd.max_f32s(a0, b0), self.simd.max_f32s(a1, b1)], ..self }
+    }
+
+    #[inline(always)]
+    pub fn min(self, other: Self) -> Self {
+        let ([a0, a1], [b0, b1]) = (self.x, other.x);
+        Self { x: [self.simd.min_f32s(a0, b0), self.simd.min_f32s(a1, b1)], ..self }
+    }
+
+    /// `max(self, 0)`.
+    #[inline(always)]
+    pub fn relu(self) -> Self {
+        self.all(0.0).max(self)
+    }
+
+    #[inline(always)]
+    pub fn greater(self, other: Self) -> Mask<S> {
+        let ([a0, a1], [b0, b1]) = (self.x, other.x);
+        Mask { simd: self.simd, m: [self.simd.greater_than_f32s(a0, b0), self.simd.greater_than_f32s(a1, b1)] }
+    }
+
+    #[inline(always)]
+    pub fn equal(self, other: Self) -> Mask<S> {
+        let ([a0, a1], [b0, b1]) = (self.x, other.x);
+        Mask { simd: self.simd, m: [self.simd.equal_f32s(a0, b0), self.simd.equal_f32s(a1, b1)] }
+    }
+
+    /// `e^self` for `self ≤ 0`, within 2 ulp; exactly 1 at 0, exactly 0 where the result would be below the normal numbers.
+    ///
+    /// `2^n · e^r` with `|r| ≤ ln 2 / 2` and `e^r = 1 + r + r²·p(r)`, p minimax of degree 4 (error 3.1e-9).
+    #[inline(always)]
+    pub fn exp_of_negative(self) -> Self {
+        const ROUND: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to the nearest integer
+        const LOWEST: f32 = -87.336_54; // ln of the smallest normal number
+        let simd = self.simd;
+        let shifted = self.mul_add(self.all(std::f32::consts::LOG2_E), self.all(ROUND));
+        let n = shifted - self.all(ROUND);
+        let r = n.mul_add(self.all(-LN_2_HIGH), self);
+        let r = n.mul_add(self.all(-LN_2_LOW), r);
+        // By pairs of coefficients (Estrin): a shorter chain than Horner's.
+        let square = r * r;
+        let a = r.mul_add(self.all(1.666_652_1e-1), self.all(4.999_999_4e-1));
+        let b = r.mul_add(self.all(8.368_731e-3), self.all(4.166_839e-2));
+        let p = square.mul_add(self.all(1.381_456_6e-3), b).mul_add(square, a);
+        let [p0, p1] = (p.mul_add(square, r) + self.all(1.0)).x;
+        // The integer n sits in the low mantissa bits of `shifted`. Multiplying by 2^23 shifts it to the exponent, the
+        // bits above it fall off the top.
+        let ([s0, s1], shift) = (shifted.x, simd.splat_u32s(1 << 23));
+        let n0 = simd.mul_u32s(simd.transmute_u32s_f32s(s0), shift);
+        let n1 = simd.mul_u32s(simd.transmute_u32s_f32s(s1), shift);
+        let e0 = simd.add_u32s(simd.transmute_u32s_f32s(p0), n0);
+        let e1 = simd.add_u32s(simd.transmute_u32s_f32s(p1), n1);
+        let exp = Self { x: [simd.transmute_f32s_u32s(e0), simd.transmute_f32s_u32s(e1)], ..self };
+        self.greater(self.all(LOWEST)).select(exp, self.all(0.0))
+    }
+
+    /// `e^-|self|`, as [`Self::exp_of_negative`].
+    #[inline(always)]
+    pub fn decay(self) -> Self {
+        (self.all(0.0) - self.abs()).exp_of_negative()
+    }
+
+    /// `ln(1 + self)` for `0 ≤ self ≤ 1`, within 2 ulp: `q + q²·p(q)`, p minimax of degree 7, no reduction (error 3.3e-8).
+    #[inline(always)]
+    pub fn ln_1p_of_unit(self) -> Self {
+        let square = self * self;
+        let a = self.mul_add(self.all(3.332_132_4e-1), self.all(-4.999_964_8e-1));
+        let b = self.mul_add(self.all(1.915_365_6e-1), self.all(-2.485_716_3e-1));
+        let c = self.mul_add(self.all(7.920_457e-2), self.all(-1.375_380_5e-1));
+        let d = self.mul_add(self.all(5.364_83e-3), self.all(-3.006_581_2e-2));
+        d.mul_add(square, c).mul_add(square, b).mul_add(square, a).mul_add(square, self)
+    }
+
+    /// [`ln_1p`] of every lane.
+    #[inline(always)]
+    pub fn ln_1p(mut self) -> Self {
+        for x in self.as_mut_slice() {
+            *x = ln_1p(*x);
+        }
+        self
+    }
+}
+
+/// `ln(1 + q)` for a finite `q ≥ 0`, within 3 ulp: relative accuracy for a small `q` too.
+///
+/// `1 + q = 2^k · (1 + f)` with `1 + f` in [√½, √2) and the degree-8 polynomial of Cephes' `logf`.
+#[inline(always)]
+pub fn ln_1p(q: f32) -> f32 {
+    const SQRT_HALF: u32 = 0x3f35_04f3;
+    let bits = (1.0 + q).to_bits();
+    let k = bits.wrapping_sub(SQRT_HALF) >> 23;
+    let z = f32::from_bits(bits.wrapping_sub(k << 23));
+    let k = k as i32 as f32;
+    // 1 + q has rounded q: where nothing was shifted, q itself is at hand.
+    let f = if k == 0.0 { q } else { z - 1.0 };
+    let mut p = 7.037_683_6e-2;
+    p = p * f - 1.151_461e-1;
+    p = p * f + 1.167_699_9e-1;
+    p = p * f - 1.242_014_1e-1;
+    p = p * f + 1.424_932_3e-1;
+    p = p * f - 1.666_805_8e-1;
+    p = p * f + 2.000_071_5e-1;
+    p = p * f - 2.5e-1;
+    p = p * f + 3.333_333e-1;
+    let square = f * f;
+    let tail = p * f * square - 0.5 * square + k * LN_2_LOW;
+    tail + f + k * LN_2_HIGH
+}
+
+/// A truth value in every lane.
+#[derive(Clone, Copy)]
+pub struct Mask<S: Simd> {
+    simd: S,
+    m: [S::m32s; 2],
+}
+
+impl<S: Simd> Mask<S> {
+    /// Whether it is true in every lane.
+    #[inline(always)]
+    pub fn all(self) -> bool {
+        let (yes, no) = (Lanes::splat(self.simd, 1.0), Lanes::splat(self.simd, 0.0));
+        let mut all = true;
+        for &lane in self.select(yes, no).as_slice() {
+            all &= lane == 1.0;
+        }
+        all
+    }
+
+    /// `yes` where true, `no` elsewhere.
+    #[inline(always)]
+    pub fn select(self, yes: Lanes<S>, no: Lanes<S>) -> Lanes<S> {
+        let ([m0, m1], [y0, y1], [n0, n1]) = (self.m, yes.x, no.x);
+        Lanes { x: [self.simd.select_f32s(m0, y0, n0), self.simd.select_f32s(m1, y1, n1)], ..yes }
+    }
+}
+
+/// Implements an operator by the function of pulp.
+macro_rules! operator {
+    ($($trait:ident $method:ident $function:ident),+) => {$(
+        impl<S: Simd> $trait for Lanes<S> {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                let ([a0, a1], [b0, b1]) = (self.x, other.x);
+                Self { x: [self.simd.$function(a0, b0), self.simd.$function(a1, b1)], ..self }
+            }
+        }
+    )+};
+}
+operator!(Add add add_f32s, Sub sub sub_f32s, Mul mul mul_f32s, Div div div_f32s);
+
+impl<S: Simd> Mul<f32> for Lanes<S> {
+    type Output = Self;
+
+    #[inline(always)]
+    fn mul(self, other: f32) -> Self {
+        self * self.all(other)
+    }
+}
+
+impl<S: Simd> AddAssign for Lanes<S> {
+    #[inline(always)]
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl<S: Simd> SubAssign for Lanes<S> {
+    #[inline(always)]
+    fn sub_assign(&mut self, other: Self) {
+        *self = *self - other;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pulp::{Arch, Scalar, WithSimd};
+
+    /// The functions of a number at once.
+    struct Functions(f32);
+
+    impl WithSimd for Functions {
+        type Output = [f32; 4];
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> [f32; 4] {
+            let x = Lanes::splat(simd, self.0);
+            let unit = x.max(x.all(0.0));
+            [x.exp_of_negative(), x.decay(), unit.ln_1p_of_unit(), unit.ln_1p()].map(|lanes| {
+                assert!(lanes.as_slice().iter().all(|lane| lane.to_bits() == lanes.as_slice()[0].to_bits()));
+                lanes.as_slice()[0]
+            })
+        }
+    }
+
+    /// On the machine's widest lanes, and on the lane of a machine without any.
+    fn functions(x: f32) -> [[f32; 4]; 2] {
+        [Arch::new().dispatch(Functions(x)), Functions(x).with_simd(Scalar)]
+    }
+
+    /// The distance of `got` from `exact` in units of the last place of the latter.
+    fn ulps(got: f32, exact: f64) -> f64 {
+        let rounded = exact as f32;
+        (f64::from(got) - exact).abs() / (f64::from(rounded.next_up()) - f64::from(rounded))
+    }
+
+    #[test]
+    fn exponentials_are_within_two_ulps() {
+        let mut worst = 0f64;
+        let mut x = 0f32;
+        while x > -87.336 {
+            let exact = f64::from(x).exp();
+            for [exp, decay, ..] in functions(x) {
+                worst = worst.max(ulps(exp, exact));
+                assert_eq!(exp, decay);
+            }
+            for [_, decay, ..] in functions(-x) {
+                worst = worst.max(ulps(decay, exact));
+            }
+            x -= 0.000_71;
+        }
+        // Relative accuracy of the argument near 0, where steps of x above are coarse.
+        let mut x = -1e-30f32;
+        while x > -1.0 {
+            for [exp, ..] in functions(x) {
+                worst = worst.max(ulps(exp, f64::from(x).exp()));
+            }
+            x *= 1.01;
+        }
+        assert!(worst <= 2.0, "error of {worst} ulp");
+        for x in [-87.34, -87.4, -88.1, -104.0, -1e4, f32::MIN, f32::NEG_INFINITY] {
+            assert!(functions(x).iter().all(|[exp, decay, ..]| (*exp, *decay) == (0.0, 0.0)), "e^{x}");
+        }
+        assert!(functions(0.0).iter().all(|[exp, decay, ..]| (*exp, *decay) == (1.0, 1.0)));
+    }
+
+    #[test]
+    fn logarithms_are_within_their_ulps() {
+        let mut worst = [0f64; 2];
+        let mut q = 1e-30f32;
+        while q < 8e37 {
+            let exact = f64::from(q).ln_1p();
+            for [_, _, unit, any] in functions(q) {
+                worst[1] = worst[1].max(ulps(any, exact));
+                if q <= 1.0 {
+                    worst[0] = worst[0].max(ulps(unit, exact));
+                }
+            }
+            q *= if (1e-4..1e4).contains(&q) { 1.000_3 } else { 1.37 };
+        }
+        assert!(worst[0] <= 2.0 && worst[1] <= 3.0, "errors of {worst:?} ulp");
+        for [_, _, unit, any] in functions(1.0) {
+            assert!(ulps(unit, std::f64::consts::LN_2) <= 1.0 && ulps(any, std::f64::consts::LN_2) <= 1.0);
+        }
+        assert!(functions(0.0).iter().all(|[_, _, unit, any]| (*unit, *any) == (0.0, 0.0)));
+    }
+}
