@@ -62,6 +62,8 @@ pub enum BenchKind {
     Gemm,
     /// a = b + s c over three large arrays
     Memory,
+    /// one list loss with its gradient on --lists lists of --k scores, in single precision
+    Lists,
 }
 
 /// Model shapes with a name.

@@ -3,6 +3,7 @@
 use super::groups::*;
 use super::values::*;
 use clap::Args;
+use larpo_core::objective::LossType;
 use std::path::PathBuf;
 
 /// Flags of `larpo demo`.
@@ -306,9 +307,12 @@ pub struct BenchArgs {
     /// Tokens in each response
     #[arg(long, value_name = "R", default_value_t = 64, value_parser = at_least_one)]
     pub response: usize,
-    /// Lists in a step
+    /// Lists in a step, prompts of a sampling run, lists of `bench lists`
     #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
     pub lists: usize,
+    /// Loss of `bench lists`: pairwise, contrastive, lambdarank, listmle or lipo_lambda
+    #[arg(long, value_name = "NAME", default_value = "listmle")]
+    pub loss_type: LossType,
     /// Timed repetitions, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     pub reps: usize,

@@ -1,5 +1,5 @@
-//! `larpo bench`: how long a training step or sampling takes with random weights, and how fast the machine's products
-//! and memory are. A step or a sampling run is reported beside its floor, the time that its arithmetic and its memory
+//! `larpo bench`: how long a training step, sampling or a list loss takes on random data, and how fast the machine's
+//! products and memory are. A step or a sampling run is reported beside its floor, the time that its arithmetic and its memory
 //! traffic need at those two measured rates.
 //!
 //! | verb     | what is timed                                                                                 |
@@ -8,10 +8,12 @@
 //! | `sample` | exactly `--response` tokens for `--k` responses to each of `--lists` prompts, temperature 1   |
 //! | `gemm`   | 20 products 1024³ after 5 warm-ups, and the preset's own products                             |
 //! | `memory` | `a = b + s·c` over three arrays of 1 GiB, counted as 12 bytes an element                      |
+//! | `lists`  | loss and gradient of `--lists` ranked lists of `--k` scores, compared with `f64` before         |
 //!
 //! Times are medians. The peak of memory is read before the machine is measured for the floor, so it is the step's own.
 
 mod floor;
+mod lists;
 mod machine;
 mod model;
 mod profile;
@@ -48,10 +50,12 @@ const PROBE: ProbeSizes = ProbeSizes { product: 1024, memory: 1 << 30, floor_mem
 /// Runs one benchmark on the current thread pool, writes its lines to stderr and returns the JSON object.
 ///
 /// Keys of every benchmark: `what`, `preset`, `k`, `prompt`, `response`, `lists`, `threads`, `reps`, `seconds` (median of
-/// one step, sampling run, 1024³ product or memory pass), `tokens_per_second` (response tokens; null where there are
+/// one step, sampling run, 1024³ product, memory pass or evaluation), `tokens_per_second` (response tokens; null where there are
 /// none), `peak_rss_mib` (null where the system does not tell). Further keys: `step` and `sample` have `flops`,
 /// `floor_seconds` and the rates behind it, `machine_gflops` and `machine_gbps`; `gemm` has `gflops` and `shapes`;
-/// `memory` has `gbps` and `array_mib`. With `--profile`, `step` and `sample` have `profile`: an array of operations, the
+/// `memory` has `gbps` and `array_mib`; `lists` has `loss_type`, `gbps` (8 bytes an item and 4 a list: scores in, losses and
+/// gradients out), `machine_gbps`, `share`, the former over the latter, and `pairs_per_second`, of any two items of a list.
+/// With `--profile`, `step` and `sample` have `profile`: an array of operations, the
 /// longest first and what is outside of them last, each with `op`, `shape`, `calls`, `seconds` and `share` of a run,
 /// `gflops` and `gbps` (null where there is nothing to count), `floor_seconds` and `distance`, the seconds over that floor.
 ///
@@ -73,6 +77,7 @@ fn run_with(args: &BenchArgs, probe: ProbeSizes) -> Result<Value> {
         BenchKind::Step | BenchKind::Sample => model_bench(args, config, probe, &mut report)?,
         BenchKind::Gemm => gemm_bench(args, &config, probe, &mut report),
         BenchKind::Memory => memory_bench(args, probe, &mut report),
+        BenchKind::Lists => lists_bench(args, probe, &mut report)?,
     }
     Ok(Value::Object(report))
 }
@@ -98,6 +103,17 @@ fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
         return Err(Error::request(problem));
     }
     if args.what == BenchKind::Memory {
+        return Ok(());
+    }
+    if args.what == BenchKind::Lists {
+        let items = args.lists.saturating_mul(args.num_generations);
+        if args.num_generations < 2 {
+            return Err(Error::request("bench lists: a list of one item has no loss; give --k 2 or more"));
+        }
+        if items > MAX_ROWS {
+            let problem = format!("--lists × --k is {items} items, at most {MAX_ROWS} go");
+            return Err(Error::request(format!("bench lists: {problem}")));
+        }
         return Ok(());
     }
     let what = name(args.what);
@@ -235,6 +251,28 @@ fn memory_bench(args: &BenchArgs, probe: ProbeSizes, report: &mut Map<String, Va
     report.insert("gbps".into(), json!(gbps));
     report.insert("array_mib".into(), json!(mib));
     say!("a = b + s·c over three arrays of {mib:.0} MiB: {gbps:.2} GB/s, median of {} passes", args.reps);
+}
+
+fn lists_bench(args: &BenchArgs, probe: ProbeSizes, report: &mut Map<String, Value>) -> Result<()> {
+    let mut batch = lists::Batch::new(args);
+    let seconds = batch.time(args.reps)?;
+    timing(report, seconds, None);
+    let machine = machine::memory_pass(probe.floor_memory, 5);
+    let machine = machine.bytes as f64 / machine.seconds;
+    let (rate, pairs) = (batch.bytes() / seconds, batch.pairs() / seconds);
+    report.insert("loss_type".into(), json!(args.loss_type.name()));
+    report.insert("gbps".into(), json!(rate / 1e9));
+    report.insert("machine_gbps".into(), json!(machine / 1e9));
+    report.insert("share".into(), json!(rate / machine));
+    report.insert("pairs_per_second".into(), json!(pairs));
+    let mut table = Table::new([args.loss_type.name(), "value", "unit"]);
+    table.row([format!("median of {}", args.reps), format!("{:.3}", seconds * 1e3), "ms".into()]);
+    table.row(["pairs".into(), format!("{:.3}", pairs / 1e9), "10⁹/s".to_string()]);
+    table.row(["traffic".into(), format!("{:.2}", rate / 1e9), "GB/s".to_string()]);
+    table.row(["machine, memory".into(), format!("{:.2}", machine / 1e9), "GB/s".to_string()]);
+    table.row(["traffic / memory".into(), format!("{:.2}", rate / machine), String::new()]);
+    say!("{}", table.to_string().trim_end());
+    Ok(())
 }
 
 /// The token layout of a step with these sizes; the ids play no part in it.

@@ -204,6 +204,32 @@ fn json_of_memory() {
 }
 
 #[test]
+fn json_of_lists() {
+    for loss in ["pairwise", "contrastive", "lambdarank", "listmle", "lipo_lambda"] {
+        let report = report(&format!("lists {SIZES} --loss_type {loss}"));
+        check_common(&report, "lists");
+        assert_eq!(report["loss_type"], loss);
+        // 2 lists of 3 items: 56 bytes and 6 pairs.
+        let seconds = number(&report, "seconds");
+        assert!((number(&report, "gbps") * seconds * 1e9 - 56.0).abs() < 1e-9);
+        assert!((number(&report, "pairs_per_second") * seconds - 6.0).abs() < 1e-9);
+        let share = number(&report, "gbps") / number(&report, "machine_gbps");
+        assert!((number(&report, "share") / share - 1.0).abs() < 1e-12);
+    }
+    assert!(refusal("lists --k 1").contains("--k 2"));
+    assert!(refusal("lists --lists 1000000 --k 17").contains("17000000 items"));
+}
+
+#[test]
+fn lists_that_differ_from_double_precision_are_not_timed() {
+    let mut batch = lists::Batch::new(&args("lists --lists 5000 --k 16"));
+    batch.time(1).expect("the losses agree");
+    batch.loss[4998] *= 1.000_1;
+    let error = batch.compare().expect_err("a loss is off").to_string();
+    assert!(error.contains("list 4998") && error.contains("not timed"), "{error}");
+}
+
+#[test]
 fn a_step_with_an_empty_prompt_runs() {
     let report = report("step --preset t1m --k 2 --prompt 0 --response 3 --reps 1");
     // 2·3 rows, 2·2 scored tokens, 2·6 pairs.
