@@ -4,7 +4,7 @@
 //! so nothing overflows and nothing cancels at any γ. A lane whose loss is not finite is for the caller to evaluate in
 //! `f64`: that is where infinities and NaN are dealt with.
 
-use super::lanes::{Lanes, Mask};
+use super::lanes::Lanes;
 use super::tile::Tile;
 use pulp::Simd;
 
@@ -70,58 +70,38 @@ impl<S: Simd> LogProduct<S> {
     }
 }
 
-/// `e^-|g_j - g_i|` for the pairs of a list.
-///
-/// Of a list whose γ span at most [`Decays::SPAN`] it is the smaller of two ratios of the items' own exponentials: two
-/// products in place of an exponential. The rounding of γ before an exponential grows with its size, so lists that span
-/// more take an exponential for every pair. Which it is depends on the list alone, not on those in the lanes beside it.
-struct Decays<'a, S: Simd> {
-    /// `e^(g_k - max)`.
-    e: &'a [Lanes<S>],
-    /// `1 / e`.
-    inverse: &'a [Lanes<S>],
-    /// Lists by ratios.
-    near: Mask<S>,
-    all_near: bool,
+/// Lists whose γ span more are for the caller to evaluate in `f64`: products of two of their exponentials would leave the
+/// normal numbers, and the rounding of γ before an exponential grows with its size. Errors stay below 5e-6 up to here.
+const SPAN: f32 = 40.0;
+
+/// `e[k] = e^(g_k - max)`; returns 0 for the lists that span at most [`SPAN`], NaN for the others.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, gamma: &[Lanes<S>], e: &mut [Lanes<S>]) -> Lanes<S> {
+    let (mut max, mut min) = (gamma[0], gamma[0]);
+    for &g in &gamma[1..] {
+        max = g.max(max);
+        min = g.min(min);
+    }
+    for (e, &g) in e.iter_mut().zip(gamma) {
+        *e = (g - max).exp_of_negative();
+    }
+    let near = Lanes::splat(simd, SPAN).greater(max - min);
+    near.select(Lanes::splat(simd, 0.0), Lanes::splat(simd, f32::NAN))
 }
 
-impl<'a, S: Simd> Decays<'a, S> {
-    /// The relative error of the ratios stays below 5e-6.
-    const SPAN: f32 = 40.0;
-
-    #[inline(always)]
-    fn new(simd: S, gamma: &[Lanes<S>], e: &'a mut [Lanes<S>], inverse: &'a mut [Lanes<S>]) -> Self {
-        let one = Lanes::splat(simd, 1.0);
-        let (mut max, mut min) = (gamma[0], gamma[0]);
-        for &g in &gamma[1..] {
-            max = g.max(max);
-            min = g.min(min);
-        }
-        for ((e, inverse), &g) in e.iter_mut().zip(inverse.iter_mut()).zip(gamma) {
-            *e = (g - max).exp_of_negative();
-            *inverse = one / *e;
-        }
-        let near = (one * Self::SPAN).greater(max - min);
-        Self { e, inverse, near, all_near: near.all() }
+/// [`exponentials`], and the inverse of every one.
+#[inline(always)]
+fn exponentials_and_inverses<S: Simd>(
+    simd: S,
+    gamma: &[Lanes<S>],
+    e: &mut [Lanes<S>],
+    inverse: &mut [Lanes<S>],
+) -> Lanes<S> {
+    let zero_or_nan = exponentials(simd, gamma, e);
+    for (inverse, &e) in inverse.iter_mut().zip(e.iter()) {
+        *inverse = Lanes::splat(simd, 1.0) / e;
     }
-
-    /// `u[j] = e^-|g_j - g_i|` for every j > i.
-    ///
-    /// A loop of its own: together with the division that follows the chain would be too long for a processor to have
-    /// enough pairs under way.
-    #[inline(always)]
-    fn row(&self, i: usize, gamma: &[Lanes<S>], u: &mut [Lanes<S>]) {
-        let m = gamma.len();
-        let (e, inverse, u) = (&self.e[..m], &self.inverse[..m], &mut u[..m]);
-        for j in i + 1..m {
-            u[j] = (e[j] * inverse[i]).min(e[i] * inverse[j]);
-        }
-        if !self.all_near {
-            for j in i + 1..m {
-                u[j] = self.near.select(u[j], (gamma[j] - gamma[i]).decay());
-            }
-        }
-    }
+    zero_or_nan
 }
 
 /// `Σ_{i<j} -log σ(g_i - g_j)` and its gradient; `mean` divides by the weight of the pairs.
@@ -134,21 +114,20 @@ pub fn pairs<S: Simd>(simd: S, tile: &mut Tile<S>, tied: Tied, mean: bool) -> La
     }
 }
 
-/// With x = g_j - g_i and u = e^-|x|: `-log σ(-x) = max(x, 0) + ln(1 + u)`, and σ(x) is 1 or u over 1 + u.
+/// With x = g_j - g_i and u = e^-|x|: `-log σ(-x) = max(x, 0) + ln(1 + u)`, and σ(x) is `e_j / (e_i + e_j)`.
 #[inline(always)]
 fn pair_sum<S: Simd, const SKIP: bool, const SHARE: bool>(simd: S, tile: &mut Tile<S>, mean: bool) -> Lanes<S> {
     let m = tile.len();
-    let Tile { gamma, rewards, d, b, c, u, .. } = tile;
-    let (gamma, rewards, d, u) = (&gamma[..m], &rewards[..m], &mut d[..m], &mut u[..m]);
-    let decays = Decays::new(simd, gamma, &mut b[..m], &mut c[..m]);
+    let Tile { gamma, rewards, d, b: e, c: inverse, .. } = tile;
+    let (gamma, rewards, d, e, inverse) = (&gamma[..m], &rewards[..m], &mut d[..m], &mut e[..m], &mut inverse[..m]);
+    let zero_or_nan = exponentials_and_inverses(simd, gamma, e, inverse);
     let (zero, one, half) = (Lanes::splat(simd, 0.0), Lanes::splat(simd, 1.0), Lanes::splat(simd, 0.5));
     let mut linear = zero;
     let mut skipped = zero;
     let mut product = LogProduct::new(simd, 2.0);
     d.fill(zero);
     for i in 0..m {
-        let gi = gamma[i];
-        decays.row(i, gamma, u);
+        let (gi, ei, inverse_i) = (gamma[i], e[i], inverse[i]);
         let mut di = zero;
         let mut next = i + 1;
         while next < m {
@@ -156,10 +135,11 @@ fn pair_sum<S: Simd, const SKIP: bool, const SHARE: bool>(simd: S, tile: &mut Ti
             next = block.end;
             let count = block.len();
             for j in block {
-                let (x, mut u) = (gamma[j] - gi, u[j]);
+                let x = gamma[j] - gi;
+                let mut u = (e[j] * inverse_i).min(ei * inverse[j]);
                 let mut excess = x.relu();
                 let mut v = one + u;
-                let mut slope = x.greater(zero).select(one, u) / v;
+                let mut slope = e[j] / (ei + e[j]);
                 if SKIP {
                     let tie = rewards[i].equal(rewards[j]);
                     (u, v) = (tie.select(zero, u), tie.select(one, v));
@@ -181,7 +161,7 @@ fn pair_sum<S: Simd, const SKIP: bool, const SHARE: bool>(simd: S, tile: &mut Ti
         }
         d[i] -= di;
     }
-    let mut loss = linear + product.total();
+    let mut loss = linear + product.total() + zero_or_nan;
     if mean {
         let scale = one / (one * (m * (m - 1) / 2) as f32 - skipped);
         for d in d.iter_mut() {
@@ -320,54 +300,44 @@ fn rival<S: Simd>(ri: Lanes<S>, rj: Lanes<S>, share: bool, yes: Lanes<S>, no: La
     if share { ri.equal(rj).select(yes, lower) } else { lower }
 }
 
-/// ListMLE without ties, in two scans.
+/// ListMLE without ties, in two scans over `e_k = e^(g_k - max)`.
 ///
-/// Going up from the last item, `R_i = logsumexp(g_i … g_m)` is kept as the running maximum M_i and `S_i = e^(R_i - M_i)`:
-/// one exponential an item. The term of item i is `max(M_{i+1} - g_i, 0) + ln S_i`. Going down, `dL/dg_k` is
-/// `Σ_{i<k} e^(g_k - R_i)`, a running sum kept at the scale of M_k, less the slope `e^(R_{k+1} - R_k)` of the item's own
-/// term.
+/// Going up from the last item, the sum S_i of `e_i … e_m` is kept as its largest term E_i and the sum X_i of the others. The
+/// term of item i is `M_i - g_i + ln(S_i / E_i)` with `M_i = max(g_i … g_m)`; the ratio is `1 + X_i / E_i`, whose logarithm
+/// is accurate for a small X_i too. Going down, `dL/dg_k` is `e_k·Σ_{i<k} 1/S_i - S_{k+1} / S_k`.
 #[inline(always)]
 fn listmle_ordered<S: Simd>(simd: S, tile: &mut Tile<S>) -> Lanes<S> {
     let (zero, one) = (Lanes::splat(simd, 0.0), Lanes::splat(simd, 1.0));
     let m = tile.len();
     let last = m - 1;
-    let Tile { gamma, d, a, b, c, .. } = tile;
-    let (gamma, d, a, b, c) = (&gamma[..m], &mut d[..m], &mut a[..m], &mut b[..m], &mut c[..m]);
+    let Tile { gamma, d, b: e, c: inverse, .. } = tile;
+    let (gamma, d, e, inverse) = (&gamma[..m], &mut d[..m], &mut e[..m], &mut inverse[..m]);
+    let zero_or_nan = exponentials(simd, gamma, e);
     let mut product = LogProduct::new(simd, m as f32);
     let mut linear = zero;
-    let mut max = gamma[last];
+    let (mut max, mut largest, mut others, mut below) = (gamma[last], e[last], zero, e[last]);
     for i in (0..last).rev() {
-        let g = gamma[i];
-        let x = max - g;
-        let w = x.decay();
-        let ahead = zero.greater(x);
-        // e^(M_{i+1} - M_i) and e^(g_i - M_i): one of them is 1.
-        a[i] = ahead.select(w, one);
-        b[i] = ahead.select(one, w);
-        linear += x.relu();
-        max = g.max(max);
-    }
-    // S - 1: what the logarithm needs, without the rounding of S.
-    let mut excess = zero;
-    for i in (0..last).rev() {
-        // S_{i+1} at the scale of M_i; S_i is this plus e^(g_i - M_i).
-        let below = excess.mul_add(a[i], a[i]);
-        let ahead = one.greater(a[i]);
-        excess = ahead.select(below, excess + b[i]);
-        let sum = one + excess;
-        let inverse = one / sum;
-        c[i] = inverse;
-        d[i] = below * inverse;
-        product.times(excess, sum);
+        max = gamma[i].max(max);
+        linear += max - gamma[i];
+        others += e[i].min(largest);
+        largest = e[i].max(largest);
+        let sum = others + largest;
+        // One division for 1/S and 1/E.
+        let both = one / (sum * largest);
+        inverse[i] = both * largest;
+        d[i] = below * inverse[i];
+        let q = others * (both * sum);
+        product.times(q, one + q);
         product.used(1);
+        below = sum;
     }
     let mut above = zero;
     for i in 0..last {
-        d[i] = b[i].mul_add(above, zero - d[i]);
-        above = (above + c[i]) * a[i];
+        d[i] = e[i].mul_add(above, zero - d[i]);
+        above += inverse[i];
     }
-    d[last] = above;
-    linear + product.total()
+    d[last] = e[last] * above;
+    linear + product.total() + zero_or_nan
 }
 
 /// LiPO-λ with the gains `2^label` in `tile.gains` and `discounts[τ]` for the 0-based rank τ by γ.
@@ -375,10 +345,10 @@ fn listmle_ordered<S: Simd>(simd: S, tile: &mut Tile<S>) -> Lanes<S> {
 pub fn lipo_lambda<S: Simd>(simd: S, tile: &mut Tile<S>, discounts: &[f32]) -> Lanes<S> {
     let m = tile.len();
     let (zero, one) = (Lanes::splat(simd, 0.0), Lanes::splat(simd, 1.0));
-    let Tile { gamma, gains, d, a, b, c, u, log, .. } = tile;
+    let Tile { gamma, gains, d, a, b: e, c: inverse, log, .. } = tile;
     let (gamma, gains, d, a) = (&gamma[..m], &gains[..m], &mut d[..m], &mut a[..m]);
-    let (u, log) = (&mut u[..m], &mut log[..m]);
-    let decays = Decays::new(simd, gamma, &mut b[..m], &mut c[..m]);
+    let (e, inverse, log) = (&mut e[..m], &mut inverse[..m], &mut log[..m]);
+    let zero_or_nan = exponentials_and_inverses(simd, gamma, e, inverse);
     d.fill(zero);
     // τ: the items above by γ, a tie going to the position that comes first.
     for (i, rank) in a.iter_mut().enumerate() {
@@ -403,21 +373,21 @@ pub fn lipo_lambda<S: Simd>(simd: S, tile: &mut Tile<S>, discounts: &[f32]) -> L
     }
     let mut loss = zero;
     for i in 0..m {
-        let (gi, gain, discount) = (gamma[i], gains[i], a[i]);
-        decays.row(i, gamma, u);
+        let (gi, gain, discount, ei, inverse_i) = (gamma[i], gains[i], a[i], e[i], inverse[i]);
+        // A loop of its own: together with the rest the chain would be too long for a processor to have enough pairs under
+        // way.
         for j in i + 1..m {
-            log[j] = u[j].ln_1p_of_unit();
+            log[j] = (e[j] * inverse_i).min(ei * inverse[j]).ln_1p_of_unit();
         }
         let mut di = zero;
         for j in i + 1..m {
             let weight = (gain - gains[j]) * (discount - a[j]).abs();
-            let (x, u) = (gamma[j] - gi, u[j]);
-            let slope = weight * (x.greater(zero).select(one, u) / (one + u));
-            loss = weight.mul_add(x.relu() + log[j], loss);
+            let slope = weight * (e[j] / (ei + e[j]));
+            loss = weight.mul_add((gamma[j] - gi).relu() + log[j], loss);
             di += slope;
             d[j] += slope;
         }
         d[i] -= di;
     }
-    loss
+    loss + zero_or_nan
 }

@@ -7,8 +7,11 @@
 use pulp::Simd;
 use std::ops::{Add, AddAssign, Div, Mul, Sub, SubAssign};
 
-/// Most lanes that there can be: two registers of 512 bits.
-pub const MAX_LANES: usize = 32;
+/// Registers of a [`Lanes`].
+pub const REGISTERS: usize = 2;
+
+/// Most lanes that there can be: registers of 512 bits.
+pub const MAX_LANES: usize = 16 * REGISTERS;
 
 /// ln 2 in two parts, the first with few bits, so that its product with a small integer is exact.
 const LN_2_HIGH: f32 = 0.693_359_4;
@@ -19,16 +22,27 @@ const LN_2_LOW: f32 = -2.121_944_4e-4;
 #[derive(Clone, Copy)]
 pub struct Lanes<S: Simd> {
     simd: S,
-    pub x: [S::f32s; 2],
+    pub x: [S::f32s; REGISTERS],
+}
+
+/// `lanes` with another expression for each register `k`. No closure: see above.
+macro_rules! each {
+    ($lanes:expr, $k:ident => $register:expr) => {{
+        let mut x = $lanes.x;
+        for $k in 0..REGISTERS {
+            x[$k] = $register;
+        }
+        Lanes { x, ..$lanes }
+    }};
 }
 
 impl<S: Simd> Lanes<S> {
     /// Lists side by side.
-    pub const COUNT: usize = 2 * S::F32_LANES;
+    pub const COUNT: usize = REGISTERS * S::F32_LANES;
 
     #[inline(always)]
     pub fn splat(simd: S, value: f32) -> Self {
-        Self { simd, x: [simd.splat_f32s(value); 2] }
+        Self { simd, x: [simd.splat_f32s(value); REGISTERS] }
     }
 
     /// Lane `l` is `f(l)`.
@@ -60,27 +74,24 @@ impl<S: Simd> Lanes<S> {
     /// `self · b + c`, fused where the machine can.
     #[inline(always)]
     pub fn mul_add(self, b: Self, c: Self) -> Self {
-        let ([a0, a1], [b0, b1], [c0, c1]) = (self.x, b.x, c.x);
-        Self { x: [self.simd.mul_add_e_f32s(a0, b0, c0), self.simd.mul_add_e_f32s(a1, b1, c1)], ..self }
+        each!(self, k => self.simd.mul_add_e_f32s(self.x[k], b.x[k], c.x[k]))
     }
 
     #[inline(always)]
     pub fn abs(self) -> Self {
         // Not pulp's `abs_f32s`, which is not always inlined.
-        let ([a, b], sign) = (self.x, self.simd.splat_f32s(f32::from_bits(!(1 << 31))));
-        Self { x: [self.simd.and_f32s(a, sign), self.simd.and_f32s(b, sign)], ..self }
+        let sign = self.simd.splat_f32s(f32::from_bits(!(1 << 31)));
+        each!(self, k => self.simd.and_f32s(self.x[k], sign))
     }
 
     #[inline(always)]
     pub fn max(self, other: Self) -> Self {
-        let ([a0, a1], [b0, b1]) = (self.x, other.x);
-        Self { x: [self.simd.max_f32s(a0, b0), self.simd.max_f32s(a1, b1)], ..self }
+        each!(self, k => self.simd.max_f32s(self.x[k], other.x[k]))
     }
 
     #[inline(always)]
     pub fn min(self, other: Self) -> Self {
-        let ([a0, a1], [b0, b1]) = (self.x, other.x);
-        Self { x: [self.simd.min_f32s(a0, b0), self.simd.min_f32s(a1, b1)], ..self }
+        each!(self, k => self.simd.min_f32s(self.x[k], other.x[k]))
     }
 
     /// `max(self, 0)`.
@@ -91,17 +102,24 @@ impl<S: Simd> Lanes<S> {
 
     #[inline(always)]
     pub fn greater(self, other: Self) -> Mask<S> {
-        let ([a0, a1], [b0, b1]) = (self.x, other.x);
-        Mask { simd: self.simd, m: [self.simd.greater_than_f32s(a0, b0), self.simd.greater_than_f32s(a1, b1)] }
+        let mut m = [self.simd.greater_than_f32s(self.x[0], other.x[0]); REGISTERS];
+        for (k, m) in m.iter_mut().enumerate().skip(1) {
+            *m = self.simd.greater_than_f32s(self.x[k], other.x[k]);
+        }
+        Mask { simd: self.simd, m }
     }
 
     #[inline(always)]
     pub fn equal(self, other: Self) -> Mask<S> {
-        let ([a0, a1], [b0, b1]) = (self.x, other.x);
-        Mask { simd: self.simd, m: [self.simd.equal_f32s(a0, b0), self.simd.equal_f32s(a1, b1)] }
+        let mut m = [self.simd.equal_f32s(self.x[0], other.x[0]); REGISTERS];
+        for (k, m) in m.iter_mut().enumerate().skip(1) {
+            *m = self.simd.equal_f32s(self.x[k], other.x[k]);
+        }
+        Mask { simd: self.simd, m }
     }
 
-    /// `e^self` for `self ≤ 0`, within 2 ulp; exactly 1 at 0, exactly 0 where the result would be below the normal numbers.
+    /// `e^self` for `self ≤ 0`, within 2 ulp; exactly 1 at 0, and about the smallest normal number (to 5e-6) where the
+    /// result would be below it.
     ///
     /// `2^n · e^r` with `|r| ≤ ln 2 / 2` and `e^r = 1 + r + r²·p(r)`, p minimax of degree 4 (error 3.1e-9).
     #[inline(always)]
@@ -109,25 +127,24 @@ impl<S: Simd> Lanes<S> {
         const ROUND: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to the nearest integer
         const LOWEST: f32 = -87.336_54; // ln of the smallest normal number
         let simd = self.simd;
-        let shifted = self.mul_add(self.all(std::f32::consts::LOG2_E), self.all(ROUND));
+        let x = self.all(LOWEST).max(self);
+        let shifted = x.mul_add(self.all(std::f32::consts::LOG2_E), self.all(ROUND));
         let n = shifted - self.all(ROUND);
-        let r = n.mul_add(self.all(-LN_2_HIGH), self);
+        let r = n.mul_add(self.all(-LN_2_HIGH), x);
         let r = n.mul_add(self.all(-LN_2_LOW), r);
         // By pairs of coefficients (Estrin): a shorter chain than Horner's.
         let square = r * r;
         let a = r.mul_add(self.all(1.666_652_1e-1), self.all(4.999_999_4e-1));
         let b = r.mul_add(self.all(8.368_731e-3), self.all(4.166_839e-2));
         let p = square.mul_add(self.all(1.381_456_6e-3), b).mul_add(square, a);
-        let [p0, p1] = (p.mul_add(square, r) + self.all(1.0)).x;
+        let p = p.mul_add(square, r) + self.all(1.0);
         // The integer n sits in the low mantissa bits of `shifted`. Multiplying by 2^23 shifts it to the exponent, the
         // bits above it fall off the top.
-        let ([s0, s1], shift) = (shifted.x, simd.splat_u32s(1 << 23));
-        let n0 = simd.mul_u32s(simd.transmute_u32s_f32s(s0), shift);
-        let n1 = simd.mul_u32s(simd.transmute_u32s_f32s(s1), shift);
-        let e0 = simd.add_u32s(simd.transmute_u32s_f32s(p0), n0);
-        let e1 = simd.add_u32s(simd.transmute_u32s_f32s(p1), n1);
-        let exp = Self { x: [simd.transmute_f32s_u32s(e0), simd.transmute_f32s_u32s(e1)], ..self };
-        self.greater(self.all(LOWEST)).select(exp, self.all(0.0))
+        let shift = simd.splat_u32s(1 << 23);
+        each!(self, k => {
+            let n = simd.mul_u32s(simd.transmute_u32s_f32s(shifted.x[k]), shift);
+            simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(p.x[k]), n))
+        })
     }
 
     /// `e^-|self|`, as [`Self::exp_of_negative`].
@@ -187,26 +204,14 @@ pub fn ln_1p(q: f32) -> f32 {
 #[derive(Clone, Copy)]
 pub struct Mask<S: Simd> {
     simd: S,
-    m: [S::m32s; 2],
+    m: [S::m32s; REGISTERS],
 }
 
 impl<S: Simd> Mask<S> {
-    /// Whether it is true in every lane.
-    #[inline(always)]
-    pub fn all(self) -> bool {
-        let (yes, no) = (Lanes::splat(self.simd, 1.0), Lanes::splat(self.simd, 0.0));
-        let mut all = true;
-        for &lane in self.select(yes, no).as_slice() {
-            all &= lane == 1.0;
-        }
-        all
-    }
-
     /// `yes` where true, `no` elsewhere.
     #[inline(always)]
     pub fn select(self, yes: Lanes<S>, no: Lanes<S>) -> Lanes<S> {
-        let ([m0, m1], [y0, y1], [n0, n1]) = (self.m, yes.x, no.x);
-        Lanes { x: [self.simd.select_f32s(m0, y0, n0), self.simd.select_f32s(m1, y1, n1)], ..yes }
+        each!(yes, k => self.simd.select_f32s(self.m[k], yes.x[k], no.x[k]))
     }
 }
 
@@ -218,8 +223,7 @@ macro_rules! operator {
 
             #[inline(always)]
             fn $method(self, other: Self) -> Self {
-                let ([a0, a1], [b0, b1]) = (self.x, other.x);
-                Self { x: [self.simd.$function(a0, b0), self.simd.$function(a1, b1)], ..self }
+                each!(self, k => self.simd.$function(self.x[k], other.x[k]))
             }
         }
     )+};
@@ -307,7 +311,9 @@ mod tests {
         }
         assert!(worst <= 2.0, "error of {worst} ulp");
         for x in [-87.34, -87.4, -88.1, -104.0, -1e4, f32::MIN, f32::NEG_INFINITY] {
-            assert!(functions(x).iter().all(|[exp, decay, ..]| (*exp, *decay) == (0.0, 0.0)), "e^{x}");
+            for [exp, decay, ..] in functions(x) {
+                assert!(exp == decay && (exp / f32::MIN_POSITIVE - 1.0).abs() < 1e-5, "e^{x} is {exp}");
+            }
         }
         assert!(functions(0.0).iter().all(|[exp, decay, ..]| (*exp, *decay) == (1.0, 1.0)));
     }

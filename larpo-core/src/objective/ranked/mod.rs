@@ -149,6 +149,9 @@ impl Objective {
     /// the others are not touched by it. [`Ties::Random`] shuffles list `i` by a seed made of `self.seed` and `i`, as
     /// [`super::list_batch`] does.
     ///
+    /// Where the γ of a list span more than 40, the losses by pairs and ListMLE evaluate that list in `f64`, which takes many
+    /// times longer.
+    ///
     /// Losses are within 1e-5 of [`Objective::evaluate`] relative, derivatives within 1e-5 of the largest of their list.
     /// The result of a list does not depend on the lists around it or on the number of threads.
     ///

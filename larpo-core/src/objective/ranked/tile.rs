@@ -1,6 +1,6 @@
 //! Lists of one length, turned so that item k of every list is in one register.
 
-use super::lanes::{Lanes, MAX_LANES};
+use super::lanes::{Lanes, MAX_LANES, REGISTERS};
 use pulp::Simd;
 
 /// As many lists as a register has lanes, all of the same length m, with room for what the kernels keep.
@@ -17,7 +17,6 @@ pub struct Tile<S: Simd> {
     pub a: Vec<Lanes<S>>,
     pub b: Vec<Lanes<S>>,
     pub c: Vec<Lanes<S>>,
-    pub u: Vec<Lanes<S>>,
     pub log: Vec<Lanes<S>>,
 }
 
@@ -33,7 +32,6 @@ impl<S: Simd> Tile<S> {
             a: zeros(),
             b: zeros(),
             c: zeros(),
-            u: zeros(),
             log: zeros(),
         }
     }
@@ -123,7 +121,7 @@ fn turn_in<S: Simd>(
     let zero = Lanes::splat(simd, 0.0);
     // 0·x is NaN where x is not finite. Four sums, for they are chains of additions.
     let mut checks = [zero; QUAD];
-    for half in 0..2 {
+    for half in 0..REGISTERS {
         let first = half * S::F32_LANES;
         for (quad, columns) in columns.iter_mut().enumerate() {
             let mut rows = [zero.x[0]; QUAD];
@@ -146,7 +144,7 @@ fn turn_in<S: Simd>(
 /// The reverse of [`turn_in`]; `put(list, quad, piece)` takes the pieces.
 #[inline(always)]
 fn turn_out<S: Simd>(simd: S, columns: &[[Lanes<S>; QUAD]], mut put: impl FnMut(usize, usize, [f32; QUAD])) {
-    for half in 0..2 {
+    for half in 0..REGISTERS {
         let first = half * S::F32_LANES;
         for (quad, columns) in columns.iter().enumerate() {
             let mut rows = [simd.splat_f32s(0.0); QUAD];
