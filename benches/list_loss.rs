@@ -1,14 +1,17 @@
-//! The list losses with their gradients, on lists of 4, 10 and 100 responses. Bench ids are the names of the losses.
+//! The list losses with their gradients: one list of 4, 10 or 100 responses in `f64`, and 10,000 lists of 16 in `f32`. Bench
+//! ids are the names of the losses.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use larpo_benches::{numbers, settings, validate};
-use larpo_core::objective::{LossType, Objective};
+use larpo_core::objective::{LossType, Objective, RankedBatch};
 use std::hint::black_box;
 
 /// Agreement of the losses with their definitions; both are in `f64`.
 const TOLERANCE: f64 = 1e-12;
 /// Agreement of the gradients with central differences of the definitions.
 const GRADIENT_TOLERANCE: f64 = 1e-6;
+/// Agreement of the batch in `f32` with the batch in `f64`, of its largest number.
+const BATCH_TOLERANCE: f64 = 1e-5;
 
 /// `-log σ(x)`.
 fn pair(x: f64) -> f64 {
@@ -88,5 +91,30 @@ fn list_loss(c: &mut Criterion) {
     }
 }
 
-criterion_group!(name = benches; config = settings(); targets = list_loss);
+/// The same losses in `f32` on a batch of lists of 16, compared with the batch in `f64`.
+fn list_loss_batch(c: &mut Criterion) {
+    const LISTS: usize = 10_000;
+    const LENGTH: usize = 16;
+    let gamma: Vec<f32> = numbers(0, LISTS * LENGTH).iter().map(|x| 3.0 * x).collect();
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+    let (gamma_f64, batch) = (wide(&gamma), RankedBatch::uniform(&gamma, LENGTH));
+    let mut group = c.benchmark_group("batch");
+    for &loss in LossType::ALL {
+        let objective = Objective { loss, ..Objective::default() };
+        let (mut want, mut want_d) = (vec![0.0; LISTS], vec![0.0; gamma.len()]);
+        let twin = RankedBatch::uniform(&gamma_f64, LENGTH);
+        objective.evaluate_batch_f64(&twin, &mut want, &mut want_d).expect("the lists fit");
+        let (mut got, mut d_gamma) = (vec![0.0; LISTS], vec![0.0; gamma.len()]);
+        objective.evaluate_batch(&batch, &mut got, &mut d_gamma).expect("the lists fit");
+        validate(loss.name(), &wide(&got), &want, BATCH_TOLERANCE);
+        validate(&format!("gradient of {loss}"), &wide(&d_gamma), &want_d, BATCH_TOLERANCE);
+        group.throughput(Throughput::Elements(gamma.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(loss.name()), |bench| {
+            bench.iter(|| objective.evaluate_batch(black_box(&batch), &mut got, black_box(&mut d_gamma)));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(name = benches; config = settings(); targets = list_loss, list_loss_batch);
 criterion_main!(benches);
