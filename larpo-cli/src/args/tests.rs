@@ -273,6 +273,8 @@ fn contradictions_are_refused() {
     let sample = "sample --model_name_or_path m";
     assert!(err(sample).contains("--dataset_name"));
     assert!(err(&format!("{sample} --prompt p --dataset_name d")).contains("cannot be used"));
+    assert!(err(&format!("{sample} --prompt p --max_samples 3")).contains("--max_samples is for --dataset_name"));
+    assert!(err(&format!("{sample} --prompt p --split train --validation_fraction 0.1")).contains("not for --prompt"));
 }
 
 #[test]

@@ -69,6 +69,14 @@ pub struct SampleArgs {
 impl SampleArgs {
     pub(super) fn validate(&self) -> Result<(), String> {
         self.sampling.one_temperature()?;
+        if !self.prompt.is_empty() {
+            if self.split.split != Split::All || self.split.validation_fraction > 0.0 {
+                return Err("--split and --validation_fraction are for --dataset_name, not for --prompt".into());
+            }
+            if self.data.max_samples.is_some() {
+                return Err("--max_samples is for --dataset_name, not for --prompt".into());
+            }
+        }
         self.split.validate()
     }
 }
@@ -307,9 +315,10 @@ pub struct BenchArgs {
     /// Tokens in each response
     #[arg(long, value_name = "R", default_value_t = 64, value_parser = at_least_one)]
     pub response: usize,
-    /// Lists in a step, prompts of a sampling run, lists of `bench lists`
-    #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
-    pub lists: usize,
+    /// Lists in a step, prompts of a sampling run, lists of `bench lists` [default: 1; a million for
+    /// `bench lists`]
+    #[arg(long, value_name = "L", value_parser = at_least_one)]
+    pub lists: Option<usize>,
     /// Loss of `bench lists`: pairwise, contrastive, lambdarank, listmle or lipo_lambda
     #[arg(long, value_name = "NAME", default_value = "listmle")]
     pub loss_type: LossType,
@@ -322,4 +331,11 @@ pub struct BenchArgs {
     /// Seed, threads, JSON.
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+impl BenchArgs {
+    /// How many lists, or prompts.
+    pub fn lists(&self) -> usize {
+        self.lists.unwrap_or(if self.what == BenchKind::Lists { 1_000_000 } else { 1 })
+    }
 }

@@ -49,9 +49,9 @@ const PROBE: ProbeSizes = ProbeSizes { product: 1024, memory: 1 << 30, floor_mem
 
 /// Runs one benchmark on the current thread pool, writes its lines to stderr and returns the JSON object.
 ///
-/// Keys of every benchmark: `what`, `preset`, `k`, `prompt`, `response`, `lists`, `threads`, `reps`, `seconds` (median of
-/// one step, sampling run, 1024³ product, memory pass or evaluation), `tokens_per_second` (response tokens; null where there are
-/// none), `peak_rss_mib` (null where the system does not tell). Further keys: `step` and `sample` have `flops`,
+/// Keys of every benchmark: `what`, `threads`, `reps`, `seconds` (median of one step, sampling run, 1024³ product, memory
+/// pass or evaluation), `tokens_per_second` (response tokens; null where there are none), `peak_rss_mib` (null where the
+/// system does not tell), and those of `preset`, `k`, `lists`, `prompt`, `response` that it depends on. Further keys: `step` and `sample` have `flops`,
 /// `floor_seconds` and the rates behind it, `machine_gflops` and `machine_gbps`; `gemm` has `gflops` and `shapes`;
 /// `memory` has `gbps` and `array_mib`; `lists` has `loss_type`, `gbps` (8 bytes an item and 4 a list: scores in, losses and
 /// gradients out), `machine_gbps`, `share`, the former over the latter, and `pairs_per_second`, of any two items of a list.
@@ -106,7 +106,7 @@ fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
         return Ok(());
     }
     if args.what == BenchKind::Lists {
-        let items = args.lists.saturating_mul(args.num_generations);
+        let items = args.lists().saturating_mul(args.num_generations);
         if args.num_generations < 2 {
             return Err(Error::request("bench lists: a list of one item has no loss; give --k 2 or more"));
         }
@@ -131,7 +131,7 @@ fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
         return Err(Error::request(format!("bench {what}: {problem}")));
     }
     let rows = args.num_generations.saturating_mul(args.response).saturating_add(args.prompt);
-    let rows = rows.saturating_mul(args.lists);
+    let rows = rows.saturating_mul(args.lists());
     if rows > MAX_ROWS {
         let problem = format!("--lists × (--prompt + --k × --response) is {rows} rows, at most {MAX_ROWS} go");
         return Err(Error::request(format!("bench {what}: {problem}")));
@@ -146,23 +146,21 @@ fn name(value: impl ValueEnum) -> String {
 
 /// Announces the benchmark and starts its JSON object.
 fn header(args: &BenchArgs) -> Map<String, Value> {
-    let (what, preset) = (name(args.what), name(args.preset));
-    let (k, prompt, response, lists) = (args.num_generations, args.prompt, args.response, args.lists);
-    let threads = par::threads();
-    say!(
-        "bench {what}: preset {preset}, k {k}, prompt {prompt}, response {response}, lists {lists}, threads {threads}"
-    );
-    let fields = [
-        ("what", json!(what)),
-        ("preset", json!(preset)),
-        ("k", json!(k)),
-        ("prompt", json!(prompt)),
-        ("response", json!(response)),
-        ("lists", json!(lists)),
-        ("threads", json!(threads)),
-        ("reps", json!(args.reps)),
-    ];
-    fields.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    let lists = [("k", json!(args.num_generations)), ("lists", json!(args.lists()))];
+    let sizes = match args.what {
+        BenchKind::Memory => Vec::new(),
+        BenchKind::Lists => lists.to_vec(),
+        BenchKind::Step | BenchKind::Sample | BenchKind::Gemm => {
+            let texts = [("prompt", json!(args.prompt)), ("response", json!(args.response))];
+            [vec![("preset", json!(name(args.preset)))], lists.to_vec(), texts.to_vec()].concat()
+        }
+    };
+    let fields = [sizes, vec![("threads", json!(par::threads())), ("reps", json!(args.reps))]].concat();
+    let shown: Vec<String> =
+        fields.iter().map(|(key, value)| format!("{key} {}", value.to_string().trim_matches('"'))).collect();
+    say!("bench {}: {}", name(args.what), shown.join(", "));
+    let what = ("what", json!(name(args.what)));
+    [what].into_iter().chain(fields).map(|(key, value)| (key.to_string(), value)).collect()
 }
 
 /// Writes the keys that every benchmark has; `tokens` response tokens took `seconds`.
@@ -179,12 +177,12 @@ fn model_bench(
     probe: ProbeSizes,
     report: &mut Map<String, Value>,
 ) -> Result<()> {
-    let tokens = args.lists * args.num_generations * args.response;
+    let tokens = args.lists() * args.num_generations * args.response;
     let (seconds, measured) = model::time(args, config.clone())?;
     timing(report, seconds, Some(tokens));
     let machine = measure(probe);
     let (flops, floor) = if args.what == BenchKind::Sample {
-        let phases = floor::sampling(&config, args.lists, args.num_generations, args.prompt, args.response);
+        let phases = floor::sampling(&config, args.lists(), args.num_generations, args.prompt, args.response);
         (phases.iter().map(|phase| phase.flops).sum(), floor::of_phases(&phases, machine))
     } else {
         let flops = floor::step_flops(&config, &packed(args));
@@ -278,7 +276,7 @@ fn lists_bench(args: &BenchArgs, probe: ProbeSizes, report: &mut Map<String, Val
 /// The token layout of a step with these sizes; the ids play no part in it.
 fn packed(args: &BenchArgs) -> PackedLists {
     let (prompt, response) = (vec![0; args.prompt], vec![0; args.response]);
-    PackedLists::pack((0..args.lists).map(|_| (&prompt[..], vec![&response[..]; args.num_generations])))
+    PackedLists::pack((0..args.lists()).map(|_| (&prompt[..], vec![&response[..]; args.num_generations])))
 }
 
 fn megabytes(report: &Map<String, Value>) -> String {

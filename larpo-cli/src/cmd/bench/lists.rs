@@ -26,7 +26,7 @@ pub struct Batch {
 impl Batch {
     /// `--lists` lists of `--k` items, γ uniform in [-3, 3).
     pub fn new(args: &BenchArgs) -> Self {
-        let (lists, length) = (args.lists, args.num_generations);
+        let (lists, length) = (args.lists(), args.num_generations);
         let random = CounterRng::new(args.common.seed, Purpose::Bench);
         let mut gamma = vec![0.0; lists * length];
         par::rows(&mut gamma, length, |first, rows| {

@@ -52,7 +52,7 @@ pub fn lists(args: &BenchArgs, config: &ModelConfig) -> Vec<TrainingList> {
         reference: inputs.reference(list, item, scored),
         sampled: None,
     };
-    (0..args.lists)
+    (0..args.lists())
         .map(|list| TrainingList {
             prompt: inputs.ids(list, 0, args.prompt),
             responses: (1..=args.num_generations).map(|item| response(list, item)).collect(),
@@ -108,7 +108,7 @@ fn step<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Resul
 /// without an end-of-text token.
 fn sample<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Result<Run> {
     let inputs = Inputs::new(args, &config);
-    let prompts: Vec<Vec<u32>> = (0..args.lists).map(|list| inputs.ids(list, 0, args.prompt)).collect();
+    let prompts: Vec<Vec<u32>> = (0..args.lists()).map(|list| inputs.ids(list, 0, args.prompt)).collect();
     let sampling = SamplingConfig {
         num_generations: args.num_generations,
         max_new_tokens: args.response,
@@ -122,7 +122,7 @@ fn sample<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Res
         iteration: 0,
     };
     let model = Transformer::random(backend, config, args.common.seed)?;
-    let expected = args.lists * args.num_generations * args.response;
+    let expected = args.lists() * args.num_generations * args.response;
     Ok(Box::new(move || {
         let prompts: Vec<Prompt> =
             prompts.iter().enumerate().map(|(index, ids)| Prompt { index: index as u32, ids }).collect();
