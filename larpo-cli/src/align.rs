@@ -182,7 +182,7 @@ pub fn align<B: Backend>(
     folder: Option<&Path>,
 ) -> Result<(Policy<B>, Vec<IterationReport>)> {
     let bos = prove_bos(&policy, prompts)?;
-    say!("step-0 proof: {bos} BOS token(s) a prompt, as the tokenizer puts them; no rendered rows to check");
+    say!("step-0 proof: {bos} BOS token(s) a prompt, as the tokenizer puts them");
     let initial = match config.reference {
         Reference::Initial => Some(policy.model.duplicate()?),
         Reference::Previous => None,

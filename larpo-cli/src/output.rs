@@ -1,13 +1,17 @@
 //! Output folders: created before the work begins, and never mixed with what an earlier run left there.
 
 use crate::error::{Error, Result};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 
 /// Files that a run leaves in its output folder.
-const FILES: [&str; 4] = ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl"];
+const FILES: [&str; 5] = ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl", DEMO];
 /// Folders that it leaves there, one an iteration or checkpoint.
-const FOLDERS: [&str; 2] = ["iteration-", "checkpoint-"];
+const FOLDERS: [&str; 2] = ["iteration-", CHECKPOINT];
+const CHECKPOINT: &str = "checkpoint-";
+/// What tells that a folder was made by the demo, which can make it again.
+const DEMO: &str = "demo.json";
 
 /// The folder of a run that ends with a model.
 #[derive(Debug)]
@@ -20,8 +24,9 @@ impl<'a> OutputDir<'a> {
     /// Creates the folder and sees whether it can be written to; nothing in it is touched yet.
     ///
     /// # Errors
-    /// An earlier run in the folder without `overwrite`; a folder that cannot be created or written to.
-    pub fn check(folder: &'a Path, overwrite: bool) -> Result<Self> {
+    /// An earlier run in the folder without `overwrite`; one of the `inputs` among what would be replaced or removed; a
+    /// folder that cannot be created or written to.
+    pub fn check(folder: &'a Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
         let traces = traces(folder)?;
         if !traces.is_empty() && !overwrite {
             let shown: Vec<&str> = traces.iter().take(3).map(String::as_str).collect();
@@ -32,36 +37,58 @@ impl<'a> OutputDir<'a> {
                 shown.join(", ")
             )));
         }
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        for input in inputs {
+            // A model folder is replaced by another model in its place.
+            let replaced = (real(input) == real(folder)).then(|| folder.to_path_buf());
+            let old = traces.iter().map(|name| folder.join(name));
+            let inside = old.chain(replaced).find(|old| real(input).starts_with(real(old)));
+            if let Some(lost) = inside.filter(|_| !traces.is_empty()) {
+                return Err(Error::request(format!(
+                    "--overwrite_output_dir would replace {}, which this run starts from ({}); give another --output_dir",
+                    lost.display(),
+                    input.display()
+                )));
+            }
+        }
         create(folder)?;
-        let probe = folder.join(format!(".larpo-{}", std::process::id()));
-        fs::write(&probe, "").map_err(Error::io(folder, "write to"))?;
-        fs::remove_file(&probe).map_err(Error::io(&probe, "remove"))?;
         Ok(Self { folder, overwrite })
+    }
+
+    /// [`OutputDir::check`] for the demo, which replaces an earlier demo unasked: the same command makes it again. A folder
+    /// that another run has written to since is none.
+    ///
+    /// # Errors
+    /// As [`OutputDir::check`].
+    pub fn check_demo(folder: &'a Path, overwrite: bool) -> Result<Self> {
+        let traces = traces(folder)?;
+        let foreign =
+            |name: &String| name.starts_with(CHECKPOINT) || name == "metrics.jsonl" || name == "candidates.jsonl";
+        let demo = traces.iter().any(|name| name == DEMO) && !traces.iter().any(foreign);
+        Self::check(folder, overwrite || demo, &[])
+    }
+
+    /// Marks the folder as one of the demo's.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn mark_demo(folder: &Path, settings: &Value) -> Result<()> {
+        let path = folder.join(DEMO);
+        fs::write(&path, format!("{settings}\n")).map_err(Error::io(&path, "write"))
     }
 
     /// Makes room for the run, once everything it starts from has been read: an earlier run's iterations, checkpoints and
     /// logs are removed. Its model stays until the new one takes its place.
     ///
     /// # Errors
-    /// One of the `inputs` lies in what would be removed; a file that cannot be removed.
-    pub fn clear(self, inputs: &[&Path]) -> Result<()> {
+    /// A file that cannot be removed.
+    pub fn clear(self) -> Result<()> {
         if !self.overwrite {
             return Ok(());
         }
         let replaced = ["config.json", "model.safetensors"];
         let old = traces(self.folder)?.into_iter().filter(|name| !replaced.contains(&name.as_str()));
-        let old: Vec<_> = old.map(|name| self.folder.join(name)).collect();
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        for input in inputs {
-            if let Some(inside) = old.iter().find(|path| real(input).starts_with(real(path))) {
-                return Err(Error::request(format!(
-                    "--overwrite_output_dir would remove {}, which this run starts from ({}); give another --output_dir",
-                    inside.display(),
-                    input.display()
-                )));
-            }
-        }
-        for path in old {
+        for path in old.map(|name| self.folder.join(name)) {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(Error::io(&path, "remove"))?;
         }
@@ -72,7 +99,7 @@ impl<'a> OutputDir<'a> {
 /// Creates a folder that gets one file, `name`.
 ///
 /// # Errors
-/// The file is there already and `overwrite` is off; a folder that cannot be created.
+/// The file is there already and `overwrite` is off; a folder that cannot be created or written to.
 pub fn prepare_file(folder: &Path, name: &str, overwrite: bool) -> Result<()> {
     let path = folder.join(name);
     if path.exists() && !overwrite {
@@ -88,7 +115,7 @@ pub fn prepare_file(folder: &Path, name: &str, overwrite: bool) -> Result<()> {
 fn traces(folder: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(_) if !folder.is_dir() => return Ok(Vec::new()),
         Err(error) => return Err(Error::io(folder, "read")(error)),
     };
     let mut names = Vec::new();
@@ -103,8 +130,16 @@ fn traces(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Creates the folder and sees whether it can be written to.
 fn create(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))
+    if folder.exists() && !folder.is_dir() {
+        let path = folder.display();
+        return Err(Error::request(format!("--output_dir {path} is a file; give the name of a folder")));
+    }
+    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+    let probe = folder.join(format!(".larpo-{}", std::process::id()));
+    fs::write(&probe, "").map_err(Error::io(folder, "write to"))?;
+    fs::remove_file(&probe).map_err(Error::io(&probe, "remove"))
 }
 
 #[cfg(test)]
@@ -115,27 +150,45 @@ mod tests {
     fn an_earlier_run_is_neither_mixed_nor_lost() {
         let folder = std::env::temp_dir().join(format!("larpo-output-{}", std::process::id()));
         let has = |name: &str| folder.join(name).exists();
-        OutputDir::check(&folder, false).expect("a new folder").clear(&[]).expect("nothing to clear");
+        OutputDir::check(&folder, false, &[]).expect("a new folder").clear().expect("nothing to clear");
         fs::write(folder.join("notes.txt"), "mine").expect("writes");
         fs::create_dir(folder.join("iteration-notes")).expect("creates");
-        OutputDir::check(&folder, false).expect("nothing of a run is there");
+        OutputDir::check(&folder, false, &[]).expect("nothing of a run is there");
         for name in ["config.json", "metrics.jsonl"] {
             fs::write(folder.join(name), "{}").expect("writes");
         }
         fs::create_dir_all(folder.join("iteration-1/model")).expect("creates");
-        let error = OutputDir::check(&folder, false).expect_err("refuses").to_string();
+        let error = OutputDir::check(&folder, false, &[]).expect_err("refuses").to_string();
         assert!(error.contains("config.json, iteration-1, metrics.jsonl") && error.contains("--overwrite_output_dir"));
         // What the run starts from is not removed, nor is anything before the run is ready to write.
-        let checked = OutputDir::check(&folder, true).expect("may be replaced");
-        assert!(has("metrics.jsonl"));
-        let error = checked.clear(&[&folder.join("iteration-1/model")]).expect_err("an input").to_string();
-        assert!(error.contains("starts from") && has("iteration-1/model") && has("metrics.jsonl"), "{error}");
-        OutputDir::check(&folder, true).expect("may be replaced").clear(&[&folder]).expect("clears");
+        for input in [folder.join("iteration-1/model"), folder.clone(), folder.join("config.json")] {
+            let error = OutputDir::check(&folder, true, &[&input]).expect_err("an input").to_string();
+            assert!(error.contains("starts from"), "{error}");
+        }
+        let checked = OutputDir::check(&folder, true, &[&folder.join("notes.txt")]).expect("may be replaced");
+        assert!(has("iteration-1/model") && has("metrics.jsonl"));
+        checked.clear().expect("clears");
         let names = ["config.json", "notes.txt", "iteration-notes", "iteration-1", "metrics.jsonl"];
         assert_eq!(names.map(has), [true, true, true, false, false]);
         prepare_file(&folder, "candidates.jsonl", false).expect("not there yet");
         prepare_file(&folder, "notes.txt", false).expect_err("there");
         prepare_file(&folder, "notes.txt", true).expect("may be replaced");
+        fs::remove_dir_all(&folder).expect("removes");
+    }
+
+    #[test]
+    fn a_demo_replaces_nothing_but_a_demo() {
+        let folder = std::env::temp_dir().join(format!("larpo-output-demo-{}", std::process::id()));
+        OutputDir::check_demo(&folder, false).expect("a new folder");
+        fs::write(folder.join("config.json"), "{}").expect("writes");
+        OutputDir::check_demo(&folder, false).expect_err("somebody's model");
+        OutputDir::mark_demo(&folder, &Value::Null).expect("writes");
+        OutputDir::check_demo(&folder, false).expect("an earlier demo");
+        fs::create_dir(folder.join("checkpoint-5")).expect("creates");
+        OutputDir::check_demo(&folder, false).expect_err("somebody's checkpoint");
+        // Another run that takes the folder over takes the mark away.
+        OutputDir::check(&folder, true, &[]).expect("asked for").clear().expect("clears");
+        assert!(!folder.join(DEMO).exists());
         fs::remove_dir_all(&folder).expect("removes");
     }
 }

@@ -7,6 +7,7 @@ use larpo_core::candidates::{Candidate, CandidateList};
 use larpo_core::reranker::{Query, Reranker};
 use larpo_data::candidates::CandidateList as CandidateRow;
 use larpo_data::rules::{RuleSet, Scored};
+use std::path::Path;
 
 /// A weighted sum of rules, which watches whether final answers are found at all.
 pub struct RuleReranker {
@@ -39,6 +40,19 @@ impl RuleReranker {
     /// None in practice.
     pub fn answer() -> Result<Self> {
         Ok(RuleSet::parse("answer", None, None)?.into())
+    }
+
+    /// [`RuleReranker::answer`] for policies that need not have learned to give answers, without a warning where none does.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn quiet_answer() -> Result<Self> {
+        Ok(Self { warned: true, ..Self::answer()? })
+    }
+
+    /// Files that the rules were made from.
+    pub fn files(&self) -> Vec<&Path> {
+        self.rules.files()
     }
 
     /// Whether a rule cannot score without a reference.

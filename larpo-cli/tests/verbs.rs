@@ -409,12 +409,62 @@ fn an_earlier_run_is_not_overwritten_unasked() {
     let folder = Folder::new("overwrite");
     let (data, model) = tiny(&folder);
     let before = fs::read(Path::new(&model).join("model.safetensors")).expect("weights");
-    let again = ["sft", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &model];
-    let again = [&again[..], &["--max_steps", "1"]].concat();
-    assert!(larpo(&again).expect_err("an earlier run").contains("--overwrite_output_dir"));
-    assert_eq!(fs::read(Path::new(&model).join("model.safetensors")).expect("weights"), before);
-    larpo(&[&again[..], &["--overwrite_output_dir"]].concat()).expect("replaces it");
-    assert_ne!(fs::read(Path::new(&model).join("model.safetensors")).expect("weights"), before);
+    let weights = || fs::read(Path::new(&model).join("model.safetensors")).expect("weights");
+    let sft = |from: &str, to: &str, extra: &[&str]| {
+        let words =
+            ["sft", "--model_name_or_path", from, "--dataset_name", &data, "--output_dir", to, "--max_steps", "1"];
+        larpo(&[&words[..], extra].concat())
+    };
+    let other = folder.path("other");
+    sft(&model, &other, &[]).expect("a new folder");
+    assert!(sft(&other, &model, &[]).expect_err("an earlier run").contains("--overwrite_output_dir"));
+    let error = sft(&model, &model, &["--overwrite_output_dir"]).expect_err("what it starts from");
+    assert!(error.contains("starts from") && weights() == before, "{error}");
+    sft(&other, &model, &["--overwrite_output_dir"]).expect("replaces it");
+    assert_ne!(weights(), before);
+}
+
+#[test]
+fn a_response_that_was_cut_off_gets_no_end_of_text() {
+    let folder = Folder::new("finish");
+    let (_, model) = tiny(&folder);
+    let train = |name: &str, finish: Option<&str>| {
+        let mut row = json!({ "prompt": "1+1\n", "responses": ["#### 2", "#### 3"], "rewards": [1, 0] });
+        if let Some(finish) = finish {
+            row["finish_reason"] = json!([finish, finish]);
+        }
+        let file = folder.write(&format!("{name}.jsonl"), &[row]);
+        let out = folder.path(name);
+        larpo(&["train", "--model_name_or_path", &model, "--dataset_name", &file, "--output_dir", &out])
+            .expect("trains");
+        let metrics = read(Path::new(&out).join("metrics.jsonl"));
+        let first: Value = serde_json::from_str(metrics.lines().next().expect("a row")).expect("JSON");
+        first["logps/chosen"].as_f64().expect("a number")
+    };
+    let (plain, stop) = (train("plain", None), train("stop", Some("stop")));
+    let (length, string) = (train("length", Some("length")), train("string", Some("stop_string")));
+    assert_eq!((plain, length), (stop, string));
+    // A token less, and none is certain.
+    assert!(length > plain, "{length} {plain}");
+}
+
+#[test]
+fn rows_that_cannot_be_trained_on_are_named() {
+    let folder = Folder::new("unscored");
+    let (_, model) = tiny(&folder);
+    let train = |file: &str, extra: &[&str]| {
+        let out = folder.path("out");
+        let words = ["train", "--model_name_or_path", &model, "--dataset_name", file, "--output_dir", &out];
+        larpo(&[&words[..], extra].concat()).expect_err("nothing to train on")
+    };
+    let good = r#"{"prompt": "1+1\n", "responses": ["2", "3"], "rewards": [1, 0]}"#;
+    let file = folder.path("lists.jsonl");
+    fs::write(&file, format!("{good}\n\n{}\n", good.replace("rewards", "reward"))).expect("writes");
+    let error = train(&file, &[]);
+    assert!(error.contains("lists.jsonl:3:") && error.contains("`rewards`") && error.contains("`reward`"), "{error}");
+    fs::write(&file, good).expect("writes");
+    let error = train(&file, &["--max_length", "2"]);
+    assert!(error.contains("every row is left out") && error.contains("--max_length"), "{error}");
 }
 
 #[test]

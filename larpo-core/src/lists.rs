@@ -190,9 +190,15 @@ impl RankedLists {
     fn check_labels(&self) -> Result<(), Error> {
         for (list, ranking) in PreparedLists::new(self).rankings.iter().enumerate() {
             let zeros = vec![0.0; self.items_of(list).len()];
-            self.objective
-                .evaluate_ranked(ranking, &zeros, &mut zeros.clone())
-                .map_err(|error| Error::Caller(format!("rewards as labels: {error}; bring them between 0 and 1")))?;
+            let mut d_gamma = zeros.clone();
+            let refused = |problem: &dyn std::fmt::Display| {
+                Error::Caller(format!("rewards as labels: {problem}; bring them between 0 and 1"))
+            };
+            let loss =
+                self.objective.evaluate_ranked(ranking, &zeros, &mut d_gamma).map_err(|error| refused(&error))?;
+            if !d_gamma.iter().chain(&loss).all(|&x| (x as f32).is_finite()) {
+                return Err(refused(&"the loss is too large for single precision"));
+            }
         }
         Ok(())
     }

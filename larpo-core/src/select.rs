@@ -183,7 +183,6 @@ pub fn select_list<K: Eq + Hash>(select: Select, rewards: &[f64], keys: &[K]) ->
     let m = order.len();
     let (top, bottom) = match select {
         Select::TopBottom { top: 0, .. } => return Err(SelectError::EmptySide { side: "top" }),
-        Select::TopBottom { bottom: 0, .. } => return Err(SelectError::EmptySide { side: "bottom" }),
         Select::TopBottom { top, bottom } => (top, bottom),
         Select::MaxMin => (1, 1),
         Select::OneVsRest => (1, m),
@@ -263,8 +262,8 @@ mod tests {
             assert!(error.to_string().contains("response 1"), "{error}");
         }
         assert!(select_list(Select::MaxMin, &[1.0], &["a", "b"]).is_err());
-        let empty = Select::TopBottom { top: 1, bottom: 0 };
-        assert_eq!(select_list(empty, &[1.0], &["a"]), Err(SelectError::EmptySide { side: "bottom" }));
+        let empty = Select::TopBottom { top: 0, bottom: 1 };
+        assert_eq!(select_list(empty, &[1.0], &["a"]), Err(SelectError::EmptySide { side: "top" }));
     }
 
     #[test]

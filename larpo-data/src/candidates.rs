@@ -188,6 +188,14 @@ impl CandidateList {
 /// A file that cannot be read or has no rows; a row with a field missing, of another type or length, with a number that
 /// is not finite, or with ranks that contradict the rewards.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<CandidateList>> {
+    Ok(read_numbered(path)?.into_iter().map(|(_, list)| list).collect())
+}
+
+/// [`read`], with the line that each list begins in, counted from 1.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_numbered(path: impl AsRef<Path>) -> Result<Vec<(usize, CandidateList)>> {
     let path = path.as_ref();
     let content = files::read_text(path)?;
     let rows = parse_rows(path, &content)?;
@@ -199,7 +207,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<CandidateList>> {
                 .into(),
         });
     }
-    from_rows(&rows)
+    rows.iter().map(|row| Ok((row.line, from_row(row)?))).collect()
 }
 
 /// Writes one row per list, fields in a fixed order, under a temporary name that is renamed at the end.

@@ -19,7 +19,7 @@ pub use values::*;
 pub use verbs::*;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 
 /// The whole command line.
@@ -53,7 +53,7 @@ pub enum Command {
     Align(Box<AlignArgs>),
     /// Greedy accuracy, Recall@N and mean reward on a data set
     Eval(Box<EvalArgs>),
-    /// Time a training step, sampling, matrix products or memory traffic
+    /// Time a training step, sampling, matrix products, memory traffic or list losses
     Bench(BenchArgs),
 }
 
@@ -111,7 +111,9 @@ where
     T: Into<OsString>,
 {
     let argv: Vec<OsString> = underscored(argv.into_iter().map(Into::into));
-    let mut command = Cli::command();
+    // A negative number where none may stand is then refused by the flag's own message.
+    let negative = |arg: Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
+    let mut command = Cli::command().mut_subcommands(|verb| verb.mut_args(negative));
     let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(argv)?).map_err(|e| e.format(&mut command))?;
     if let Err(message) = cli.command.validate() {
         let verb = command.find_subcommand_mut(cli.command.name());

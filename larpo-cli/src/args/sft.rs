@@ -170,6 +170,14 @@ impl SftModelArgs {
 }
 
 impl SftArgs {
+    /// The folder that the tokenizer is taken from, if it is.
+    pub fn tokenizer_folder(&self) -> Option<&PathBuf> {
+        match &self.model.tokenizer {
+            Some(TokenizerSpec::Dir(folder)) => Some(folder),
+            _ => None,
+        }
+    }
+
     pub(super) fn validate(&self) -> Result<(), String> {
         self.model.validate()?;
         let (length, positions) = (self.data.max_length, self.model.fresh_sizes());

@@ -32,13 +32,7 @@ pub struct SampleArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Rows whose prompts to answer: JSONL or plain text
-    #[arg(
-        long,
-        value_name = "PATH",
-        help_heading = "Data",
-        required_unless_present = "prompt",
-        conflicts_with = "prompt"
-    )]
+    #[arg(long, value_name = "PATH", help_heading = "Data", conflicts_with = "prompt")]
     pub dataset_name: Option<PathBuf>,
     /// A prompt to answer; may be repeated
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
@@ -69,6 +63,9 @@ pub struct SampleArgs {
 impl SampleArgs {
     pub(super) fn validate(&self) -> Result<(), String> {
         self.sampling.one_temperature()?;
+        if self.prompt.is_empty() && self.dataset_name.is_none() {
+            return Err("name the prompts: --dataset_name PATH, or --prompt TEXT".into());
+        }
         if !self.prompt.is_empty() {
             if self.split.split != Split::All || self.split.validation_fraction > 0.0 {
                 return Err("--split and --validation_fraction are for --dataset_name, not for --prompt".into());

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
-    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir)?;
+    let mut inputs = vec![args.model.model_name_or_path.as_path(), &args.dataset_name];
+    inputs.extend(reranker.files());
+    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir, &inputs)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let prompts = read_prompts(
         &policy,
@@ -27,7 +29,7 @@ pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
         reranker.needs_reference(),
     )?;
     let config = AlignConfig::new(args, &policy);
-    output.clear(&[&args.model.model_name_or_path, &args.dataset_name])?;
+    output.clear()?;
     let (policy, reports) = align(policy, &prompts, &config, &mut reranker, Some(&args.output_dir))?;
     policy.save(&args.output_dir)?;
     reranker.report();

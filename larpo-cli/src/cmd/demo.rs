@@ -1,11 +1,11 @@
 //! `larpo demo`: the main job on embedded data.
 
 use crate::args::DemoArgs;
-use crate::demo::{DATA_FILES, Recipe, run as run_demo};
+use crate::demo::{Recipe, run as run_demo};
 use crate::error::Result;
 use crate::output::OutputDir;
 use larpo_core::backend::Backend;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Runs the verb.
 ///
@@ -13,9 +13,8 @@ use serde_json::Value;
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &DemoArgs, backend: &B) -> Result<Value> {
     let recipe = if args.quick { Recipe::quick() } else { Recipe::full() };
-    // The files of an earlier demo are no loss: the same command makes them again.
-    let replace = args.overwrite_output_dir || DATA_FILES.iter().all(|name| args.output_dir.join(name).is_file());
-    OutputDir::check(&args.output_dir, replace)?.clear(&[])?;
+    OutputDir::check_demo(&args.output_dir, args.overwrite_output_dir)?.clear()?;
+    OutputDir::mark_demo(&args.output_dir, &json!({ "quick": args.quick, "seed": args.common.seed }))?;
     let outcome = run_demo(&recipe, args.common.seed, backend, &args.output_dir)?;
     say!("\n{} held-out problems:\n\n{}", recipe.held_out, outcome.table());
     let folder = args.output_dir.display();

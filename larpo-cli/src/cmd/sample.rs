@@ -68,10 +68,18 @@ fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<Vec<Prom
     let Some(path) = &args.dataset_name else {
         let rows = args.prompt.iter().enumerate().map(|(index, text)| {
             let ids = policy.encode_prompt(text)?;
-            match ids.is_empty() {
-                true => Err(Error::request("--prompt is empty and the tokenizer puts no BOS token in front")),
-                false => Ok(PromptRow { index, text: text.clone(), ids, reference: None }),
+            let (limit, new) = (policy.model.config().max_position_embeddings, args.sampling.max_new_tokens);
+            if ids.is_empty() {
+                return Err(Error::request("--prompt is empty and the tokenizer puts no BOS token in front"));
             }
+            if ids.len().saturating_add(new) > limit {
+                return Err(Error::request(format!(
+                    "--prompt {text:?} has {} tokens, with --max_new_tokens {new} more than the model's {limit} positions; \
+                     give a smaller --max_new_tokens or a shorter prompt",
+                    ids.len()
+                )));
+            }
+            Ok(PromptRow { index, text: text.clone(), ids, reference: None })
         });
         return rows.collect();
     };

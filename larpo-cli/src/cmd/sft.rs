@@ -18,7 +18,11 @@ use serde_json::{Value, json};
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
-    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir)?;
+    let tokenizer = args.tokenizer_folder();
+    let inputs =
+        [Some(&args.dataset_name), args.model.model_name_or_path.as_ref(), args.eval.eval_dataset.as_ref(), tokenizer];
+    let inputs: Vec<_> = inputs.into_iter().flatten().map(|path| path.as_path()).collect();
+    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir, &inputs)?;
     let source = Source::open(&args.dataset_name)?;
     let policy = match &args.model.model_name_or_path {
         Some(folder) => Policy::open(backend, folder)?,
@@ -32,8 +36,7 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
     if rows.is_empty() {
         return Err(Error::request("no rows to train on"));
     }
-    let inputs = [Some(&args.dataset_name), args.model.model_name_or_path.as_ref(), args.eval.eval_dataset.as_ref()];
-    output.clear(&inputs.into_iter().flatten().map(|path| path.as_path()).collect::<Vec<_>>())?;
+    output.clear()?;
     let path = args.output_dir.join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
     let config = LoopConfig::sft(&args.train, args.common.seed);

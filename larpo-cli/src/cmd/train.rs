@@ -16,27 +16,34 @@ use larpo_core::train::{TrainingList, fill_references};
 use larpo_data::candidates::CandidateList as CandidateRow;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 /// Runs the verb.
 ///
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
-    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir)?;
-    let rows = larpo_data::candidates::read(&args.dataset_name)?;
+    let path = &args.dataset_name;
+    let inputs = [args.model.model_name_or_path.as_path(), path];
+    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir, &inputs)?;
+    let rows = larpo_data::candidates::read_numbered(path)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let limits = crate::dataset::Limits::new(&args.data, &policy)?;
     let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
     let mut lists = Vec::new();
-    for (index, row) in rows.iter().take(limits.max_samples).enumerate() {
-        if row.rewards.is_empty() && args.list.labels == Some(LipoLabels::Reward) {
-            return Err(Error::request(format!(
-                "{}, row {}: --labels reward needs `rewards`, and the row has only `ranks`; give --labels rank",
-                args.dataset_name.display(),
-                index + 1
+    for (index, (line, row)) in rows.iter().take(limits.max_samples).enumerate() {
+        let at = |problem: &dyn Display| Error::request(format!("{}:{line}: {problem}", path.display()));
+        let Some(scores) = row.scores() else {
+            let known = row.extra.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let unknown = if known.is_empty() { String::new() } else { format!(" (not read: {known})") };
+            return Err(at(&format!(
+                "the row has no field `rewards` and no field `ranks`{unknown}; score the file with `larpo rank` first"
             )));
+        };
+        if row.rewards.is_empty() && args.list.labels == Some(LipoLabels::Reward) {
+            return Err(at(&"--labels reward needs `rewards`, and the row has only `ranks`; give --labels rank"));
         }
-        let list = candidate_list(&policy, row, index)?;
+        let list = candidate_list(&policy, row, index, &scores).map_err(|error| at(&error))?;
         let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
         if list.prompt_ids.len() > limits.max_prompt_length {
             *left_out.entry(format!("prompt longer than {} tokens", limits.max_prompt_length)).or_default() += 1;
@@ -45,6 +52,14 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
         } else {
             lists.push(list);
         }
+    }
+    if lists.is_empty() {
+        let reasons: Vec<String> = left_out.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let reasons = reasons.join(", ");
+        return Err(Error::request(format!(
+            "{}: every row is left out ({reasons}); raise --max_length or --max_prompt_length, or shorten the texts",
+            path.display()
+        )));
     }
     let settings = list_training(&args.list, args.common.seed);
     // Recorded log-probabilities belong to the policy that drew the responses, which need not be this one.
@@ -61,7 +76,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
     let batch: Vec<&TrainingList> = first.iter().take(config.micro_batch).map(|&i| &training[i]).collect();
     let proofs = prove(&policy.model, &settings, &batch, true)?;
     say!("{}", describe(&proofs));
-    output.clear(&[&args.model.model_name_or_path, &args.dataset_name])?;
+    output.clear()?;
     let path = args.output_dir.join("metrics.jsonl");
     let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
     let journal =
@@ -77,23 +92,26 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
 }
 
 /// A row of the file with ids: the recorded ones where there are any, encoded ones otherwise.
-fn candidate_list<B: Backend>(policy: &Policy<B>, row: &CandidateRow, index: usize) -> Result<CandidateList> {
+fn candidate_list<B: Backend>(
+    policy: &Policy<B>,
+    row: &CandidateRow,
+    index: usize,
+    scores: &[f64],
+) -> Result<CandidateList> {
     let prompt_ids = match &row.prompt_token_ids {
         Some(ids) if policy.tokenizer.decode(ids, true)? == row.prompt => ids.clone(),
         _ => policy.encode_prompt(&row.prompt)?,
     };
-    let scores = row.scores().ok_or_else(|| {
-        Error::request(format!(
-            "row {}: no `rewards` and no `ranks`; score the file with `larpo rank` first",
-            index + 1
-        ))
-    })?;
     let mut candidates = Vec::with_capacity(row.responses.len());
     for (i, text) in row.responses.iter().enumerate() {
         let ids = match row.token_ids.get(i) {
             // A text that was edited by hand no longer is what its ids say.
             Some(ids) if still_says(policy, ids, text, &row.stop_strings)? => ids.clone(),
-            _ => policy.encode_response(text)?,
+            _ => match row.finish_reason.get(i).map(String::as_str) {
+                // Nothing ended the text.
+                Some("length" | "stop_string") => policy.tokenizer.encode(text)?,
+                _ => policy.encode_response(text)?,
+            },
         };
         candidates.push(Candidate {
             ids,

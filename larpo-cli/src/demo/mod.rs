@@ -36,7 +36,7 @@ const RECALL_AT: [usize; 3] = [1, 5, 20];
 const SHOWN: usize = 3;
 
 /// The data that the demo leaves beside its model: worked examples, fresh prompts, held-out problems.
-pub const DATA_FILES: [&str; 3] = ["sft.jsonl", "prompts.jsonl", "held_out.jsonl"];
+const DATA_FILES: [&str; 3] = ["sft.jsonl", "prompts.jsonl", "held_out.jsonl"];
 
 /// The four models of the demo, evaluated alike.
 pub struct Outcome {
@@ -102,7 +102,7 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
     let held_out = prompt_rows(&init, &corpus.eval)?;
     let evaluation = |policy: &Policy<B>, name: &str| {
         let config = sampling(recipe, policy, RECALL_AT[2], seed);
-        let mut reranker = RuleReranker::answer()?;
+        let mut reranker = RuleReranker::quiet_answer()?;
         evaluate(policy, &held_out, &config, &[], &RECALL_AT, &mut reranker, &format!("evaluate {name}"))
     };
     let before = evaluation(&init, "init")?;

@@ -60,8 +60,9 @@ impl<'m, B: Backend> Decoder<'m, B> {
         let batch = model.batch(&packed)?;
         let spec = model.config.attention();
         let rows = packed.rows() + responses * capacity;
-        u32::try_from(rows)
-            .map_err(|_| Error::setting("cache rows", rows, "below 2^32; take fewer prompts at once"))?;
+        u32::try_from(rows).map_err(|_| {
+            Error::setting("cache rows", rows, "below 2^32; take fewer prompts, responses or tokens at once")
+        })?;
         let slots = b.upload_index(&(0..packed.rows() as u32).collect::<Vec<_>>());
         let mut caches = Vec::with_capacity(model.config.num_hidden_layers);
         let x = model.hidden(&Tape::inference(b), &batch, |_, qkv| {

@@ -64,7 +64,7 @@ fn parse_array<'a>(path: &'a Path, text: &'a str) -> Result<Vec<Row<'a>>> {
 fn json_error(path: &Path, line: usize, text: &str, error: &serde_json::Error) -> Error {
     let column = error.column();
     let mend = if error.is_eof() {
-        "The row is cut short: complete it or delete the line".to_string()
+        "The row is cut short: complete it, on one line, or delete it".to_string()
     } else if ["NaN", "Infinity", "nan", "inf"].iter().any(|word| text[floor(text, column)..].starts_with(word)) {
         "JSON has no NaN and no infinity: write a finite number or leave the field out".to_string()
     } else if error.to_string().contains("number out of range") {
@@ -139,8 +139,12 @@ impl Row<'_> {
 
     pub(crate) fn missing(&self, field: &str, expected: &str, example: &str) -> Error {
         let keys = self.object.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
-        let found = if keys.is_empty() { "an empty object".to_string() } else { format!("only {keys}") };
-        self.error(field, expected, found, format!("Add the field, for example {example}"))
+        let (found, mend) = match self.object.get(field) {
+            Some(_) => ("null".to_string(), "Fill the field"),
+            None if keys.is_empty() => ("an empty object".to_string(), "Add the field"),
+            None => (format!("only {keys}"), "Add the field"),
+        };
+        self.error(field, expected, found, format!("{mend}, for example {example}"))
     }
 
     pub(crate) fn string(&self, field: &str) -> Result<&str> {

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use regex::Regex;
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a rule may look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +54,13 @@ pub enum Rule {
     WholeResponse(Regex),
     /// True arithmetic.
     Expression,
-    /// Words (lower case) of a text.
-    Words(HashSet<String>),
+    /// Words (lower case) of the text in a file.
+    Words {
+        /// The file.
+        file: PathBuf,
+        /// Its words.
+        words: HashSet<String>,
+    },
 }
 
 impl Rule {
@@ -87,7 +92,7 @@ impl Rule {
                 if words.is_empty() {
                     return Err(spec.error(format!("{path} holds no words"), "Give a text with words"));
                 }
-                Rule::Words(words)
+                Rule::Words { file: path.into(), words }
             }
             _ => return Err(spec.unknown_name()),
         })
@@ -101,7 +106,7 @@ impl Rule {
             Rule::Length(_) => "length",
             Rule::FinalLine(_) | Rule::WholeResponse(_) => "format",
             Rule::Expression => "expression",
-            Rule::Words(_) => "words",
+            Rule::Words { .. } => "words",
         }
     }
 
@@ -151,7 +156,7 @@ impl Rule {
             }
             Rule::WholeResponse(pattern) => flag(pattern.is_match(response)),
             Rule::Expression => check_statements(response).share(),
-            Rule::Words(known) => {
+            Rule::Words { words: known, .. } => {
                 let (mut total, mut found) = (0usize, 0usize);
                 for word in words(response) {
                     total += 1;
@@ -193,6 +198,13 @@ impl RuleSet {
             None => vec![1.0; specs.len()],
             Some(text) => spec::parse_weights(text, specs.len())?,
         };
+        if answer_pattern.is_some() && !specs.iter().any(|spec| ["answer", "format"].contains(&spec.name.as_str())) {
+            return Err(Error::Rule {
+                rule: "answer_pattern".into(),
+                problem: "no rule looks for a final answer".into(),
+                mend: "Leave it out, or add the rule `answer`".into(),
+            });
+        }
         let rules = specs.iter().map(|spec| Rule::new(spec, answer_pattern)).collect::<Result<Vec<_>>>()?;
         Ok(Self { rules: rules.into_iter().zip(weights).collect() })
     }
@@ -200,6 +212,15 @@ impl RuleSet {
     /// The rules and their weights, in the order given.
     pub fn rules(&self) -> &[(Rule, f64)] {
         &self.rules
+    }
+
+    /// Files that the rules were made from.
+    pub fn files(&self) -> Vec<&Path> {
+        let files = self.rules.iter().filter_map(|(rule, _)| match rule {
+            Rule::Words { file, .. } => Some(file.as_path()),
+            _ => None,
+        });
+        files.collect()
     }
 
     /// Whether any rule cannot score without a reference.
