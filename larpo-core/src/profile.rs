@@ -123,6 +123,20 @@ impl<B: Backend> Profiled<B> {
         result
     }
 
+    /// Rows copied by their indices.
+    fn gathered(rows: usize, width: usize) -> Work {
+        Work::moving(Shape::Rows(rows, width), rows + 2 * rows * width)
+    }
+
+    /// Rows added at their indices to a matrix of `whole` floats, all of which is written where it is set.
+    fn scattered(rows: usize, width: usize, whole: usize, store: Store) -> Work {
+        let written = match store {
+            Store::Set => whole,
+            Store::Add => 2 * rows * width,
+        };
+        Work::moving(Shape::Rows(rows, width), rows + rows * width + written)
+    }
+
     fn len_of(&self, x: &B::Buffer) -> usize {
         self.inner.len(x)
     }
@@ -200,18 +214,12 @@ impl<B: Backend> Backend for Profiled<B> {
     }
 
     fn embed(&self, table: &B::Buffer, ids: &Self::Index, channels: usize, y: &mut B::Buffer) {
-        let n = ids.host.len();
-        let work = Work::moving(Shape::Rows(n, channels), n + 2 * n * channels);
+        let work = Self::gathered(ids.host.len(), channels);
         self.timed("embed", work, |b| b.embed(table, &ids.inner, channels, y));
     }
 
     fn embed_grad(&self, d_y: &B::Buffer, ids: &Self::Index, channels: usize, d_table: &mut B::Buffer, store: Store) {
-        let n = ids.host.len();
-        let written = match store {
-            Store::Set => self.len_of(d_table),
-            Store::Add => 2 * n * channels,
-        };
-        let work = Work::moving(Shape::Rows(n, channels), n + n * channels + written);
+        let work = Self::scattered(ids.host.len(), channels, self.len_of(d_table), store);
         self.timed("embed_grad", work, |b| b.embed_grad(d_y, &ids.inner, channels, d_table, store));
     }
 
@@ -325,8 +333,7 @@ impl<B: Backend> Backend for Profiled<B> {
     }
 
     fn gather_rows(&self, x: &B::Buffer, rows: &Self::Index, channels: usize, y: &mut B::Buffer) {
-        let n = rows.host.len();
-        let work = Work::moving(Shape::Rows(n, channels), n + 2 * n * channels);
+        let work = Self::gathered(rows.host.len(), channels);
         self.timed("gather_rows", work, |b| b.gather_rows(x, &rows.inner, channels, y));
     }
 
@@ -338,12 +345,7 @@ impl<B: Backend> Backend for Profiled<B> {
         d_x: &mut B::Buffer,
         store: Store,
     ) {
-        let n = rows.host.len();
-        let written = match store {
-            Store::Set => self.len_of(d_x),
-            Store::Add => 2 * n * channels,
-        };
-        let work = Work::moving(Shape::Rows(n, channels), n + n * channels + written);
+        let work = Self::scattered(rows.host.len(), channels, self.len_of(d_x), store);
         self.timed("gather_rows_grad", work, |b| b.gather_rows_grad(d_y, &rows.inner, channels, d_x, store));
     }
 
@@ -443,8 +445,7 @@ impl<B: Backend> Backend for Profiled<B> {
     }
 
     fn kv_append(&self, qkv: &B::Buffer, slots: &Self::Index, spec: &AttentionSpec, cache: &mut B::Buffer) {
-        let (rows, width) = (slots.host.len(), spec.cache_width());
-        let work = Work::moving(Shape::Rows(rows, width), rows + 2 * rows * width);
+        let work = Self::gathered(slots.host.len(), spec.cache_width());
         self.timed("kv_append", work, |b| b.kv_append(qkv, &slots.inner, spec, cache));
     }
 

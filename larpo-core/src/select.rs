@@ -57,11 +57,8 @@ pub enum SelectError {
         /// Number of keys.
         keys: usize,
     },
-    /// `top` or `bottom` is 0.
-    EmptySide {
-        /// Which of the two.
-        side: &'static str,
-    },
+    /// `top` is 0.
+    EmptyTop,
     /// A text that names no selection.
     Parse {
         /// The text.
@@ -81,9 +78,7 @@ impl fmt::Display for SelectError {
             Self::Length { rewards, keys } => {
                 write!(f, "{rewards} rewards for {keys} responses: give one reward per response")
             }
-            Self::EmptySide { side } => {
-                write!(f, "{side} is 0: a list needs at least one response from the top and one from the bottom")
-            }
+            Self::EmptyTop => write!(f, "top is 0: a list needs at least one response from the top"),
             Self::Parse { text, reason } => write!(
                 f,
                 "cannot read the selection `{text}`: {reason}; \
@@ -169,7 +164,7 @@ pub fn distinct<K: Eq + Hash>(keys: &[K]) -> Vec<usize> {
 /// `keys` tell candidates apart: token ids where they are known, else texts. Shapes: `rewards (k)`, `keys (k)`.
 ///
 /// # Errors
-/// A reward that is not finite (of a duplicate too), different numbers of rewards and keys, an empty side.
+/// A reward that is not finite (of a duplicate too), different numbers of rewards and keys, a `top` of 0.
 pub fn select_list<K: Eq + Hash>(select: Select, rewards: &[f64], keys: &[K]) -> Result<Option<Selected>, SelectError> {
     if rewards.len() != keys.len() {
         return Err(SelectError::Length { rewards: rewards.len(), keys: keys.len() });
@@ -182,7 +177,7 @@ pub fn select_list<K: Eq + Hash>(select: Select, rewards: &[f64], keys: &[K]) ->
     order.sort_by(|&a, &b| rewards[b].partial_cmp(&rewards[a]).unwrap_or(Ordering::Equal));
     let m = order.len();
     let (top, bottom) = match select {
-        Select::TopBottom { top: 0, .. } => return Err(SelectError::EmptySide { side: "top" }),
+        Select::TopBottom { top: 0, .. } => return Err(SelectError::EmptyTop),
         Select::TopBottom { top, bottom } => (top, bottom),
         Select::MaxMin => (1, 1),
         Select::OneVsRest => (1, m),
@@ -263,7 +258,7 @@ mod tests {
         }
         assert!(select_list(Select::MaxMin, &[1.0], &["a", "b"]).is_err());
         let empty = Select::TopBottom { top: 0, bottom: 1 };
-        assert_eq!(select_list(empty, &[1.0], &["a"]), Err(SelectError::EmptySide { side: "top" }));
+        assert_eq!(select_list(empty, &[1.0], &["a"]), Err(SelectError::EmptyTop));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `larpo bench`: how long a training step, sampling or a list loss takes on random data, and how fast the machine's
-//! products and memory are. A step or a sampling run is reported beside its floor, the time that its arithmetic and its memory
-//! traffic need at those two measured rates.
+//! products and memory are. A step or a sampling run is reported beside its floor, the time that its arithmetic and its
+//! memory traffic need at those two measured rates.
 //!
 //! | verb     | what is timed                                                                                 |
 //! |----------|-----------------------------------------------------------------------------------------------|
@@ -51,8 +51,8 @@ const PROBE: ProbeSizes = ProbeSizes { product: 1024, memory: 1 << 30, floor_mem
 ///
 /// Keys of every benchmark: `what`, `threads`, `reps`, `seconds` (median of one step, sampling run, 1024³ product, memory
 /// pass or evaluation), `tokens_per_second` (response tokens; null where there are none), `peak_rss_mib` (null where the
-/// system does not tell), and those of `preset`, `k`, `lists`, `prompt`, `response` that it depends on. Further keys: `step` and `sample` have `flops`,
-/// `floor_seconds` and the rates behind it, `machine_gflops` and `machine_gbps`; `gemm` has `gflops` and `shapes`;
+/// system does not tell), and those of `preset`, `k`, `lists`, `prompt`, `response` that it depends on. Further keys:
+/// `step` and `sample` have `flops`, `floor_seconds` and the rates behind it, `machine_gflops` and `machine_gbps`; `gemm` has `gflops` and `shapes`;
 /// `memory` has `gbps` and `array_mib`; `lists` has `loss_type`, `gbps` (8 bytes an item and 4 a list: scores in, losses and
 /// gradients out), `machine_gbps`, `share`, the former over the latter, and `pairs_per_second`, of any two items of a list.
 /// With `--profile`, `step` and `sample` have `profile`: an array of operations, the

@@ -19,6 +19,7 @@ mod tile;
 use super::error::check_len;
 use super::ranking::mix;
 use super::{LipoLabels, LogBase, LossType, Objective, ObjectiveError, Ties};
+use crate::cpu::par;
 use kernels::Tied;
 use lanes::{Lanes, MAX_LANES};
 use pulp::{Arch, Simd, WithSimd};
@@ -165,14 +166,7 @@ impl Objective {
         d_gamma: &mut [f32],
     ) -> Result<(), ObjectiveError> {
         batch.check(self, loss.len(), d_gamma.len())?;
-        let tasks = tasks(self, batch, loss, d_gamma);
-        #[cfg(feature = "rayon")]
-        {
-            use rayon::prelude::*;
-            tasks.into_par_iter().with_max_len(1).for_each(|task| Arch::new().dispatch(task));
-        }
-        #[cfg(not(feature = "rayon"))]
-        tasks.into_iter().for_each(|task| Arch::new().dispatch(task));
+        par::each(tasks(self, batch, loss, d_gamma), |task| Arch::new().dispatch(task));
         Ok(())
     }
 
