@@ -117,6 +117,21 @@ fn lists_that_are_well_ordered_keep_their_small_losses() {
 }
 
 #[test]
+fn the_wrong_order_beside_the_right_one() {
+    // Losses of up to 500, which leave the range of a product of probabilities, in a register with small ones.
+    for length in [2, 9, 16, 24, 25] {
+        let mut lists = Ragged::new((0..41).map(|_| length), 3.0, 0, 11);
+        for (at, list) in lists.gamma.chunks_mut(length).enumerate() {
+            let step = [-0.2, 2.4, 0.3, -1.1, 0.0][at % 5] * 16.0 / length as f32;
+            list.iter_mut().enumerate().for_each(|(k, g)| *g = *g / 3.0 + step * k as f32);
+        }
+        for objective in unshuffled() {
+            check(&objective, &lists, true);
+        }
+    }
+}
+
+#[test]
 fn long_lists_agree_with_the_losses_in_f64() {
     for length in [64, 121, 200, 337] {
         let lists = Ragged::new([length; 3].into_iter(), 4.0, 0, 5);

@@ -12,6 +12,7 @@ mod glu;
 pub mod matmul;
 mod norm;
 pub mod par;
+pub mod prefetch;
 mod rope;
 mod sample;
 mod scratch;

@@ -10,11 +10,10 @@
 // Tiles index several arrays by the same constant-length counters, which keeps them in registers.
 #![allow(clippy::needless_range_loop)]
 
+use super::prefetch::{LINE, prefetch};
 use crate::backend::Store;
 use pulp::{Arch, Simd, WithSimd};
 
-/// Floats of a cache line.
-const LINE: usize = 16;
 /// Floats of `w` that are worked on together: a quarter of a first-level cache of 32 KiB, as the next block is there too.
 const BLOCK: usize = 4096;
 
@@ -280,22 +279,6 @@ fn prefetch_row(rows: Rows, index: usize) {
     for c in (0..rows.width).step_by(LINE) {
         prefetch(rows.data, index * rows.stride + c);
     }
-}
-
-/// Asks for the cache line of `w[at]`, which may lie beyond its end.
-#[inline(always)]
-fn prefetch(w: &[f32], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and cannot fault, whatever the address; SSE is part of x86-64.
-        #[allow(unsafe_code)]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(at).cast());
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (w, at);
 }
 
 #[cfg(test)]

@@ -118,19 +118,24 @@ impl<S: Simd> Lanes<S> {
         Mask { simd: self.simd, m }
     }
 
-    /// `e^self` for `self ≤ 0`, within 2 ulp; exactly 1 at 0, and about the smallest normal number (to 5e-6) where the
-    /// result would be below it.
+    /// [`Self::exp_of_normal`] for any `self ≤ 0`; about the smallest normal number (to 5e-6) where the result would be below
+    /// it.
+    #[inline(always)]
+    pub fn exp_of_negative(self) -> Self {
+        const LOWEST: f32 = -87.336_54; // ln of the smallest normal number
+        self.all(LOWEST).max(self).exp_of_normal()
+    }
+
+    /// `e^self` for `self ≤ 0`, within 2 ulp, exactly 1 at 0; any number where the result would not be a normal one.
     ///
     /// `2^n · e^r` with `|r| ≤ ln 2 / 2` and `e^r = 1 + r + r²·p(r)`, p minimax of degree 4 (error 3.1e-9).
     #[inline(always)]
-    pub fn exp_of_negative(self) -> Self {
+    pub fn exp_of_normal(self) -> Self {
         const ROUND: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to the nearest integer
-        const LOWEST: f32 = -87.336_54; // ln of the smallest normal number
         let simd = self.simd;
-        let x = self.all(LOWEST).max(self);
-        let shifted = x.mul_add(self.all(std::f32::consts::LOG2_E), self.all(ROUND));
+        let shifted = self.mul_add(self.all(std::f32::consts::LOG2_E), self.all(ROUND));
         let n = shifted - self.all(ROUND);
-        let r = n.mul_add(self.all(-LN_2_HIGH), x);
+        let r = n.mul_add(self.all(-LN_2_HIGH), self);
         let r = n.mul_add(self.all(-LN_2_LOW), r);
         // By pairs of coefficients (Estrin): a shorter chain than Horner's.
         let square = r * r;
@@ -164,40 +169,44 @@ impl<S: Simd> Lanes<S> {
         d.mul_add(square, c).mul_add(square, b).mul_add(square, a).mul_add(square, self)
     }
 
-    /// [`ln_1p`] of every lane.
+    /// `ln(1 + self)` for a finite `self ≥ 0`, within 3 ulp: relative accuracy for small ones too.
+    ///
+    /// `1 + q = 2^k · (1 + f)` with `1 + f` in [√½, √2) and the degree-8 polynomial of Cephes' `logf`.
     #[inline(always)]
-    pub fn ln_1p(mut self) -> Self {
-        for x in self.as_mut_slice() {
-            *x = ln_1p(*x);
+    pub fn ln_1p(self) -> Self {
+        let simd = self.simd;
+        let (zero, one) = (self.all(0.0), self.all(1.0));
+        let sqrt_half = simd.splat_u32s(0x3f35_04f3);
+        let to_exponent = simd.splat_u32s(23);
+        let sum = self + one;
+        let mut z = sum;
+        let mut k = sum;
+        for i in 0..REGISTERS {
+            let bits = simd.transmute_u32s_f32s(sum.x[i]);
+            let exponent = simd.wrapping_dyn_shr_u32s(simd.sub_u32s(bits, sqrt_half), to_exponent);
+            let shifted = simd.wrapping_dyn_shl_u32s(exponent, to_exponent);
+            z.x[i] = simd.transmute_f32s_u32s(simd.sub_u32s(bits, shifted));
+            // A small whole number in the low bits of 2^23.
+            k.x[i] = simd.transmute_f32s_u32s(simd.or_u32s(exponent, simd.splat_u32s(0x4b00_0000)));
         }
-        self
+        let k = k - self.all(8_388_608.0);
+        // 1 + q has rounded q: where nothing was shifted, q itself is at hand.
+        let f = k.equal(zero).select(self, z - one);
+        let square = f * f;
+        let c = |x: f32| self.all(x);
+        let p0 = f.mul_add(c(-2.5e-1), c(3.333_333e-1));
+        let p2 = f.mul_add(c(-1.666_805_8e-1), c(2.000_071_5e-1));
+        let p4 = f.mul_add(c(-1.242_014_1e-1), c(1.424_932_3e-1));
+        let p6 = f.mul_add(c(-1.151_461e-1), c(1.167_699_9e-1));
+        let fourth = square * square;
+        let low = p2.mul_add(square, p0);
+        let high = p6.mul_add(square, p4);
+        let high = fourth.mul_add(c(7.037_683_6e-2), high);
+        let p = high.mul_add(fourth, low);
+        let tail = k.mul_add(c(LN_2_LOW), square * c(-0.5));
+        let tail = (p * f).mul_add(square, tail);
+        k.mul_add(c(LN_2_HIGH), tail + f)
     }
-}
-
-/// `ln(1 + q)` for a finite `q ≥ 0`, within 3 ulp: relative accuracy for a small `q` too.
-///
-/// `1 + q = 2^k · (1 + f)` with `1 + f` in [√½, √2) and the degree-8 polynomial of Cephes' `logf`.
-#[inline(always)]
-pub fn ln_1p(q: f32) -> f32 {
-    const SQRT_HALF: u32 = 0x3f35_04f3;
-    let bits = (1.0 + q).to_bits();
-    let k = bits.wrapping_sub(SQRT_HALF) >> 23;
-    let z = f32::from_bits(bits.wrapping_sub(k << 23));
-    let k = k as i32 as f32;
-    // 1 + q has rounded q: where nothing was shifted, q itself is at hand.
-    let f = if k == 0.0 { q } else { z - 1.0 };
-    let mut p = 7.037_683_6e-2;
-    p = p * f - 1.151_461e-1;
-    p = p * f + 1.167_699_9e-1;
-    p = p * f - 1.242_014_1e-1;
-    p = p * f + 1.424_932_3e-1;
-    p = p * f - 1.666_805_8e-1;
-    p = p * f + 2.000_071_5e-1;
-    p = p * f - 2.5e-1;
-    p = p * f + 3.333_333e-1;
-    let square = f * f;
-    let tail = p * f * square - 0.5 * square + k * LN_2_LOW;
-    tail + f + k * LN_2_HIGH
 }
 
 /// A truth value in every lane.
@@ -208,6 +217,13 @@ pub struct Mask<S: Simd> {
 }
 
 impl<S: Simd> Mask<S> {
+    /// Whether it is true in every lane.
+    #[inline(always)]
+    pub fn everywhere(self) -> bool {
+        let zero = Lanes::splat(self.simd, 0.0);
+        self.select(zero, zero.all(1.0)).as_slice().iter().fold(0, |any, x| any | x.to_bits()) == 0
+    }
+
     /// `yes` where true, `no` elsewhere.
     #[inline(always)]
     pub fn select(self, yes: Lanes<S>, no: Lanes<S>) -> Lanes<S> {

@@ -20,6 +20,7 @@ use super::error::check_len;
 use super::ranking::mix;
 use super::{LipoLabels, LogBase, LossType, Objective, ObjectiveError, Ties};
 use crate::cpu::par;
+use crate::cpu::prefetch::{LINE, prefetch};
 use kernels::Tied;
 use lanes::{Lanes, MAX_LANES};
 use pulp::{Arch, Simd, WithSimd};
@@ -28,6 +29,9 @@ use tile::{SIDE_BY_SIDE, Tile};
 
 /// Items of a task: γ and its gradient then fill half a megabyte.
 const TASK: usize = 1 << 16;
+
+/// How many items ahead the lists and their gradient are asked for where they lie side by side.
+const AHEAD: usize = 512;
 
 /// Lists one after another, each in rank order: from its best item to its worst.
 #[derive(Debug, Clone, Copy)]
@@ -330,6 +334,10 @@ impl Task<'_> {
         let mut starts = [0; MAX_LANES];
         let starts = &mut starts[..Lanes::<S>::COUNT];
         let zero_or_nan = if let Some(items) = side_by_side.clone() {
+            for ahead in (items.start + AHEAD..items.end + AHEAD).step_by(LINE) {
+                prefetch(self.batch.gamma, ahead);
+                prefetch(self.d_gamma, ahead - self.start);
+            }
             tile::load_side_by_side(simd, &self.batch.gamma[items], &mut tile.gamma)
         } else {
             for (lane, start) in starts.iter_mut().enumerate() {
