@@ -3,10 +3,11 @@
 use crate::args::{AlignArgs, Memory as MemoryArg, Reference};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
-use crate::generate::{candidates, sampling_config};
-use crate::metrics_log::MetricsLog;
+use crate::generate::sampling_config;
 use crate::policy::Policy;
-use crate::reward::to_row;
+use crate::resume::{AlignPoint, ITERATION, MANIFEST};
+use crate::samples::{self, Request};
+use crate::stop::Stop;
 use crate::training::{Journal, ListOutcome, LoopConfig, list_training, selection, train_lists};
 use larpo_core::backend::Backend;
 use larpo_core::candidates::{CandidateList, CandidateMemory, ListCounts, Memory, training_lists};
@@ -18,8 +19,12 @@ use larpo_core::retriever::SamplingConfig;
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::select::Select;
 use larpo_core::train::{ListTraining, TrainingList, fill_references};
+use larpo_data::{checksums, files};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The policy after an iteration, in its folder.
+const MODEL: &str = "model";
 
 /// Settings of the loop.
 #[derive(Debug, Clone)]
@@ -170,17 +175,45 @@ impl IterationReport {
     }
 }
 
-/// Runs the loop from `policy` over `prompts`. With a folder, every iteration leaves `iteration-<n>/` there.
+/// Where a run writes, what it goes on from, and who may end it early.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// The folder; every iteration leaves `iteration-<n>/` there.
+    pub folder: PathBuf,
+    /// What is done already.
+    pub point: AlignPoint,
+    /// Raised to end at the next safe point: between batches of prompts, updates or iterations.
+    pub stop: Stop,
+}
+
+impl Place {
+    /// A run in `folder` from the beginning.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_path_buf(), ..Self::default() }
+    }
+
+    fn iteration(&self, n: u32) -> PathBuf {
+        self.folder.join(format!("{ITERATION}{n}"))
+    }
+}
+
+/// Runs the loop from `policy` over `prompts`; gives the last policy and the iterations' reports
+/// ([`IterationReport::json`]), those of earlier sessions of the run among them.
+///
+/// A run that goes on reads its last finished iteration's model, and the candidates of the iterations that are remembered.
+/// Reference log-probabilities are computed again from the policy that the iteration started from: they are a function of
+/// it, cost a fraction of the training, and so need no file that could be damaged.
 ///
 /// # Errors
-/// A failed step-0 proof, prompts that the model cannot take, what the reranker reports, files that cannot be written.
+/// A failed step-0 proof, prompts that the model cannot take, what the reranker reports, files that cannot be read or
+/// written; [`Error::Stopped`] after an early end.
 pub fn align<B: Backend>(
     policy: Policy<B>,
     prompts: &[PromptRow],
     config: &AlignConfig,
     reranker: &mut dyn Reranker,
-    folder: Option<&Path>,
-) -> Result<(Policy<B>, Vec<IterationReport>)> {
+    place: Option<&Place>,
+) -> Result<(Policy<B>, Vec<Value>)> {
     let bos = prove_bos(&policy, prompts)?;
     say!("step-0 proof: {bos} BOS token(s) a prompt, as the tokenizer puts them");
     let initial = match config.reference {
@@ -192,14 +225,19 @@ pub fn align<B: Backend>(
     if count < config.prompts_per_iteration {
         say!("note: {count} prompts an iteration, because the data set has no more");
     }
-    let mut run = Run { config, initial, memory: CandidateMemory::default(), folder };
-    let (mut policy, mut reports) = (policy, Vec::new());
-    for iteration in 1..=config.iterations {
+    let chosen = |iteration: u32| -> Vec<PromptRow> {
         let first = (iteration as usize - 1) * count;
-        let chosen: Vec<PromptRow> = (first..first + count).map(|i| prompts[order[i % order.len()]].clone()).collect();
-        let (next, report) = run.iteration(policy, iteration, &chosen, reranker)?;
+        (first..first + count).map(|i| prompts[order[i % order.len()]].clone()).collect()
+    };
+    let mut run = Run { config, initial, memory: CandidateMemory::default(), place };
+    let (mut policy, mut reports) = run.take_up(policy, chosen)?;
+    for iteration in reports.len() as u32 + 1..=config.iterations {
+        if place.is_some_and(|place| place.stop.requested()) {
+            return Err(Error::stopped(format!("before iteration {iteration}/{}", config.iterations)));
+        }
+        let (next, report) = run.iteration(policy, iteration, &chosen(iteration), reranker)?;
         policy = next;
-        reports.push(report);
+        reports.push(report.json());
     }
     Ok((policy, reports))
 }
@@ -223,10 +261,46 @@ struct Run<'a, B: Backend> {
     config: &'a AlignConfig,
     initial: Option<Transformer<B>>,
     memory: CandidateMemory,
-    folder: Option<&'a Path>,
+    place: Option<&'a Place>,
 }
 
 impl<B: Backend> Run<'_, B> {
+    /// What earlier sessions of the run left: their last policy and their reports; their candidates are remembered.
+    fn take_up(
+        &mut self,
+        policy: Policy<B>,
+        chosen: impl Fn(u32) -> Vec<PromptRow>,
+    ) -> Result<(Policy<B>, Vec<Value>)> {
+        let Some(place) = self.place.filter(|place| place.point.done > 0) else { return Ok((policy, Vec::new())) };
+        let done = place.point.done;
+        if done > self.config.iterations {
+            return Err(Error::request(format!(
+                "--iterations {}: the run in {} has finished {done}; ask for as many or more",
+                self.config.iterations,
+                place.folder.display()
+            )));
+        }
+        let mut reports = Vec::new();
+        for n in 1..=done {
+            let path = place.iteration(n).join(MANIFEST);
+            let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+            let manifest: Value = serde_json::from_slice(&text)
+                .map_err(|error| Error::request(format!("{}: {error}; restore it from a copy", path.display())))?;
+            reports.push(manifest["report"].clone());
+            let Some((lists, _)) = samples::stored(&policy, &chosen(n), n, &place.iteration(n))? else {
+                let folder = place.iteration(n);
+                return Err(Error::request(format!("{} has lost its candidates; restore them", folder.display())));
+            };
+            self.memory.add(lists);
+            self.memory.forget(self.config.memory, n);
+        }
+        let backend = policy.model.backend().clone();
+        let folder = place.iteration(done).join(MODEL);
+        say!("goes on after iteration {done}/{}, with the model in {}", self.config.iterations, folder.display());
+        drop(policy);
+        Ok((Policy::open(&backend, &folder)?, reports))
+    }
+
     fn iteration(
         &mut self,
         policy: Policy<B>,
@@ -237,16 +311,16 @@ impl<B: Backend> Run<'_, B> {
         let name = format!("iteration {iteration}/{}", self.config.iterations);
         let temperature = self.config.temperature(iteration);
         let sampling = SamplingConfig { temperature, iteration, ..self.config.sampling.clone() };
-        let mut fresh = candidates(&policy, prompts, &sampling, &self.config.stop, &format!("{name}: sample"))?;
-        policy.model.backend().trim();
-        fresh.iter_mut().try_for_each(|list| list.rank(reranker))?;
-        let (mean_reward, best_reward) = reward_summary(&fresh);
-        let folder = self.folder.map(|folder| folder.join(format!("iteration-{iteration}")));
+        let folder = self.place.map(|place| place.iteration(iteration));
         if let Some(folder) = &folder {
             std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-            let rows: Vec<_> = fresh.iter().map(|list| to_row(list, &self.config.stop)).collect();
-            larpo_data::candidates::write(folder.join("candidates.jsonl"), &rows)?;
         }
+        let stop = self.place.map(|place| place.stop.clone()).unwrap_or_default();
+        let label = format!("{name}: sample");
+        let request = Request { prompts, sampling: &sampling, stop_strings: &self.config.stop, label: &label };
+        let fresh = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
+        policy.model.backend().trim();
+        let (mean_reward, best_reward) = reward_summary(&fresh);
         self.memory.add(fresh);
         self.memory.forget(self.config.memory, iteration);
         // Lists that grew are scored as a whole again: a ranker may compare their members.
@@ -274,11 +348,7 @@ impl<B: Backend> Run<'_, B> {
             proofs: None,
             outcome: None,
         };
-        let mut log = match folder.as_ref().map(|folder| folder.join("metrics.jsonl")) {
-            // Also where no list contributes: every iteration leaves the same files.
-            Some(path) => Some((MetricsLog::create(&path).map_err(Error::io(&path, "create"))?, path)),
-            None => None,
-        };
+        let metrics = folder.as_ref().map(|folder| folder.join("metrics.jsonl"));
         let policy = match lists.is_empty() {
             true => {
                 say!(
@@ -288,19 +358,26 @@ impl<B: Backend> Run<'_, B> {
                     counts.too_short,
                     counts.duplicates
                 );
+                if let Some(path) = &metrics {
+                    // Every iteration leaves the same files.
+                    files::write_bytes(path, b"")?;
+                }
                 policy
             }
             false => {
-                let journal = Journal {
-                    label: format!("{name}: train"),
-                    log: log.as_mut().map(|(log, path)| (log, path.clone())),
-                    checkpoints: folder.clone(),
-                };
+                // A checkpoint to go on from belongs to the first iteration that is not finished.
+                let point = self.place.map(|place| &place.point).filter(|point| iteration == point.done + 1);
+                let resume = point.and_then(|point| point.resume.clone());
+                let label = format!("{name}: train");
+                let journal = Journal { label, metrics, checkpoints: folder.clone(), resume, stop };
                 self.train(policy, &name, &mut lists, journal, &mut report)?
             }
         };
         if let Some(folder) = &folder {
-            policy.save(&folder.join("model"))?;
+            files::write_folder(folder.join(MODEL), |folder| {
+                policy.save(folder)?;
+                Ok::<(), Error>(checksums::seal(folder)?)
+            })?;
             self.write_manifest(folder, prompts, &report)?;
         }
         Ok((policy, report))
@@ -343,10 +420,7 @@ impl<B: Backend> Run<'_, B> {
             "prompts": prompts.iter().map(|p| p.index).collect::<Vec<_>>(),
             "report": report.json(),
         });
-        let path = folder.join("manifest.json");
-        let temporary = folder.join("manifest.json.tmp");
-        std::fs::write(&temporary, format!("{manifest:#}\n")).map_err(Error::io(&temporary, "write"))?;
-        std::fs::rename(&temporary, &path).map_err(Error::io(&path, "write"))
+        Ok(files::write_bytes(folder.join(MANIFEST), format!("{manifest:#}\n").as_bytes())?)
     }
 }
 

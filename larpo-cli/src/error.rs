@@ -24,6 +24,8 @@ pub enum Error {
     },
     /// A request that cannot be met, with the mend.
     Request(String),
+    /// The run was asked to end early and did so where it can go on; says where.
+    Stopped(String),
 }
 
 impl Error {
@@ -37,6 +39,11 @@ impl Error {
     pub fn request(message: impl Into<String>) -> Self {
         Self::Request(message.into())
     }
+
+    /// The run ended early, as asked.
+    pub fn stopped(at: impl Into<String>) -> Self {
+        Self::Stopped(at.into())
+    }
 }
 
 impl fmt::Display for Error {
@@ -46,6 +53,12 @@ impl fmt::Display for Error {
             Self::Core(error) => error.fmt(f),
             Self::Io { path, action, source } => write!(f, "cannot {action} {}: {source}", path.display()),
             Self::Request(message) => f.write_str(message),
+            Self::Stopped(at) => {
+                write!(
+                    f,
+                    "stopped as asked ({at}); the same command with --resume_from_checkpoint latest goes on from there"
+                )
+            }
         }
     }
 }

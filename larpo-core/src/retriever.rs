@@ -145,12 +145,14 @@ const CACHED_FLOATS: usize = 4 << 20;
 const MAX_ROWS: usize = 512;
 
 /// Prompts decoded together: as many as keep what a step reads of keys and values below what it reads of weights.
-fn prompts_per_batch<B: Backend>(model: &Transformer<B>, config: &SamplingConfig) -> usize {
+///
+/// A run that was interrupted draws the same numbers when it goes on with the prompt at a multiple of this.
+pub fn prompts_per_batch<B: Backend>(model: &Transformer<B>, config: &SamplingConfig) -> usize {
     let shape = model.config();
     let per_token = shape.num_hidden_layers * shape.attention().cache_width();
     let budget = CACHED_FLOATS.max(shape.parameters() as usize);
     let by_memory = budget / (per_token * config.max_new_tokens * config.num_generations).max(1);
-    by_memory.min(MAX_ROWS / config.num_generations).max(1)
+    by_memory.min(MAX_ROWS / config.num_generations.max(1)).max(1)
 }
 
 /// Draws `num_generations` responses to every prompt.
