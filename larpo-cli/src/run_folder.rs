@@ -77,8 +77,10 @@ impl<'a> RunFolder<'a> {
         self.earlier.as_ref()
     }
 
-    /// What the finished run printed, where it is finished and its final model is still what was written then.
-    pub fn finished(&self) -> Option<Value> {
+    /// What the finished run printed, where the newest place is asked for, the run is finished, and its final model is still
+    /// what was written then.
+    pub fn finished(&self, request: &RunRequest) -> Option<Value> {
+        self.from(request).filter(|from| **from == ResumeFrom::Latest)?;
         let result = self.earlier.as_ref()?.result.as_ref()?;
         let model = Checksum::of_file(self.folder.join("model.safetensors")).ok()?;
         (model.to_string() == result.model).then(|| result.summary.clone())

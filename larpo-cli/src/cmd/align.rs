@@ -35,7 +35,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     };
     let mut folder = RunFolder::open(&request)?;
     let point = folder.from(&request).map(|from| align_point(&args.output_dir, from)).transpose()?.unwrap_or_default();
-    if let Some(summary) = folder.finished().filter(|_| point.done as usize == args.iterate.iterations) {
+    if let Some(summary) = folder.finished(&request).filter(|_| point.done as usize == args.iterate.iterations) {
         return already_finished(&args.output_dir, summary);
     }
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;

@@ -35,7 +35,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         inputs: &inputs,
     };
     let mut folder = RunFolder::open(&request)?;
-    if let Some(summary) = folder.finished() {
+    if let Some(summary) = folder.finished(&request) {
         return already_finished(&args.output_dir, summary);
     }
     let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();

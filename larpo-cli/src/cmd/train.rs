@@ -33,7 +33,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
         inputs: &[("model_name_or_path", &args.model.model_name_or_path), ("dataset_name", path)],
     };
     let mut folder = RunFolder::open(&request)?;
-    if let Some(summary) = folder.finished() {
+    if let Some(summary) = folder.finished(&request) {
         return already_finished(&args.output_dir, summary);
     }
     let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();

@@ -1,4 +1,5 @@
 //! Runs of the built `larpo` as processes of their own, on a tiny model, for the tests that end them.
+#![allow(dead_code, reason = "each test target uses a part")]
 
 use serde_json::json;
 use std::fs;
