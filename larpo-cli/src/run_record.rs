@@ -152,9 +152,9 @@ impl RunRecord {
         let names = self.flags.keys().chain(now.flags.keys().filter(|name| !self.flags.contains_key(*name)));
         for name in names.filter(|name| !FREE.contains(&name.as_str())) {
             let (old, new) = (self.flags.get(name), now.flags.get(name));
-            // A tokenizer's folder is an input.
-            let input = |record: &Self| record.inputs.contains_key(name);
-            if !same(old, new) && !(input(self) && input(now) && name == "tokenizer") {
+            // A tokenizer's folder is an input and compared by its contents.
+            let is_input = name == "tokenizer" && [self, now].iter().all(|record| record.inputs.contains_key(name));
+            if !is_input && !same(old, new) {
                 differences.push(format!("--{name} was {} and is now {}", shown(old), shown(new)));
             }
         }
