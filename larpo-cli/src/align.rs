@@ -369,7 +369,9 @@ impl<B: Backend> Run<'_, B> {
                 let point = self.place.map(|place| &place.point).filter(|point| iteration == point.done + 1);
                 let resume = point.and_then(|point| point.resume.clone());
                 let label = format!("{name}: train");
-                let journal = Journal { label, metrics, checkpoints: folder.clone(), resume, stop };
+                let checkpoints =
+                    self.place.map_or(Vec::new(), |place| (1..=iteration).rev().map(|n| place.iteration(n)).collect());
+                let journal = Journal { label, metrics, checkpoints, resume, stop };
                 self.train(policy, &name, &mut lists, journal, &mut report)?
             }
         };

@@ -166,13 +166,19 @@ pub fn newest(folder: &Path, below: u64, mut damaged: impl FnMut(&Error)) -> Res
     Ok(None)
 }
 
-/// Removes all but the newest `keep` checkpoints.
+/// Removes all but the newest `keep` checkpoints of a run: those in `folders`, the newest folder first.
 ///
 /// # Errors
-/// A folder that cannot be removed.
-pub fn rotate(folder: &Path, keep: usize) -> Result<()> {
-    for (_, path) in list(folder)?.into_iter().skip(keep.max(1)) {
-        files::remove_folder(&path)?;
+/// A folder that cannot be read or removed.
+pub fn rotate(folders: &[PathBuf], keep: usize) -> Result<()> {
+    let mut kept = 0;
+    for folder in folders {
+        for (_, path) in list(folder)? {
+            kept += 1;
+            if kept > keep.max(1) {
+                files::remove_folder(&path)?;
+            }
+        }
     }
     Ok(())
 }

@@ -117,8 +117,8 @@ pub struct Journal {
     pub label: String,
     /// The metrics file.
     pub metrics: Option<PathBuf>,
-    /// Folder of `checkpoint-<step>`.
-    pub checkpoints: Option<PathBuf>,
+    /// Folder of `checkpoint-<step>`; behind it those of earlier loops of the run, which count when old ones are removed.
+    pub checkpoints: Vec<PathBuf>,
     /// The checkpoint to go on from.
     pub resume: Option<Resume>,
     /// Raised to end after the update that is under way, with a checkpoint.
@@ -223,14 +223,14 @@ impl<'a, B: Backend> Loop<'a, B> {
     }
 
     fn checkpoint(&self) -> Result<()> {
-        let Some(folder) = &self.journal.checkpoints else { return Ok(()) };
+        let Some(folder) = self.journal.checkpoints.first() else { return Ok(()) };
         if let Some((log, path)) = &self.log {
             log.sync().map_err(Error::io(path, "write to disk"))?;
         }
         let cursor = (self.plan, self.data, self.counters);
         checkpoint::save(folder, &self.trainer, (&self.tokenizer, &self.eos_ids), self.kind, cursor)?;
         // The new one is on disk; only then an old one may go.
-        self.config.save_total_limit.map_or(Ok(()), |keep| checkpoint::rotate(folder, keep))
+        self.config.save_total_limit.map_or(Ok(()), |keep| checkpoint::rotate(&self.journal.checkpoints, keep))
     }
 
     /// Names the row that stopped an update by its text, which is how people find it in their data.

@@ -13,6 +13,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const SHORT: u32 = 10;
+/// Prompts of an iteration, and of a batch of this tiny model: 512 responses of 16 to a prompt.
+const PROMPTS: usize = 120;
+const BATCH: usize = 32;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
@@ -38,7 +41,25 @@ fn stage(out: &Path) -> String {
         () if inside("candidates.partial.jsonl") => "sampling, with whole batches",
         () => "sampling",
     };
-    format!("iteration {iteration}: {what}")
+    let writing = [out.to_path_buf(), out.join(format!("iteration-{iteration}"))].into_iter().any(|folder| {
+        let mut entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+        entries.any(|entry| entry.file_name().to_string_lossy().ends_with(".tmp"))
+    });
+    format!("iteration {iteration}: {what}{}", if writing { ", in the middle of a file or folder" } else { "" })
+}
+
+/// Prompts of the present iteration whose samples are whole and not yet ranked, with the iteration; the run must not draw
+/// them again.
+fn sampled(out: &Path) -> Option<(u32, usize)> {
+    let folder = |n: u32| out.join(format!("iteration-{n}"));
+    let iteration = (1..=9).rev().find(|&n| folder(n).exists())?;
+    if folder(iteration).join("candidates.checksum").exists() {
+        return None;
+    }
+    let text = fs::read(folder(iteration).join("candidates.partial.jsonl")).ok()?;
+    let lines = text.iter().filter(|&&b| b == b'\n').count();
+    let whole = if lines == PROMPTS { lines } else { lines - lines % BATCH };
+    (whole > 0).then_some((iteration, whole))
 }
 
 #[test]
@@ -62,7 +83,7 @@ fn killed_runs_end_as_if_nothing_had_happened() {
     assert!(expected.iter().any(|(name, _)| name == "iteration-2/metrics.jsonl"), "the run trains");
 
     let random = CounterRng::new(seed, Purpose::Bench);
-    let (mut killed, mut runs, mut drawn) = (0, 0, 0);
+    let (mut killed, mut runs, mut drawn, mut kept) = (0, 0, 0, 0);
     let mut stages: BTreeMap<String, u32> = BTreeMap::new();
     while killed < kills {
         runs += 1;
@@ -83,7 +104,14 @@ fn killed_runs_end_as_if_nothing_had_happened() {
             killed += 1;
             *stages.entry(stage(&out)).or_default() += 1;
         }
-        succeeds(&mut run(&name));
+        let before = sampled(&out);
+        let output = succeeds(&mut run(&name));
+        if let Some((iteration, prompts)) = before {
+            let text = String::from_utf8_lossy(&output.stderr);
+            let said = format!("iteration {iteration}/2: sample: {prompts} of {PROMPTS} prompts were sampled before");
+            assert!(text.contains(&said), "{said}: {text}");
+            kept += prompts;
+        }
         assert_same(&expected, &results(&out), &format!("seed {seed}, run {runs}"));
         let leftovers = fs::read_dir(&out).expect("a folder").filter_map(Result::ok);
         let leftovers: Vec<_> = leftovers.filter(|e| e.file_name().to_string_lossy().ends_with(".tmp")).collect();
@@ -92,7 +120,7 @@ fn killed_runs_end_as_if_nothing_had_happened() {
     }
     println!(
         "{killed} kills ({drawn} instants drawn, seed {seed}) in {runs} runs, each ended bit-equal to the run left alone \
-         ({:.2} s); what they met:",
+         ({:.2} s). Samples of {kept} prompts were met whole and unranked, and kept. What the kills met:",
         whole.as_secs_f64()
     );
     stages.iter().for_each(|(stage, count)| println!("{count:4}  {stage}"));

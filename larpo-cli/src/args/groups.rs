@@ -129,8 +129,7 @@ pub struct TrainArgs {
     /// Updates between checkpoints, written to checkpoint-STEP/ [default: none]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Checkpoints")]
     pub save_steps: Option<usize>,
-    /// Checkpoints to keep (for align in each iteration), the newest ones; an old one goes when the new one is on disk
-    /// [default: all]
+    /// Checkpoints to keep, the newest ones; an old one goes when the new one is on disk [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Checkpoints")]
     pub save_total_limit: Option<usize>,
     /// Go on with the run in output_dir: `latest` from its newest whole checkpoint (from the beginning where there is none

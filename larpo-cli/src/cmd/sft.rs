@@ -59,7 +59,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     let journal = Journal {
         label: "sft".into(),
         metrics: Some(args.output_dir.join("metrics.jsonl")),
-        checkpoints: Some(args.output_dir.clone()),
+        checkpoints: vec![args.output_dir.clone()],
         resume,
         stop: stop.clone(),
     };

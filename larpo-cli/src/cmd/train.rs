@@ -92,7 +92,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
     let journal = Journal {
         label: "train".into(),
         metrics: Some(args.output_dir.join("metrics.jsonl")),
-        checkpoints: Some(args.output_dir.clone()),
+        checkpoints: vec![args.output_dir.clone()],
         resume,
         stop: stop.clone(),
     };
