@@ -9,6 +9,7 @@ use crate::resume::{AlignPoint, ITERATION, MANIFEST};
 use crate::samples::{self, Request};
 use crate::stop::Stop;
 use crate::training::{Journal, ListOutcome, LoopConfig, list_training, selection, train_lists};
+use crate::watch::{self, Look, Watch};
 use larpo_core::backend::Backend;
 use larpo_core::candidates::{CandidateList, CandidateMemory, ListCounts, Memory, training_lists};
 use larpo_core::cpu::par;
@@ -25,6 +26,8 @@ use std::path::{Path, PathBuf};
 
 /// The policy after an iteration, in its folder.
 const MODEL: &str = "model";
+/// The first policy on the held-out prompts.
+pub const START: &str = "start.json";
 
 /// Settings of the loop.
 #[derive(Debug, Clone)]
@@ -49,6 +52,8 @@ pub struct AlignConfig {
     pub select: Select,
     /// Optimizer and batches; optimizer and schedule start anew in every iteration.
     pub training: LoopConfig,
+    /// What is looked at after each iteration, and what ends the run early.
+    pub watch: Watch,
     /// Seed of the run.
     pub seed: u64,
     /// What the run started from: model, data, rewards. Recorded in the manifests.
@@ -56,11 +61,11 @@ pub struct AlignConfig {
 }
 
 impl AlignConfig {
-    /// The settings of the flags, for `policy`.
-    pub fn new<B: Backend>(args: &AlignArgs, policy: &Policy<B>) -> Self {
+    /// The settings of the flags, for `policy`; nothing is watched.
+    pub fn new<B: Backend>(args: &AlignArgs, iterations: u32, policy: &Policy<B>) -> Self {
         let seed = args.common.seed;
         Self {
-            iterations: args.iterate.iterations as u32,
+            iterations,
             prompts_per_iteration: args.iterate.prompts_per_iteration,
             memory: match args.iterate.memory {
                 MemoryArg::None => Memory::None,
@@ -74,6 +79,7 @@ impl AlignConfig {
             lists: list_training(&args.list, seed),
             select: selection(&args.list),
             training: LoopConfig::lists(&args.train, seed),
+            watch: Watch::default(),
             seed,
             source: json!({
                 "model_name_or_path": args.model.model_name_or_path,
@@ -119,6 +125,9 @@ impl AlignConfig {
             "gradient_accumulation_steps": self.training.accumulation,
             "num_train_epochs": self.training.epochs,
             "max_steps": self.training.max_steps,
+            "until_kl": self.watch.until_kl,
+            "early_stopping_patience": self.watch.patience,
+            "held_out_prompts": self.watch.prompts.len(),
             "seed": self.seed,
             "source": self.source,
         })
@@ -144,6 +153,8 @@ pub struct IterationReport {
     pub proofs: Option<ProofReport>,
     /// Training; none where no list contributes.
     pub outcome: Option<ListOutcome>,
+    /// The policy after it on held-out prompts; none where nothing is watched.
+    pub held_out: Option<Look>,
 }
 
 impl IterationReport {
@@ -171,6 +182,7 @@ impl IterationReport {
                 "rewards/margins": o.metrics.reward_chosen - o.metrics.reward_rejected,
                 "kl": o.metrics.kl,
             })),
+            "held_out": self.held_out.map(|look| look.json()),
         })
     }
 }
@@ -197,8 +209,19 @@ impl Place {
     }
 }
 
-/// Runs the loop from `policy` over `prompts`; gives the last policy and the iterations' reports
-/// ([`IterationReport::json`]), those of earlier sessions of the run among them.
+/// How the loop ended.
+pub struct Aligned<B: Backend> {
+    /// The last policy, or the best one where the run ends on held-out rewards.
+    pub policy: Policy<B>,
+    /// The iterations' reports ([`IterationReport::json`]), those of earlier sessions of the run among them.
+    pub reports: Vec<Value>,
+    /// Why it ended before the last iteration, where it did.
+    pub ended: Option<String>,
+    /// The iteration that `policy` comes from where that was chosen by held-out rewards; 0 is the start.
+    pub kept: Option<u32>,
+}
+
+/// Runs the loop from `policy` over `prompts`.
 ///
 /// A run that goes on reads its last finished iteration's model, and the candidates of the iterations that are remembered.
 /// Reference log-probabilities are computed again from the policy that the iteration started from: they are a function of
@@ -213,12 +236,12 @@ pub fn align<B: Backend>(
     config: &AlignConfig,
     reranker: &mut dyn Reranker,
     place: Option<&Place>,
-) -> Result<(Policy<B>, Vec<Value>)> {
+) -> Result<Aligned<B>> {
     let bos = prove_bos(&policy, prompts)?;
     say!("step-0 proof: {bos} BOS token(s) a prompt, as the tokenizer puts them");
-    let initial = match config.reference {
-        Reference::Initial => Some(policy.model.duplicate()?),
-        Reference::Previous => None,
+    let initial = match config.reference == Reference::Initial || config.watch.is_on() {
+        true => Some(policy.model.duplicate()?),
+        false => None,
     };
     let order = CounterRng::new(config.seed, Purpose::Shuffle).permutation(u64::MAX, prompts.len());
     let count = config.prompts_per_iteration.min(prompts.len());
@@ -230,16 +253,35 @@ pub fn align<B: Backend>(
         (first..first + count).map(|i| prompts[order[i % order.len()]].clone()).collect()
     };
     let mut run = Run { config, initial, memory: CandidateMemory::default(), place };
+    let mut looks = run.first_look(&policy, reranker)?;
     let (mut policy, mut reports) = run.take_up(policy, chosen)?;
+    looks.extend(reports.iter().filter_map(|report| Look::from_json(&report["held_out"])));
+    if config.watch.is_on() && looks.len() != reports.len() + 1 {
+        return Err(Error::request(
+            "earlier iterations of the run were not looked at; --until_kl and \
+                                   --early_stopping_patience must be there from the beginning",
+        ));
+    }
+    let mut ended = None;
     for iteration in reports.len() as u32 + 1..=config.iterations {
+        ended = config.watch.ends(&looks);
+        if ended.is_some() {
+            break;
+        }
         if place.is_some_and(|place| place.stop.requested()) {
             return Err(Error::stopped(format!("before iteration {iteration}/{}", config.iterations)));
         }
         let (next, report) = run.iteration(policy, iteration, &chosen(iteration), reranker)?;
         policy = next;
+        looks.extend(report.held_out);
         reports.push(report.json());
     }
-    Ok((policy, reports))
+    let kept = config.watch.patience.map(|_| watch::best(&looks) as u32);
+    match (kept, place) {
+        (Some(best), Some(place)) if best as usize != reports.len() => policy = run.best(policy, best, place)?,
+        _ => {}
+    }
+    Ok(Aligned { policy, reports, ended, kept })
 }
 
 /// BOS tokens at the start of every prompt: as many as the tokenizer puts there, never two.
@@ -265,6 +307,52 @@ struct Run<'a, B: Backend> {
 }
 
 impl<B: Backend> Run<'_, B> {
+    /// The first policy on the held-out prompts. It is kept in the folder: a run that goes on compares with the same.
+    fn first_look(&self, policy: &Policy<B>, reranker: &mut dyn Reranker) -> Result<Vec<Look>> {
+        if !self.config.watch.is_on() {
+            return Ok(Vec::new());
+        }
+        let path = self.place.map(|place| place.folder.join(START));
+        let stored = path.as_ref().and_then(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok());
+        if let Some(look) = stored.and_then(|value: Value| Look::from_json(&value["held_out"])) {
+            return Ok(vec![look]);
+        }
+        let look = self.look(policy, reranker, "start")?;
+        if let Some(path) = path {
+            files::write_bytes(path, format!("{:#}\n", json!({ "held_out": look.json() })).as_bytes())?;
+        }
+        Ok(vec![look])
+    }
+
+    fn look(&self, policy: &Policy<B>, reranker: &mut dyn Reranker, name: &str) -> Result<Look> {
+        let (config, watch) = (self.config, &self.config.watch);
+        let first = self.initial.as_ref().unwrap_or(&policy.model);
+        let label = format!("{name}: held-out prompts");
+        let look = watch::look(policy, first, &watch.prompts, (&config.sampling, &config.stop), reranker, &label)?;
+        say!(
+            "{name}: on {} held-out prompts mean reward {:.3}, KL from the first policy {:.3} nats a response",
+            watch.prompts.len(),
+            look.mean_reward,
+            look.kl
+        );
+        policy.model.backend().trim();
+        Ok(look)
+    }
+
+    /// The policy after iteration `n`, or the first one.
+    fn best(&mut self, last: Policy<B>, n: u32, place: &Place) -> Result<Policy<B>> {
+        match (n, self.initial.take()) {
+            (0, Some(initial)) => Ok(last.with_model(initial)),
+            _ => {
+                let backend = last.model.backend().clone();
+                drop(last);
+                let folder = place.iteration(n).join(MODEL);
+                checksums::verify(&folder)?;
+                Policy::open(&backend, &folder)
+            }
+        }
+    }
+
     /// What earlier sessions of the run left: their last policy and their reports; their candidates are remembered.
     fn take_up(
         &mut self,
@@ -347,6 +435,7 @@ impl<B: Backend> Run<'_, B> {
             counts,
             proofs: None,
             outcome: None,
+            held_out: None,
         };
         let metrics = folder.as_ref().map(|folder| folder.join("metrics.jsonl"));
         let policy = match lists.is_empty() {
@@ -375,6 +464,9 @@ impl<B: Backend> Run<'_, B> {
                 self.train(policy, &name, &mut lists, journal, &mut report)?
             }
         };
+        if self.config.watch.is_on() {
+            report.held_out = Some(self.look(&policy, reranker, &name)?);
+        }
         if let Some(folder) = &folder {
             files::write_folder(folder.join(MODEL), |folder| {
                 policy.save(folder)?;
@@ -393,14 +485,15 @@ impl<B: Backend> Run<'_, B> {
         journal: Journal,
         report: &mut IterationReport,
     ) -> Result<Policy<B>> {
-        match &self.initial {
+        let initial = self.initial.as_ref().filter(|_| self.config.reference == Reference::Initial);
+        match initial {
             Some(initial) => fill_references(initial, lists, false)?,
             None => fill_references(&policy.model, lists, true)?,
         }
         let mut training = self.config.training.clone();
         training.stream = u64::from(report.iteration);
         // In the first iteration the initial policy is the present one.
-        let same = self.initial.is_none() || report.iteration == 1;
+        let same = initial.is_none() || report.iteration == 1;
         // Lists with fresh responses come first: only their recorded log-probabilities are the present policy's.
         let fresh = |list: &&TrainingList| list.responses.iter().any(|r| r.sampled.is_some());
         let (recorded, others): (Vec<_>, Vec<_>) = lists.iter().partition(fresh);

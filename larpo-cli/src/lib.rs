@@ -33,3 +33,4 @@ pub mod stop;
 pub mod table;
 pub mod threads;
 pub mod training;
+pub mod watch;

@@ -1,5 +1,6 @@
 //! Output folders: created and locked before the work begins, and never mixed with what an earlier run left there.
 
+use crate::align::START;
 use crate::checkpoint::PREFIX as CHECKPOINT;
 use crate::error::{Error, Result};
 use crate::resume::ITERATION;
@@ -11,8 +12,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 /// Files that a run leaves in its output folder. The record is removed last: while it is there, the run is known.
-const FILES: [&str; 6] =
-    ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl", DEMO, run_record::FILE];
+const FILES: [&str; 7] =
+    ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl", START, DEMO, run_record::FILE];
 /// Folders that it leaves there, one an iteration or checkpoint.
 const FOLDERS: [&str; 2] = [ITERATION, CHECKPOINT];
 /// Locked by the run at work in the folder. The lock is the kernel's and ends with the process, however that ends; the file

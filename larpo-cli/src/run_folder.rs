@@ -1,11 +1,11 @@
 //! The output folder of a run that can be interrupted: begun, gone on with, finished.
 
-use crate::args::{Settings, TrainArgs};
+use crate::args::Settings;
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::output::OutputDir;
 use crate::resume::{ITERATION, ResumeFrom};
-use crate::run_record::{RunRecord, RunResult};
+use crate::run_record::{Goal, RunRecord, RunResult};
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
 use serde_json::Value;
@@ -22,8 +22,8 @@ pub struct RunRequest<'a> {
     pub folder: &'a Path,
     /// `--overwrite_output_dir`.
     pub overwrite: bool,
-    /// `--resume_from_checkpoint`, among the flags of training.
-    pub train: &'a TrainArgs,
+    /// Where to go on from, if the run is to go on.
+    pub from: Option<&'a ResumeFrom>,
     /// What it reads, by flag.
     pub inputs: &'a [(&'a str, &'a Path)],
 }
@@ -45,8 +45,7 @@ impl<'a> RunFolder<'a> {
     /// Another run at work in it; an earlier run that is neither gone on with nor replaced; flags or inputs that differ from
     /// those that the run began with; a folder that cannot be written to.
     pub fn open(request: &RunRequest<'a>) -> Result<Self> {
-        let RunRequest { folder, settings, .. } = *request;
-        let from = request.train.resume_from_checkpoint.as_ref();
+        let RunRequest { folder, settings, from, .. } = *request;
         let paths: Vec<&Path> = request.inputs.iter().map(|(_, path)| *path).collect();
         let output = match from {
             None => OutputDir::check(folder, request.overwrite, &paths)?,
@@ -69,7 +68,7 @@ impl<'a> RunFolder<'a> {
 
     /// Where to go on from; none: from the beginning.
     pub fn from<'r>(&self, request: &RunRequest<'r>) -> Option<&'r ResumeFrom> {
-        request.train.resume_from_checkpoint.as_ref().filter(|_| self.earlier.is_some())
+        request.from.filter(|_| self.earlier.is_some())
     }
 
     /// The record of the run that is gone on with.
@@ -84,6 +83,16 @@ impl<'a> RunFolder<'a> {
         let result = self.earlier.as_ref()?.result.as_ref()?;
         let model = Checksum::of_file(self.folder.join("model.safetensors")).ok()?;
         (model.to_string() == result.model).then(|| result.summary.clone())
+    }
+
+    /// Sets how far the run is to go; [`RunFolder::begin`] records it.
+    pub fn set_goal(&mut self, goal: Goal) {
+        self.record.goal = Some(goal);
+    }
+
+    /// Whether `flag` is what it was when the run was last begun or gone on with.
+    pub fn unchanged(&self, flag: &str) -> bool {
+        self.earlier.as_ref().is_some_and(|earlier| earlier.flags.get(flag) == self.record.flags.get(flag))
     }
 
     /// Makes room for a run that begins, clears away what a killed process left half-made, and records the flags: from here

@@ -1,6 +1,6 @@
 //! `run.json`: what a run was started with, so that it goes on with the same or not at all.
 
-use crate::args::Settings;
+use crate::args::{Iterations, Settings};
 use crate::error::{Error, Result};
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
@@ -16,11 +16,12 @@ const VERSION: u32 = 1;
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-const FREE: [&str; 17] = [
+const FREE: [&str; 19] = [
     "color",
     "config",
     "dataset_name",
     "deterministic",
+    "early_stopping_patience",
     "eval_dataset",
     "iterations",
     "json",
@@ -34,6 +35,7 @@ const FREE: [&str; 17] = [
     "save_steps",
     "save_total_limit",
     "threads",
+    "until_kl",
 ];
 
 /// The record.
@@ -48,9 +50,53 @@ pub struct RunRecord {
     pub flags: BTreeMap<String, Vec<String>>,
     /// What the run reads, by flag.
     pub inputs: BTreeMap<String, Input>,
+    /// How far a run of `align` is to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<Goal>,
     /// What the finished run printed; none while it is not finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<RunResult>,
+}
+
+/// How far a run of `align` is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goal {
+    /// Iterations in all.
+    pub iterations: usize,
+    /// The N of `--iterations +N` that led there.
+    pub more: Option<usize>,
+    /// Iterations that were done when that was asked for.
+    pub base: usize,
+}
+
+impl Goal {
+    /// The goal of `--iterations`, which was `given` or is the default. `earlier` is the record of the run that goes on,
+    /// of which `done` iterations are finished. Asking for `+N` again while that goal is not reached asks for the same.
+    ///
+    /// # Errors
+    /// `+N` without a run to go on with, or fewer iterations than are done.
+    pub fn new(asked: Iterations, given: bool, earlier: Option<&RunRecord>, done: usize) -> Result<Self> {
+        let known = earlier.and_then(|record| Some((record.goal?, record.result.is_some())));
+        match (asked, known) {
+            (_, Some((goal, _))) if !given => Ok(goal),
+            (Iterations::Total(n), _) if n < done => Err(Error::request(format!(
+                "--iterations {n}: {done} iterations of the run are finished; ask for as many or more, or for +N"
+            ))),
+            (Iterations::Total(iterations), Some((goal, _))) if iterations == goal.iterations => Ok(goal),
+            (Iterations::Total(iterations), known) => {
+                let base = known.map_or(0, |(goal, finished)| if finished { done } else { goal.base });
+                Ok(Self { iterations, more: None, base })
+            }
+            (Iterations::More(n), Some((goal, false))) if goal.more == Some(n) => Ok(goal),
+            (Iterations::More(n), Some((goal, finished))) => {
+                let base = if finished { done } else { goal.iterations };
+                Ok(Self { iterations: base + n, more: Some(n), base })
+            }
+            (Iterations::More(n), None) => {
+                Err(Error::request(format!("--iterations +{n} needs a run to go on with, and output_dir holds none")))
+            }
+        }
+    }
 }
 
 /// A file or model folder that a run reads.
@@ -92,7 +138,8 @@ impl RunRecord {
             version: VERSION,
             larpo: env!("CARGO_PKG_VERSION").into(),
             verb: verb.into(),
-            flags: settings.0.clone(),
+            flags: settings.values.clone(),
+            goal: None,
             inputs: known,
             result: None,
         })
@@ -244,7 +291,7 @@ mod tests {
 
     fn record(flags: &[(&str, &str)], inputs: &[(&str, &Path)]) -> RunRecord {
         let flags = flags.iter().map(|(name, value)| (name.to_string(), value.split(',').map(String::from).collect()));
-        RunRecord::new("align", &Settings(flags.collect()), inputs).expect("inputs")
+        RunRecord::new("align", &Settings { values: flags.collect(), ..Settings::default() }, inputs).expect("inputs")
     }
 
     #[test]
@@ -265,6 +312,35 @@ mod tests {
         assert!(!error.contains("threads") && !error.contains("iterations"), "{error}");
         let verb = RunRecord { verb: "sft".into(), ..old.clone() };
         assert!(old.check(&verb, folder).expect_err("another verb").to_string().contains("larpo align"));
+    }
+
+    #[test]
+    fn more_iterations_are_counted_from_what_the_run_had() {
+        let record = |iterations, more, base, finished: bool| RunRecord {
+            goal: Some(Goal { iterations, more, base }),
+            result: finished.then(|| RunResult { summary: Value::Null, model: String::new() }),
+            ..record(&[], &[])
+        };
+        let goal = |asked: &str, earlier: Option<&RunRecord>, done| {
+            let asked: Iterations = asked.parse().expect("iterations");
+            Goal::new(asked, true, earlier, done).map(|goal| (goal.iterations, goal.base)).map_err(|e| e.to_string())
+        };
+        assert_eq!(goal("3", None, 0), Ok((3, 0)));
+        assert!(goal("+2", None, 0).expect_err("nothing there").contains("+2 needs a run"));
+        let three = record(3, None, 0, true);
+        assert_eq!(goal("+2", Some(&three), 3), Ok((5, 3)));
+        assert_eq!(goal("5", Some(&three), 3), Ok((5, 3)));
+        assert_eq!(goal("3", Some(&three), 3), Ok((3, 0)));
+        assert!(goal("2", Some(&three), 3).expect_err("fewer").contains("3 iterations of the run are finished"));
+        // Interrupted on the way to five: asking again asks for the same.
+        let five = record(5, Some(2), 3, false);
+        assert_eq!(goal("+2", Some(&five), 4), Ok((5, 3)));
+        assert_eq!(goal("+1", Some(&five), 4), Ok((6, 5)));
+        assert_eq!(goal("+2", Some(&record(5, Some(2), 3, true)), 5), Ok((7, 5)));
+        // Ended early after two of three.
+        assert_eq!(goal("+2", Some(&three), 2), Ok((4, 2)));
+        let kept = Goal::new(Iterations::Total(3), false, Some(&five), 4).expect("as before");
+        assert_eq!(kept, Goal { iterations: 5, more: Some(2), base: 3 });
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         settings,
         folder: &args.output_dir,
         overwrite: args.overwrite_output_dir,
-        train: &args.train,
+        from: args.train.resume_from_checkpoint.as_ref(),
         inputs: &inputs,
     };
     let mut folder = RunFolder::open(&request)?;

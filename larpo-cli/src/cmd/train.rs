@@ -29,7 +29,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
         settings,
         folder: &args.output_dir,
         overwrite: args.overwrite_output_dir,
-        train: &args.train,
+        from: args.train.resume_from_checkpoint.as_ref(),
         inputs: &[("model_name_or_path", &args.model.model_name_or_path), ("dataset_name", path)],
     };
     let mut folder = RunFolder::open(&request)?;

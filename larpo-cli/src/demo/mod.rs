@@ -15,6 +15,7 @@ use crate::policy::Policy;
 use crate::reward::RuleReranker;
 use crate::table::Table;
 use crate::training::{Journal, LoopConfig, sft};
+use crate::watch::Watch;
 use corpus::{Corpus, Problem};
 use cpu_time::cpu_seconds;
 use larpo_core::backend::Backend;
@@ -122,8 +123,9 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
     let prompts = prompt_rows(&policy, &corpus.prompts)?;
     let start = cpu_seconds();
     let mut reranker = RuleReranker::answer()?;
-    let (aligned, _) =
-        align(policy, &prompts, &align_config(recipe, &sft_policy, seed), &mut reranker, Some(&Place::new(folder)))?;
+    let aligned =
+        align(policy, &prompts, &align_config(recipe, &sft_policy, seed), &mut reranker, Some(&Place::new(folder)))?
+            .policy;
     let larpo_seconds = cpu_seconds() - start;
     aligned.save(folder)?;
     let larpo = evaluation(&aligned, "larpo")?;
@@ -209,6 +211,7 @@ fn align_config<B: Backend>(recipe: &Recipe, policy: &Policy<B>, seed: u64) -> A
             seed,
             stream: 0,
         },
+        watch: Watch::default(),
         seed,
         source: json!({ "demo": { "sft_rows": recipe.sft_rows, "threads": par::threads() } }),
     }
