@@ -24,8 +24,8 @@ pub enum Error {
     },
     /// A request that cannot be met, with the mend.
     Request(String),
-    /// The run was asked to end early and did so where it can go on; says where.
-    Stopped(String),
+    /// The user stopped the run; the message says what is left of it.
+    Interrupted(String),
 }
 
 impl Error {
@@ -40,9 +40,11 @@ impl Error {
         Self::Request(message.into())
     }
 
-    /// The run ended early, as asked.
+    /// The run ended early, as asked, at a place it can go on from.
     pub fn stopped(at: impl Into<String>) -> Self {
-        Self::Stopped(at.into())
+        let at = at.into();
+        let next = "the same command with --resume_from_checkpoint latest goes on from there";
+        Self::Interrupted(format!("stopped as asked ({at}); {next}"))
     }
 }
 
@@ -52,13 +54,7 @@ impl fmt::Display for Error {
             Self::Data(error) => error.fmt(f),
             Self::Core(error) => error.fmt(f),
             Self::Io { path, action, source } => write!(f, "cannot {action} {}: {source}", path.display()),
-            Self::Request(message) => f.write_str(message),
-            Self::Stopped(at) => {
-                write!(
-                    f,
-                    "stopped as asked ({at}); the same command with --resume_from_checkpoint latest goes on from there"
-                )
-            }
+            Self::Request(message) | Self::Interrupted(message) => f.write_str(message),
         }
     }
 }

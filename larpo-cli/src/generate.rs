@@ -76,7 +76,7 @@ pub fn generate_batches<B: Backend>(
     let progress = Progress::new(label, prompts.len() as u64, "prompts");
     progress.advance(done as u64);
     let mut hooks = Hooks { tokenizer: &policy.tokenizer, stop, progress: &progress };
-    for batch in prompts[done..].chunks(retriever::prompts_per_batch(&policy.model, config)) {
+    for batch in prompts[done..].chunks(retriever::prompts_per_batch(policy.model.config(), config)) {
         let rows: Vec<Prompt> = batch.iter().map(|p| Prompt { index: p.index as u32, ids: &p.ids }).collect();
         let samples = retriever::sample(&policy.model, &rows, config, &mut hooks)?;
         let text = |sample| generated(policy, sample, stop);

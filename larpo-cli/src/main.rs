@@ -30,7 +30,7 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Err(error @ larpo_cli::error::Error::Stopped(_)) => {
+        Err(error @ larpo_cli::error::Error::Interrupted(_)) => {
             fail(&error);
             ExitCode::from(INTERRUPTED)
         }

@@ -44,7 +44,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// Prompts that the model cannot take, what the reranker reports, files that cannot be read or written, edited candidates
-/// that do not fit; [`Error::Stopped`] between two batches where `stop` is raised.
+/// that do not fit; [`Error::Interrupted`] between two batches where `stop` is raised.
 pub fn draw<B: Backend>(
     policy: &Policy<B>,
     request: Request,
@@ -138,7 +138,7 @@ pub fn stored<B: Backend>(
 /// What was drawn before the run was interrupted, in whole batches: another grouping of the prompts may round differently.
 fn drawn_before<B: Backend>(policy: &Policy<B>, request: Request, path: &Path) -> Result<Vec<CandidateList>> {
     let Request { prompts, sampling, label, .. } = request;
-    let batch = prompts_per_batch(&policy.model, sampling);
+    let batch = prompts_per_batch(policy.model.config(), sampling);
     let whole_batches = |n: usize| if n >= prompts.len() { prompts.len() } else { n - n % batch };
     let kept = partial::read(path, whole_batches)?;
     let mut lists = Vec::with_capacity(prompts.len());

@@ -2,11 +2,14 @@
 
 use larpo_core::Error;
 use larpo_core::backend::Backend;
+use larpo_core::candidates::{Candidate, CandidateList};
 use larpo_core::cpu::Cpu;
 use larpo_core::finite::check_weights;
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::OptimizerConfig;
+use larpo_core::reranker::Query;
+use larpo_core::retriever::{NoHooks, Prompt, SamplingConfig, sample};
 use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
 
 fn model() -> Transformer<Cpu> {
@@ -137,6 +140,59 @@ fn a_reference_and_a_reward_are_named_by_their_row() {
             t.list_step(&settings(0.1), &lists.iter().collect::<Vec<_>>(), 4).expect_err("not finite")
         });
         assert!(error.to_string().contains("reward"), "{error}");
+    }
+}
+
+#[test]
+fn a_sample_is_named_by_its_prompt_and_a_reward_by_its_response() {
+    let config = SamplingConfig {
+        num_generations: 2,
+        max_new_tokens: 3,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        eos_ids: vec![],
+        vocab_limit: 29,
+        seed: 1,
+        iteration: 0,
+    };
+    let prompts = [Prompt { index: 41, ids: &[1, 2] }, Prompt { index: 42, ids: &[3] }];
+    let draw = |model: &Transformer<Cpu>| sample(model, &prompts, &config, &mut NoHooks).expect_err("not finite");
+    let mut huge = model();
+    let index = parameter(&huge, "norm");
+    for column in 0..16 {
+        spoil(&mut huge, index, (0, column), 3e38);
+    }
+    let error = draw(&huge).to_string();
+    assert!(error.contains("log-probability of a sampled token") && error.contains("prompt 41, token 0"), "{error}");
+    spoil(&mut huge, index, (0, 3), f32::NAN);
+    let expected = Error::NotFinite { what: "weight model.norm.weight".into(), at: "element 3".into() };
+    assert_eq!(draw(&huge), expected);
+
+    let candidate = |reward| Candidate {
+        ids: vec![1],
+        logps: vec![-1.0],
+        text: "a".into(),
+        finish_reason: None,
+        iteration: 1,
+        temperature: 1.0,
+        seed: 1,
+        reward,
+    };
+    let mut list = CandidateList {
+        prompt_index: 7,
+        prompt: "p".into(),
+        prompt_ids: vec![1],
+        reference: None,
+        candidates: vec![candidate(0.25), candidate(0.5)],
+    };
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let error = list.rank(&mut |_: &Query| Ok(vec![1.0, bad])).expect_err("not finite");
+        let expected = Error::NotFinite { what: "a reward".into(), at: "prompt 7, response 1".into() };
+        assert_eq!(error, expected);
+        let rewards: Vec<f64> = list.candidates.iter().map(|c| c.reward).collect();
+        assert_eq!(rewards, [0.25, 0.5], "nothing was taken over");
     }
 }
 

@@ -30,7 +30,7 @@ pub fn run(cli: &Cli) -> Result<Value> {
 /// [`run`], ended early at the next safe point where `stop` is raised. Verbs that cannot be gone on with do not look at it.
 ///
 /// # Errors
-/// What the verb reports; [`Error::Stopped`] after an early end.
+/// What the verb reports; [`Error::Interrupted`] after an early end.
 pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
     let (backend, settings) = (Cpu::new(), &cli.settings);
     match &cli.command {

@@ -1,26 +1,30 @@
 //! Algorithm 1 (Jin et al. 2025): sample, rank, train on the ranked lists, repeat.
 
-use crate::args::{AlignArgs, Memory as MemoryArg, Reference};
+mod config;
+mod report;
+
+pub use config::AlignConfig;
+pub use report::{IterationReport, describe};
+
+use crate::args::Reference;
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
-use crate::generate::sampling_config;
 use crate::policy::Policy;
 use crate::resume::{AlignPoint, ITERATION, MANIFEST};
 use crate::samples::{self, Request};
 use crate::stop::Stop;
-use crate::training::{Journal, ListOutcome, LoopConfig, list_training, selection, train_lists};
-use crate::watch::{self, Look, Watch};
+use crate::training::{Journal, train_lists};
+use crate::watch::{self, Look};
 use larpo_core::backend::Backend;
-use larpo_core::candidates::{CandidateList, CandidateMemory, ListCounts, Memory, training_lists};
-use larpo_core::cpu::par;
+use larpo_core::candidates::{CandidateMemory, training_lists};
 use larpo_core::model::Transformer;
-use larpo_core::proofs::{ProofReport, prove};
+use larpo_core::proofs::prove;
 use larpo_core::reranker::Reranker;
 use larpo_core::retriever::SamplingConfig;
 use larpo_core::rng::{CounterRng, Purpose};
-use larpo_core::select::Select;
-use larpo_core::train::{ListTraining, TrainingList, fill_references};
+use larpo_core::train::{TrainingList, fill_references};
 use larpo_data::{checksums, files};
+use report::reward_summary;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -28,164 +32,6 @@ use std::path::{Path, PathBuf};
 const MODEL: &str = "model";
 /// The first policy on the held-out prompts.
 pub const START: &str = "start.json";
-
-/// Settings of the loop.
-#[derive(Debug, Clone)]
-pub struct AlignConfig {
-    /// Iterations, T.
-    pub iterations: u32,
-    /// Prompts of an iteration, M.
-    pub prompts_per_iteration: usize,
-    /// Earlier iterations that are trained on again.
-    pub memory: Memory,
-    /// Whether γ compares with the iteration's own start or with the first policy.
-    pub reference: Reference,
-    /// Sampling; temperature and iteration are set by the loop.
-    pub sampling: SamplingConfig,
-    /// A temperature an iteration; the last one repeats.
-    pub temperatures: Vec<f64>,
-    /// Texts that end a response.
-    pub stop: Vec<String>,
-    /// Objective.
-    pub lists: ListTraining,
-    /// Which candidates make the list.
-    pub select: Select,
-    /// Optimizer and batches; optimizer and schedule start anew in every iteration.
-    pub training: LoopConfig,
-    /// What is looked at after each iteration, and what ends the run early.
-    pub watch: Watch,
-    /// Seed of the run.
-    pub seed: u64,
-    /// What the run started from: model, data, rewards. Recorded in the manifests.
-    pub source: Value,
-}
-
-impl AlignConfig {
-    /// The settings of the flags, for `policy`; nothing is watched.
-    pub fn new<B: Backend>(args: &AlignArgs, iterations: u32, policy: &Policy<B>) -> Self {
-        let seed = args.common.seed;
-        Self {
-            iterations,
-            prompts_per_iteration: args.iterate.prompts_per_iteration,
-            memory: match args.iterate.memory {
-                MemoryArg::None => Memory::None,
-                MemoryArg::Previous => Memory::Previous,
-                MemoryArg::All => Memory::All,
-            },
-            reference: args.iterate.reference,
-            sampling: sampling_config(&args.sampling, policy, args.generations.num_generations, seed),
-            temperatures: args.sampling.temperature.clone(),
-            stop: args.sampling.stop.clone(),
-            lists: list_training(&args.list, seed),
-            select: selection(&args.list),
-            training: LoopConfig::lists(&args.train, seed),
-            watch: Watch::default(),
-            seed,
-            source: json!({
-                "model_name_or_path": args.model.model_name_or_path,
-                "dataset_name": args.dataset_name,
-                "max_length": args.data.max_length,
-                "max_prompt_length": args.data.max_prompt_length,
-                "max_samples": args.data.max_samples,
-                "validation_fraction": args.split.validation_fraction,
-                "split": args.split.split.name(),
-                "reward_funcs": args.reward.reward_funcs,
-                "reward_weights": args.reward.reward_weights,
-                "answer_pattern": args.reward.answer_pattern,
-                "threads": par::threads(),
-            }),
-        }
-    }
-
-    fn temperature(&self, iteration: u32) -> f64 {
-        let last = self.temperatures.len().saturating_sub(1);
-        self.temperatures.get((iteration as usize - 1).min(last)).copied().unwrap_or(1.0)
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "iterations": self.iterations,
-            "prompts_per_iteration": self.prompts_per_iteration,
-            "num_generations": self.sampling.num_generations,
-            "max_new_tokens": self.sampling.max_new_tokens,
-            "temperatures": self.temperatures,
-            "top_k": Some(self.sampling.top_k).filter(|&k| k > 0),
-            "top_p": self.sampling.top_p,
-            "min_p": self.sampling.min_p,
-            "stop_strings": self.stop,
-            "memory": self.memory,
-            "reference": match self.reference {
-                Reference::Previous => "previous",
-                Reference::Initial => "initial",
-            },
-            "objective": self.lists,
-            "select": self.select.to_string(),
-            "optimizer": self.training.optimizer,
-            "per_device_train_batch_size": self.training.micro_batch,
-            "gradient_accumulation_steps": self.training.accumulation,
-            "num_train_epochs": self.training.epochs,
-            "max_steps": self.training.max_steps,
-            "until_kl": self.watch.until_kl,
-            "early_stopping_patience": self.watch.patience,
-            "held_out_prompts": self.watch.prompts.len(),
-            "seed": self.seed,
-            "source": self.source,
-        })
-    }
-}
-
-/// What an iteration did.
-#[derive(Debug, Clone, PartialEq)]
-pub struct IterationReport {
-    /// Its number, from 1.
-    pub iteration: u32,
-    /// Sampling temperature.
-    pub temperature: f64,
-    /// Prompts sampled for.
-    pub prompts: usize,
-    /// Mean reward of the fresh candidates.
-    pub mean_reward: f64,
-    /// Mean over prompts of the best fresh candidate's reward.
-    pub best_reward: f64,
-    /// What became of all remembered candidates.
-    pub counts: ListCounts,
-    /// Step-0 proofs; none where no list contributes.
-    pub proofs: Option<ProofReport>,
-    /// Training; none where no list contributes.
-    pub outcome: Option<ListOutcome>,
-    /// The policy after it on held-out prompts; none where nothing is watched.
-    pub held_out: Option<Look>,
-}
-
-impl IterationReport {
-    /// As an object.
-    pub fn json(&self) -> Value {
-        json!({
-            "iteration": self.iteration,
-            "temperature": self.temperature,
-            "prompts": self.prompts,
-            "mean_reward": self.mean_reward,
-            "best_reward": self.best_reward,
-            "lists": self.counts,
-            "proofs": self.proofs.as_ref().map(|p| json!({
-                "constant_lists": p.constant_lists,
-                "constant_skipped": p.constant_skipped,
-                "logp_difference_max": p.logp_difference.map(|d| d.0),
-                "logp_tokens": p.logp_difference.map(|d| d.1),
-                "parameters_reached": p.reached,
-                "zero_gradients": p.zero_gradients,
-            })),
-            "training": self.outcome.map(|o| json!({
-                "steps": o.steps,
-                "loss": o.loss,
-                "rewards/accuracies": o.metrics.reward_accuracy,
-                "rewards/margins": o.metrics.reward_chosen - o.metrics.reward_rejected,
-                "kl": o.metrics.kl,
-            })),
-            "held_out": self.held_out.map(|look| look.json()),
-        })
-    }
-}
 
 /// Where a run writes, what it goes on from, and who may end it early.
 #[derive(Debug, Clone, Default)]
@@ -229,7 +75,7 @@ pub struct Aligned<B: Backend> {
 ///
 /// # Errors
 /// A failed step-0 proof, prompts that the model cannot take, what the reranker reports, files that cannot be read or
-/// written; [`Error::Stopped`] after an early end.
+/// written; [`Error::Interrupted`] after an early end.
 pub fn align<B: Backend>(
     policy: Policy<B>,
     prompts: &[PromptRow],
@@ -517,36 +363,4 @@ impl<B: Backend> Run<'_, B> {
         });
         Ok(files::write_bytes(folder.join(MANIFEST), format!("{manifest:#}\n").as_bytes())?)
     }
-}
-
-/// Mean reward, and mean over prompts of the best one.
-fn reward_summary(lists: &[CandidateList]) -> (f64, f64) {
-    let (mut sum, mut count, mut best) = (0.0, 0.0, 0.0);
-    for list in lists {
-        sum += list.candidates.iter().map(|c| c.reward).sum::<f64>();
-        count += list.candidates.len() as f64;
-        best += list.candidates.iter().map(|c| c.reward).fold(f64::NEG_INFINITY, f64::max);
-    }
-    (sum / count, best / lists.len() as f64)
-}
-
-/// The proofs as a line for people.
-pub fn describe(proofs: &ProofReport) -> String {
-    let mut parts = Vec::new();
-    match (proofs.constant_lists, proofs.constant_skipped) {
-        (Some(n), _) => parts.push(format!("{n} list losses at γ = 0 equal their constants")),
-        (None, Some(why)) => parts.push(format!("constants at γ = 0 skipped ({why})")),
-        (None, None) => {}
-    }
-    match proofs.logp_difference {
-        Some((worst, tokens)) => {
-            parts.push(format!("{tokens} sampled log-probabilities equal the training path's (within {worst:.1e})"));
-        }
-        None => parts.push("no fresh log-probabilities in the first batch to compare".into()),
-    }
-    parts.push(format!("the gradient reaches all {} parameters", proofs.reached));
-    if !proofs.zero_gradients.is_empty() {
-        parts.push(format!("zero in {}", proofs.zero_gradients.join(", ")));
-    }
-    format!("step-0 proofs: {}", parts.join("; "))
 }
