@@ -24,6 +24,8 @@ pub enum Error {
     },
     /// A request that cannot be met, with the mend.
     Request(String),
+    /// The user stopped the run; the message says what is left of it.
+    Interrupted(String),
 }
 
 impl Error {
@@ -37,6 +39,13 @@ impl Error {
     pub fn request(message: impl Into<String>) -> Self {
         Self::Request(message.into())
     }
+
+    /// The run ended early, as asked, at a place it can go on from.
+    pub fn stopped(at: impl Into<String>) -> Self {
+        let at = at.into();
+        let next = "the same command with --resume_from_checkpoint latest goes on from there";
+        Self::Interrupted(format!("stopped as asked ({at}); {next}"))
+    }
 }
 
 impl fmt::Display for Error {
@@ -45,7 +54,7 @@ impl fmt::Display for Error {
             Self::Data(error) => error.fmt(f),
             Self::Core(error) => error.fmt(f),
             Self::Io { path, action, source } => write!(f, "cannot {action} {}: {source}", path.display()),
-            Self::Request(message) => f.write_str(message),
+            Self::Request(message) | Self::Interrupted(message) => f.write_str(message),
         }
     }
 }

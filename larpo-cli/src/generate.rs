@@ -51,23 +51,51 @@ pub fn generate<B: Backend>(
     stop: &[String],
     label: &str,
 ) -> Result<Vec<Vec<Generated>>> {
-    let rows: Vec<Prompt> = prompts.iter().map(|p| Prompt { index: p.index as u32, ids: &p.ids }).collect();
+    let mut all = Vec::with_capacity(prompts.len());
+    generate_batches(policy, prompts, 0, config, stop, label, |_, batch| {
+        all.extend(batch);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// [`generate`] from prompt `done` on, handing over each batch of prompts with its responses as soon as it is drawn. Where
+/// `done` is a multiple of [`retriever::prompts_per_batch`], the responses are the same as those of a run from the start.
+///
+/// # Errors
+/// As [`generate`], and what `each` reports, which ends the work.
+pub fn generate_batches<B: Backend>(
+    policy: &Policy<B>,
+    prompts: &[PromptRow],
+    done: usize,
+    config: &SamplingConfig,
+    stop: &[String],
+    label: &str,
+    mut each: impl FnMut(&[PromptRow], Vec<Vec<Generated>>) -> Result<()>,
+) -> Result<()> {
     let progress = Progress::new(label, prompts.len() as u64, "prompts");
+    progress.advance(done as u64);
     let mut hooks = Hooks { tokenizer: &policy.tokenizer, stop, progress: &progress };
-    let samples = retriever::sample(&policy.model, &rows, config, &mut hooks)?;
+    for batch in prompts[done..].chunks(retriever::prompts_per_batch(policy.model.config(), config)) {
+        let rows: Vec<Prompt> = batch.iter().map(|p| Prompt { index: p.index as u32, ids: &p.ids }).collect();
+        let samples = retriever::sample(&policy.model, &rows, config, &mut hooks)?;
+        let text = |sample| generated(policy, sample, stop);
+        each(batch, samples.into_iter().map(|list| list.into_iter().map(text).collect()).collect::<Result<_>>()?)?;
+    }
     progress.finish();
-    let text = |sample: Sample| -> Result<Generated> {
-        let ids = match sample.finish_reason {
-            FinishReason::Stop => &sample.ids[..sample.ids.len() - 1],
-            _ => &sample.ids[..],
-        };
-        let mut text = policy.tokenizer.decode(ids, true)?;
-        if let Some(end) = first_stop(&text, stop) {
-            text.truncate(end);
-        }
-        Ok(Generated { sample, text })
+    Ok(())
+}
+
+fn generated<B: Backend>(policy: &Policy<B>, sample: Sample, stop: &[String]) -> Result<Generated> {
+    let ids = match sample.finish_reason {
+        FinishReason::Stop => &sample.ids[..sample.ids.len() - 1],
+        _ => &sample.ids[..],
     };
-    samples.into_iter().map(|list| list.into_iter().map(text).collect()).collect()
+    let mut text = policy.tokenizer.decode(ids, true)?;
+    if let Some(end) = first_stop(&text, stop) {
+        text.truncate(end);
+    }
+    Ok(Generated { sample, text })
 }
 
 /// Draws responses and makes candidates of them, not yet ranked.
@@ -82,6 +110,15 @@ pub fn candidates<B: Backend>(
     label: &str,
 ) -> Result<Vec<CandidateList>> {
     let responses = generate(policy, prompts, config, stop, label)?;
+    Ok(candidate_lists(prompts, responses, config))
+}
+
+/// Responses to `prompts` as candidates, not yet ranked.
+pub fn candidate_lists(
+    prompts: &[PromptRow],
+    responses: Vec<Vec<Generated>>,
+    config: &SamplingConfig,
+) -> Vec<CandidateList> {
     let candidate = |generated: Generated| Candidate {
         ids: generated.sample.ids,
         logps: generated.sample.logps,
@@ -92,17 +129,14 @@ pub fn candidates<B: Backend>(
         seed: config.seed,
         reward: 0.0,
     };
-    Ok(prompts
-        .iter()
-        .zip(responses)
-        .map(|(prompt, responses)| CandidateList {
-            prompt_index: prompt.index,
-            prompt: prompt.text.clone(),
-            prompt_ids: prompt.ids.clone(),
-            reference: prompt.reference.clone(),
-            candidates: responses.into_iter().map(candidate).collect(),
-        })
-        .collect())
+    let list = |(prompt, responses): (&PromptRow, Vec<Generated>)| CandidateList {
+        prompt_index: prompt.index,
+        prompt: prompt.text.clone(),
+        prompt_ids: prompt.ids.clone(),
+        reference: prompt.reference.clone(),
+        candidates: responses.into_iter().map(candidate).collect(),
+    };
+    prompts.iter().zip(responses).map(list).collect()
 }
 
 /// Where the first stop string begins.

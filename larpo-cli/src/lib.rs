@@ -12,6 +12,8 @@ macro_rules! say {
 
 pub mod align;
 pub mod args;
+pub mod candidate_rows;
+pub mod checkpoint;
 pub mod cmd;
 pub mod dataset;
 pub mod demo;
@@ -22,7 +24,13 @@ pub mod metrics_log;
 pub mod output;
 pub mod policy;
 pub mod progress;
+pub mod resume;
 pub mod reward;
+pub mod run_folder;
+pub mod run_record;
+pub mod samples;
+pub mod stop;
 pub mod table;
 pub mod threads;
 pub mod training;
+pub mod watch;

@@ -50,13 +50,33 @@ impl MetricsLog {
         Ok(MetricsLog { file: File::create(path)? })
     }
 
-    /// Continues the file, or starts it where there is none.
+    /// Continues the file after the update `step`: rows of later updates, and a line that was cut short, are dropped.
     ///
     /// # Errors
-    /// Where the file cannot be opened; the caller knows the path to name.
-    pub fn append(path: &Path) -> io::Result<MetricsLog> {
+    /// Where the file cannot be read or written; the caller knows the path to name.
+    pub fn resume(path: &Path, step: u64) -> io::Result<MetricsLog> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let early = |line: &&[u8]| {
+            let row: Option<Value> = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice(line).ok());
+            row.and_then(|row| row.get("step")?.as_u64()).is_some_and(|at| at <= step)
+        };
+        let kept: Vec<u8> = text.split_inclusive(|&b| b == b'\n').take_while(early).flatten().copied().collect();
         let file = OpenOptions::new().create(true).append(true).open(path)?;
+        // Nothing is lost if this is cut short: it is done again.
+        file.set_len(kept.len() as u64)?;
         Ok(MetricsLog { file })
+    }
+
+    /// Waits until all rows are on disk.
+    ///
+    /// # Errors
+    /// Where they cannot be written.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Writes one row as one line, at once: a reader never sees half a row of a run that goes on.
@@ -76,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_lines_and_appending_keeps_them() {
+    fn rows_are_lines_and_resuming_keeps_the_early_ones() {
         let name = format!("larpo-metrics-{}.jsonl", std::process::id());
         let path = std::env::temp_dir().join(name);
         let row = |step| Row::new().count("step", step).number("loss", 0.5);
@@ -85,8 +105,16 @@ mod tests {
         // The first row is there before the log is dropped.
         let first = std::fs::read_to_string(&path).expect("reads");
         drop(log);
-        let mut log = MetricsLog::append(&path).expect("opens");
+        // Later rows, another row of an early update, and a line that a crash cut short.
+        std::fs::write(&path, format!("{first}{{\"step\":1,\"x\":1}}\n{{\"step\":2}}\n{{\"step\":1}}\n{{\"st"))
+            .expect("writes");
+        let mut log = MetricsLog::resume(&path, 1).expect("opens");
+        assert_eq!(std::fs::read_to_string(&path).expect("reads"), format!("{first}{{\"step\":1,\"x\":1}}\n"));
+        log = MetricsLog::resume(&path, 0).map(|_| log).expect("opens");
+        assert_eq!(std::fs::read_to_string(&path).expect("reads"), "");
+        log.write(row(1)).expect("writes");
         log.write(row(2)).expect("writes");
+        log.sync().expect("writes");
         let both = std::fs::read_to_string(&path).expect("reads");
         drop(MetricsLog::create(&path).expect("creates"));
         let none = std::fs::read_to_string(&path).expect("reads");

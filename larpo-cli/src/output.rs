@@ -1,15 +1,24 @@
-//! Output folders: created before the work begins, and never mixed with what an earlier run left there.
+//! Output folders: created and locked before the work begins, and never mixed with what an earlier run left there.
 
+use crate::align::START;
+use crate::checkpoint::PREFIX as CHECKPOINT;
 use crate::error::{Error, Result};
+use crate::resume::ITERATION;
+use crate::run_record;
+use larpo_data::files;
 use serde_json::Value;
-use std::fs;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
-/// Files that a run leaves in its output folder.
-const FILES: [&str; 5] = ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl", DEMO];
+/// Files that a run leaves in its output folder. The record is removed last: while it is there, the run is known.
+const FILES: [&str; 7] =
+    ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl", START, DEMO, run_record::FILE];
 /// Folders that it leaves there, one an iteration or checkpoint.
-const FOLDERS: [&str; 2] = ["iteration-", CHECKPOINT];
-const CHECKPOINT: &str = "checkpoint-";
+const FOLDERS: [&str; 2] = [ITERATION, CHECKPOINT];
+/// Locked by the run at work in the folder. The lock is the kernel's and ends with the process, however that ends; the file
+/// itself stays and says nothing.
+const LOCK: &str = ".larpo.lock";
 /// What tells that a folder was made by the demo, which can make it again.
 const DEMO: &str = "demo.json";
 
@@ -18,6 +27,8 @@ const DEMO: &str = "demo.json";
 pub struct OutputDir<'a> {
     folder: &'a Path,
     overwrite: bool,
+    /// Keeps the lock.
+    _lock: Option<File>,
 }
 
 impl<'a> OutputDir<'a> {
@@ -32,7 +43,8 @@ impl<'a> OutputDir<'a> {
             let shown: Vec<&str> = traces.iter().take(3).map(String::as_str).collect();
             let more = if traces.len() > shown.len() { ", …" } else { "" };
             return Err(Error::request(format!(
-                "{} holds an earlier run ({}{more}); give another --output_dir, or --overwrite_output_dir to replace it",
+                "{} holds an earlier run ({}{more}); give another --output_dir, --resume_from_checkpoint latest to go on \
+                 with it, or --overwrite_output_dir to replace it",
                 folder.display(),
                 shown.join(", ")
             )));
@@ -52,7 +64,29 @@ impl<'a> OutputDir<'a> {
             }
         }
         create(folder)?;
-        Ok(Self { folder, overwrite })
+        Ok(Self { folder, overwrite, _lock: lock(folder)? })
+    }
+
+    /// The folder of a run that goes on, whatever is in it.
+    ///
+    /// # Errors
+    /// A folder that cannot be created or written to, or another run at work in it.
+    pub fn go_on(folder: &'a Path) -> Result<Self> {
+        create(folder)?;
+        Ok(Self { folder, overwrite: false, _lock: lock(folder)? })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.folder
+    }
+
+    /// Names of what runs left in it, sorted.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn traces(&self) -> Result<Vec<String>> {
+        traces(self.folder)
     }
 
     /// [`OutputDir::check`] for the demo, which replaces an earlier demo unasked: the same command makes it again. A folder
@@ -73,8 +107,7 @@ impl<'a> OutputDir<'a> {
     /// # Errors
     /// A file that cannot be written.
     pub fn mark_demo(folder: &Path, settings: &Value) -> Result<()> {
-        let path = folder.join(DEMO);
-        fs::write(&path, format!("{settings}\n")).map_err(Error::io(&path, "write"))
+        Ok(files::write_bytes(folder.join(DEMO), format!("{settings}\n").as_bytes())?)
     }
 
     /// Makes room for the run, once everything it starts from has been read: an earlier run's iterations, checkpoints and
@@ -82,15 +115,19 @@ impl<'a> OutputDir<'a> {
     ///
     /// # Errors
     /// A file that cannot be removed.
-    pub fn clear(self) -> Result<()> {
+    pub fn clear(&self) -> Result<()> {
         if !self.overwrite {
             return Ok(());
         }
         let replaced = ["config.json", "model.safetensors"];
-        let old = traces(self.folder)?.into_iter().filter(|name| !replaced.contains(&name.as_str()));
-        for path in old.map(|name| self.folder.join(name)) {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Error::io(&path, "remove"))?;
+        let mut old = traces(self.folder)?;
+        old.retain(|name| !replaced.contains(&name.as_str()));
+        old.sort_by_key(|name| name == run_record::FILE);
+        for path in old.into_iter().map(|name| self.folder.join(name)) {
+            match path.is_dir() {
+                true => files::remove_folder(&path)?,
+                false => fs::remove_file(&path).map_err(Error::io(&path, "remove"))?,
+            }
         }
         Ok(())
     }
@@ -108,7 +145,10 @@ pub fn prepare_file(folder: &Path, name: &str, overwrite: bool) -> Result<()> {
             path.display()
         )));
     }
-    create(folder)
+    create(folder)?;
+    let probe = folder.join(format!(".larpo-{}", std::process::id()));
+    fs::write(&probe, "").map_err(Error::io(folder, "write to"))?;
+    fs::remove_file(&probe).map_err(Error::io(&probe, "remove"))
 }
 
 /// Names of what runs left in the folder, sorted.
@@ -130,16 +170,42 @@ fn traces(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Creates the folder and sees whether it can be written to.
+/// Creates the folder.
 fn create(folder: &Path) -> Result<()> {
     if folder.exists() && !folder.is_dir() {
         let path = folder.display();
         return Err(Error::request(format!("--output_dir {path} is a file; give the name of a folder")));
     }
-    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-    let probe = folder.join(format!(".larpo-{}", std::process::id()));
-    fs::write(&probe, "").map_err(Error::io(folder, "write to"))?;
-    fs::remove_file(&probe).map_err(Error::io(&probe, "remove"))
+    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))
+}
+
+/// Locks the folder, which shows at once whether it can be written to. None where the file system has no locks.
+fn lock(folder: &Path) -> Result<Option<File>> {
+    let path = folder.join(LOCK);
+    let open = OpenOptions::new().create(true).read(true).append(true).open(&path);
+    let mut file = open.map_err(Error::io(folder, "write to"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Whoever holds the lock may not have written its number yet.
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim();
+            let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
+            return Err(Error::request(format!(
+                "another run{holder} is at work in {}; wait for its end, or give another --output_dir",
+                folder.display()
+            )));
+        }
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+            say!("note: {} cannot be locked ({error}); see to it that no other run writes there", folder.display());
+            return Ok(None);
+        }
+        Err(TryLockError::Error(error)) => return Err(Error::io(&path, "lock")(error)),
+    }
+    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(Error::io(&path, "write"))?;
+    Ok(Some(file))
 }
 
 #[cfg(test)]
@@ -167,7 +233,11 @@ mod tests {
         }
         let checked = OutputDir::check(&folder, true, &[&folder.join("notes.txt")]).expect("may be replaced");
         assert!(has("iteration-1/model") && has("metrics.jsonl"));
+        let error = OutputDir::go_on(&folder).expect_err("somebody else's").to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         checked.clear().expect("clears");
+        drop(checked);
+        OutputDir::go_on(&folder).expect("free again");
         let names = ["config.json", "notes.txt", "iteration-notes", "iteration-1", "metrics.jsonl"];
         assert_eq!(names.map(has), [true, true, true, false, false]);
         prepare_file(&folder, "candidates.jsonl", false).expect("not there yet");

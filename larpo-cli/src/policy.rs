@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use larpo_core::backend::Backend;
+use larpo_core::finite::check_weights;
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_data::model_folder::{self, ModelFolder};
 use larpo_data::tokenizer::Tokenizer;
@@ -102,47 +103,9 @@ impl<B: Backend> Policy<B> {
     /// Writes the model folder: configuration, weights, tokenizer.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// A weight that is not finite, a file that cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let c = self.model.config();
-        let config = model_folder::ModelConfig {
-            vocab_size: c.vocab_size,
-            hidden_size: c.hidden_size,
-            intermediate_size: c.intermediate_size,
-            num_hidden_layers: c.num_hidden_layers,
-            num_attention_heads: c.num_attention_heads,
-            num_key_value_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            max_position_embeddings: c.max_position_embeddings,
-            rms_norm_eps: c.rms_norm_eps,
-            rope_theta: c.rope_theta,
-            tie_word_embeddings: c.tie_word_embeddings,
-            bos_token_id: self.tokenizer.bos_id(),
-            eos_token_ids: self.eos_ids.clone(),
-            pad_token_id: self.tokenizer.pad_id(),
-            initializer_range: c.initializer_range,
-        };
-        let parameters = self.model.parameters();
-        // Where each tensor lies: parameter, first number, length.
-        let mut places = HashMap::new();
-        for (index, parameter) in parameters.iter().enumerate() {
-            for tensor in &parameter.tensors {
-                let (start, end) = (tensor.rows.start * parameter.cols, tensor.rows.end * parameter.cols);
-                places.insert(tensor.name.clone(), (index, start, end));
-            }
-        }
-        // The tensors of one parameter follow one another, so one download serves them all.
-        let mut held = None;
-        model_folder::write_model(folder, &config, &parameters.checkpoint_tensors(), |name| {
-            let (index, start, end) = places[name];
-            if held.as_ref().is_none_or(|(at, _)| *at != index) {
-                held = Some((index, parameters.download(self.model.backend(), index)));
-            }
-            let values = held.as_ref().and_then(|(_, values)| values.as_slice()).unwrap_or_default();
-            Cow::Owned(values[start..end].to_vec())
-        })?;
-        self.tokenizer.save(folder)?;
-        Ok(())
+        save_model(&self.model, &self.tokenizer, &self.eos_ids, folder)
     }
 
     /// Ids of a prompt, with the tokens its tokenizer puts in front (BOS).
@@ -181,4 +144,56 @@ impl<B: Backend> Policy<B> {
         ids.extend(self.eos_ids.first());
         Ok(ids)
     }
+}
+
+/// Writes a model folder: configuration, weights, tokenizer.
+///
+/// # Errors
+/// A weight that is not finite, by tensor; a file that cannot be written.
+pub fn save_model<B: Backend>(
+    model: &Transformer<B>,
+    tokenizer: &Tokenizer,
+    eos_ids: &[u32],
+    folder: &Path,
+) -> Result<()> {
+    check_weights(model)?;
+    let c = model.config();
+    let config = model_folder::ModelConfig {
+        vocab_size: c.vocab_size,
+        hidden_size: c.hidden_size,
+        intermediate_size: c.intermediate_size,
+        num_hidden_layers: c.num_hidden_layers,
+        num_attention_heads: c.num_attention_heads,
+        num_key_value_heads: c.num_key_value_heads,
+        head_dim: c.head_dim,
+        max_position_embeddings: c.max_position_embeddings,
+        rms_norm_eps: c.rms_norm_eps,
+        rope_theta: c.rope_theta,
+        tie_word_embeddings: c.tie_word_embeddings,
+        bos_token_id: tokenizer.bos_id(),
+        eos_token_ids: eos_ids.to_vec(),
+        pad_token_id: tokenizer.pad_id(),
+        initializer_range: c.initializer_range,
+    };
+    let parameters = model.parameters();
+    // Where each tensor lies: parameter, first number, length.
+    let mut places = HashMap::new();
+    for (index, parameter) in parameters.iter().enumerate() {
+        for tensor in &parameter.tensors {
+            let (start, end) = (tensor.rows.start * parameter.cols, tensor.rows.end * parameter.cols);
+            places.insert(tensor.name.clone(), (index, start, end));
+        }
+    }
+    // The tensors of one parameter follow one another, so one download serves them all.
+    let mut held = None;
+    model_folder::write_model(folder, &config, &parameters.checkpoint_tensors(), |name| {
+        let (index, start, end) = places[name];
+        if held.as_ref().is_none_or(|(at, _)| *at != index) {
+            held = Some((index, parameters.download(model.backend(), index)));
+        }
+        let values = held.as_ref().and_then(|(_, values)| values.as_slice()).unwrap_or_default();
+        Cow::Owned(values[start..end].to_vec())
+    })?;
+    tokenizer.save(folder)?;
+    Ok(())
 }

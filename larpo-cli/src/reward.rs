@@ -107,6 +107,7 @@ pub fn to_row(list: &CandidateList, stop: &[String]) -> CandidateRow {
     let mut order: Vec<&Candidate> = list.candidates.iter().collect();
     order.sort_by(|a, b| b.reward.total_cmp(&a.reward));
     let finish = |c: &&Candidate| c.finish_reason.map(|f| f.name().to_string());
+    let logps = |c: &&Candidate| (c.logps.len() == c.ids.len()).then(|| c.logps.clone());
     CandidateRow {
         prompt_index: Some(list.prompt_index),
         prompt: list.prompt.clone(),
@@ -119,10 +120,10 @@ pub fn to_row(list: &CandidateList, stop: &[String]) -> CandidateRow {
         iteration: order.iter().map(|c| c.iteration).collect(),
         temperature: order.iter().map(|c| c.temperature as f32).collect(),
         seed: order.iter().map(|c| c.seed).collect(),
-        // Left out as a whole where a response was made elsewhere.
+        // These are left out as a whole where a response has none.
         finish_reason: order.iter().map(finish).collect::<Option<Vec<_>>>().unwrap_or_default(),
         token_ids: order.iter().map(|c| c.ids.clone()).collect(),
-        logps: order.iter().map(|c| c.logps.clone()).collect(),
+        logps: order.iter().map(logps).collect::<Option<Vec<_>>>().unwrap_or_default(),
         extra: serde_json::Map::new(),
     }
 }

@@ -1,19 +1,25 @@
 //! Training loops that the verbs share: fine-tuning on rows, list training on ranked lists, with progress and metrics.
 
 use crate::args::{LIST_LEARNING_RATE, ListArgs, SFT_LEARNING_RATE, TrainArgs};
+use crate::checkpoint::{self, Counters, Kind, TrainerState};
 use crate::error::{Error, Result};
 use crate::metrics_log::{MetricsLog, Row};
 use crate::policy::Policy;
 use crate::progress::Progress;
+use crate::resume::Resume;
+use crate::stop::Stop;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::lists::PackedLists;
 use larpo_core::model::Transformer;
 use larpo_core::objective::{LossType, Objective};
-use larpo_core::optim::{OptimizerConfig, OptimizerState};
+use larpo_core::optim::OptimizerConfig;
 use larpo_core::select::Select;
 use larpo_core::train::{ListMetrics, ListTraining, SftRow, Trainer, TrainingList};
+use larpo_data::checksums::Checksum;
+use larpo_data::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How a loop trains, whatever it trains on.
 #[derive(Debug, Clone)]
@@ -32,6 +38,8 @@ pub struct LoopConfig {
     pub logging_steps: usize,
     /// Updates between checkpoints.
     pub save_steps: Option<usize>,
+    /// Checkpoints that are kept, the newest ones.
+    pub save_total_limit: Option<usize>,
     /// Seed of the order.
     pub seed: u64,
     /// Number that sets this loop's order apart from others of the run.
@@ -58,6 +66,7 @@ impl LoopConfig {
             max_steps: args.step_limit().map(|n| n as u64),
             logging_steps: args.logging_steps,
             save_steps: args.save_steps,
+            save_total_limit: args.save_total_limit,
             seed,
             stream: 0,
         }
@@ -101,20 +110,90 @@ pub fn selection(args: &ListArgs) -> Select {
     })
 }
 
-/// Where a loop writes what happens.
-pub struct Journal<'a> {
+/// Where a loop writes what happens, what it goes on from, and who may end it early.
+#[derive(Debug, Default)]
+pub struct Journal {
     /// Label of the progress bar.
     pub label: String,
     /// The metrics file.
-    pub log: Option<(&'a mut MetricsLog, PathBuf)>,
-    /// Folder of `checkpoint-<step>`.
-    pub checkpoints: Option<PathBuf>,
+    pub metrics: Option<PathBuf>,
+    /// Folder of `checkpoint-<step>`; behind it those of earlier loops of the run, which count when old ones are removed.
+    pub checkpoints: Vec<PathBuf>,
+    /// The checkpoint to go on from.
+    pub resume: Option<Resume>,
+    /// Raised to end after the update that is under way, with a checkpoint.
+    pub stop: Stop,
 }
 
-impl Journal<'_> {
+impl Journal {
     /// A journal that only shows a bar.
     pub fn bar(label: &str) -> Self {
-        Self { label: label.into(), log: None, checkpoints: None }
+        Self { label: label.into(), ..Self::default() }
+    }
+}
+
+/// What both loops have: a trainer that may go on from a checkpoint, a log, a bar, checkpoints.
+struct Loop<'a, B: Backend> {
+    trainer: Trainer<B>,
+    tokenizer: Arc<Tokenizer>,
+    eos_ids: Vec<u32>,
+    counters: Counters,
+    kind: Kind,
+    plan: BatchPlan,
+    data: u64,
+    config: &'a LoopConfig,
+    journal: Journal,
+    log: Option<(MetricsLog, PathBuf)>,
+    progress: Progress,
+}
+
+impl<'a, B: Backend> Loop<'a, B> {
+    /// Starts with `policy`, or with the journal's checkpoint. `data` is the checksum of what is trained on.
+    fn start(
+        policy: Policy<B>,
+        kind: Kind,
+        (plan, data): (BatchPlan, u64),
+        config: &'a LoopConfig,
+        journal: Journal,
+    ) -> Result<Self> {
+        let backend = policy.model.backend().clone();
+        let Policy { model, tokenizer, eos_ids } = policy;
+        let mut counters = Counters::default();
+        let trainer = match resumed_state(kind, (plan, data), config, &journal)? {
+            None => Trainer::new(model, config.optimizer, plan.steps),
+            Some((checkpoint, state)) => {
+                drop(model);
+                let model = Policy::open(&backend, checkpoint)?.model;
+                counters = state.counters;
+                say!(
+                    "{}: goes on from {}, after {} of {} updates",
+                    journal.label,
+                    checkpoint.display(),
+                    state.optimizer.step,
+                    plan.steps
+                );
+                Trainer::resume(model, state.optimizer)?
+            }
+        };
+        let log = match &journal.metrics {
+            None => None,
+            Some(path) => {
+                let log = match trainer.steps() {
+                    0 => MetricsLog::create(path),
+                    step => MetricsLog::resume(path, step),
+                };
+                Some((log.map_err(Error::io(path, "write"))?, path.clone()))
+            }
+        };
+        let progress = Progress::new(&journal.label, plan.steps, "steps");
+        progress.advance(trainer.steps());
+        Ok(Self { trainer, tokenizer, eos_ids, counters, kind, plan, data, config, journal, log, progress })
+    }
+
+    /// The updates that are left, with the numbers of their items.
+    fn batches(&self) -> impl Iterator<Item = (u64, Vec<usize>)> + use<B> {
+        let done = self.trainer.steps();
+        (done + 1..).zip(self.plan.batches().skip(done as usize))
     }
 
     fn write(&mut self, row: Row) -> Result<()> {
@@ -123,6 +202,76 @@ impl Journal<'_> {
             None => Ok(()),
         }
     }
+
+    /// Whether a line of the log is due.
+    fn logs(&self, step: u64) -> bool {
+        step.is_multiple_of(self.config.logging_steps as u64) || step == self.plan.steps
+    }
+
+    /// After each update: a checkpoint where one is due, and an early end where one is asked for.
+    fn after(&mut self, step: u64) -> Result<()> {
+        let due = self.config.save_steps.is_some_and(|every| step.is_multiple_of(every as u64));
+        // After the last update what is left is less work than a checkpoint.
+        let stops = self.journal.stop.requested() && step < self.plan.steps;
+        if due || stops {
+            self.checkpoint()?;
+        }
+        match stops {
+            true => Err(Error::stopped(format!("{}, after {step} of {} updates", self.journal.label, self.plan.steps))),
+            false => Ok(()),
+        }
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        let Some(folder) = self.journal.checkpoints.first() else { return Ok(()) };
+        if let Some((log, path)) = &self.log {
+            log.sync().map_err(Error::io(path, "write to disk"))?;
+        }
+        let cursor = (self.plan, self.data, self.counters);
+        checkpoint::save(folder, &self.trainer, (&self.tokenizer, &self.eos_ids), self.kind, cursor)?;
+        // The new one is on disk; only then an old one may go.
+        self.config.save_total_limit.map_or(Ok(()), |keep| checkpoint::rotate(&self.journal.checkpoints, keep))
+    }
+
+    /// Names the row that stopped an update by its text, which is how people find it in their data.
+    fn explain<'r>(
+        &self,
+        error: larpo_core::Error,
+        text: impl FnOnce(usize, usize) -> (&'r [u32], &'r [u32]),
+    ) -> Error {
+        let larpo_core::Error::RowNotFinite { row, response, .. } = &error else { return error.into() };
+        let (prompt, response) = text(*row, *response);
+        let decode = |ids| self.tokenizer.decode(ids, true).unwrap_or_default();
+        Error::request(format!("{error}: prompt {:?}, response {:?}", decode(prompt), decode(response)))
+    }
+
+    fn finish(self) -> Policy<B> {
+        self.progress.finish();
+        Policy { model: self.trainer.into_model(), tokenizer: self.tokenizer, eos_ids: self.eos_ids }
+    }
+}
+
+/// The state of the checkpoint to go on from; none where training begins.
+fn resumed_state<'j>(
+    kind: Kind,
+    (plan, data): (BatchPlan, u64),
+    config: &LoopConfig,
+    journal: &'j Journal,
+) -> Result<Option<(&'j Path, TrainerState)>> {
+    let Some(Resume { checkpoint, or_anew }) = &journal.resume else { return Ok(None) };
+    let state = checkpoint::load(checkpoint, kind)?;
+    if state.plan == plan && state.data == data && state.optimizer.config == config.optimizer {
+        return Ok(Some((checkpoint, state)));
+    }
+    let problem = format!(
+        "{} was made while training on other data or with other settings (candidates that were edited since, for instance)",
+        checkpoint.display()
+    );
+    match or_anew {
+        true => say!("WARNING: {problem}; {} starts anew", journal.label),
+        false => return Err(Error::request(format!("{problem}; go on from an earlier place"))),
+    }
+    Ok(None)
 }
 
 /// Held-out rows to watch while fine-tuning.
@@ -154,29 +303,28 @@ pub fn sft<B: Backend>(
     plan: BatchPlan,
     config: &LoopConfig,
     held_out: Option<HeldOut>,
-    mut journal: Journal,
+    journal: Journal,
 ) -> Result<(Policy<B>, SftOutcome)> {
     if rows.is_empty() {
         return Err(Error::request("no rows to train on"));
     }
-    let Policy { model, tokenizer, eos_ids } = policy;
-    let mut trainer = Trainer::new(model, config.optimizer, plan.steps);
-    let progress = Progress::new(&journal.label, plan.steps, "steps");
-    let mut stretch = Mean::default();
-    let mut outcome = SftOutcome { steps: plan.steps, loss: f64::NAN, eval_loss: None };
-    for (i, batch) in plan.batches().enumerate() {
-        let step = i as u64 + 1;
+    let mut training = Loop::start(policy, Kind::Sft, (plan, rows_checksum(rows)), config, journal)?;
+    for (step, batch) in training.batches() {
         let batch: Vec<&SftRow> = batch.into_iter().map(|index| &rows[index]).collect();
-        let report = trainer.sft_step(&batch, config.micro_batch)?;
-        stretch.add(report.loss);
-        progress.advance(1);
-        if step.is_multiple_of(config.logging_steps as u64) || step == plan.steps {
-            outcome.loss = stretch.take();
-            progress.note(format!("loss {:.4}", outcome.loss));
-            journal.write(
+        let report = training
+            .trainer
+            .sft_step(&batch, config.micro_batch)
+            .map_err(|error| training.explain(error, |row, _| (&batch[row].prompt, &batch[row].response)))?;
+        training.counters.stretch.add(report.loss, ListMetrics::default());
+        training.progress.advance(1);
+        if training.logs(step) {
+            let (loss, _) = training.counters.stretch.take();
+            training.counters.loss = loss;
+            training.progress.note(format!("loss {loss:.4}"));
+            training.write(
                 Row::new()
                     .count("step", step as usize)
-                    .number("loss", outcome.loss)
+                    .number("loss", loss)
                     .number("grad_norm", report.update.grad_norm)
                     .number("learning_rate", report.update.learning_rate),
             )?;
@@ -184,44 +332,45 @@ pub fn sft<B: Backend>(
         if let Some(held_out) = &held_out
             && (step == plan.steps || held_out.every.is_some_and(|every| step.is_multiple_of(every as u64)))
         {
-            let loss = sft_loss(&trainer.model, held_out.rows)?;
-            outcome.eval_loss = Some(loss);
-            progress.message(&format!("step {step}: validation loss {loss:.4}"));
-            journal.write(Row::new().count("step", step as usize).number("eval_loss", loss))?;
+            let loss = sft_loss(&training.trainer.model, held_out.rows)?;
+            training.counters.eval_loss = Some(loss);
+            training.progress.message(&format!("step {step}: validation loss {loss:.4}"));
+            training.write(Row::new().count("step", step as usize).number("eval_loss", loss))?;
         }
-        trainer = checkpoint(trainer, &tokenizer, &eos_ids, step, config, &journal)?;
+        training.after(step)?;
     }
-    progress.finish();
-    Ok((Policy { model: trainer.into_model(), tokenizer, eos_ids }, outcome))
+    let Counters { loss, eval_loss, .. } = training.counters;
+    Ok((training.finish(), SftOutcome { steps: plan.steps, loss, eval_loss }))
 }
 
-/// Writes `checkpoint-<step>` where one is due.
-fn checkpoint<B: Backend>(
-    trainer: Trainer<B>,
-    tokenizer: &std::sync::Arc<larpo_data::tokenizer::Tokenizer>,
-    eos_ids: &[u32],
-    step: u64,
-    config: &LoopConfig,
-    journal: &Journal,
-) -> Result<Trainer<B>> {
-    let (Some(every), Some(folder)) = (config.save_steps, &journal.checkpoints) else { return Ok(trainer) };
-    if !step.is_multiple_of(every as u64) {
-        return Ok(trainer);
+/// Checksum of rows.
+fn rows_checksum(rows: &[SftRow]) -> u64 {
+    let mut sum = Checksum::default();
+    for row in rows {
+        add_ids(&mut sum, &row.prompt);
+        add_ids(&mut sum, &row.response);
     }
-    let folder = folder.join(format!("checkpoint-{step}"));
-    let (model, state) = trainer.suspend();
-    let policy = Policy { model, tokenizer: tokenizer.clone(), eos_ids: eos_ids.to_vec() };
-    policy.save(&folder)?;
-    larpo_data::state::save_state(folder.join("trainer_state.bin"), "trainer", &state)?;
-    Ok(Trainer::resume(policy.model, state)?)
+    sum.hash
 }
 
-/// Reads the trainer state of a checkpoint.
-///
-/// # Errors
-/// A file that is missing, damaged or of another version.
-pub fn load_trainer_state(checkpoint: &Path) -> Result<OptimizerState> {
-    Ok(larpo_data::state::load_state(checkpoint.join("trainer_state.bin"), "trainer")?)
+/// Checksum of lists with their rewards and references.
+fn lists_checksum(lists: &[TrainingList]) -> u64 {
+    let mut sum = Checksum::default();
+    for list in lists {
+        add_ids(&mut sum, &list.prompt);
+        sum.add(&(list.responses.len() as u64).to_le_bytes());
+        for response in &list.responses {
+            add_ids(&mut sum, &response.ids);
+            sum.add(&response.reward.to_le_bytes());
+            response.reference.iter().for_each(|logp| sum.add(&logp.to_le_bytes()));
+        }
+    }
+    sum.hash
+}
+
+fn add_ids(sum: &mut Checksum, ids: &[u32]) {
+    sum.add(&(ids.len() as u64).to_le_bytes());
+    ids.iter().for_each(|id| sum.add(&id.to_le_bytes()));
 }
 
 /// Rows of a forward pass that only scores.
@@ -230,7 +379,7 @@ const SCORING_TOKENS: usize = 4096;
 /// Mean negative log-likelihood per response token, in nats.
 ///
 /// # Errors
-/// Rows that the model cannot take or that have nothing to score.
+/// Rows that the model cannot take or that have nothing to score, a log-probability that is not finite.
 pub fn sft_loss<B: Backend>(model: &Transformer<B>, rows: &[SftRow]) -> Result<f64> {
     let (mut sum, mut tokens) = (0.0, 0);
     let mut rest = rows;
@@ -243,6 +392,11 @@ pub fn sft_loss<B: Backend>(model: &Transformer<B>, rows: &[SftRow]) -> Result<f
         let (chunk, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
         rest = after;
         let logps = model.score(&PackedLists::pack(chunk.iter().map(|r| (&r.prompt[..], [&r.response[..]]))))?;
+        if logps.iter().any(|logp| !logp.is_finite()) {
+            larpo_core::finite::check_weights(model)?;
+            let at = "a held-out row".into();
+            return Err(larpo_core::Error::NotFinite { what: "a log-probability".into(), at }.into());
+        }
         tokens += logps.len();
         sum -= logps.iter().sum::<f64>();
     }
@@ -275,36 +429,36 @@ pub fn train_lists<B: Backend>(
     lists: &[TrainingList],
     settings: &ListTraining,
     config: &LoopConfig,
-    mut journal: Journal,
+    journal: Journal,
 ) -> Result<(Policy<B>, ListOutcome)> {
     let plan = config.plan(lists.len());
-    let Policy { model, tokenizer, eos_ids } = policy;
-    let mut trainer = Trainer::new(model, config.optimizer, plan.steps);
-    let progress = Progress::new(&journal.label, plan.steps, "steps");
-    let (mut stretch, mut last_quarter) = (ListMean::default(), ListMean::default());
-    for (i, batch) in plan.batches().enumerate() {
-        let step = i as u64 + 1;
+    let mut training = Loop::start(policy, Kind::Lists, (plan, lists_checksum(lists)), config, journal)?;
+    for (step, batch) in training.batches() {
         let batch: Vec<&TrainingList> = batch.into_iter().map(|index| &lists[index]).collect();
-        let report = trainer.list_step(settings, &batch, config.micro_batch)?;
-        stretch.add(report.loss, report.metrics);
+        let report = training.trainer.list_step(settings, &batch, config.micro_batch).map_err(|error| {
+            training.explain(error, |row, response| (&batch[row].prompt, &batch[row].responses[response].ids))
+        })?;
+        training.counters.stretch.add(report.loss, report.metrics);
         if 4 * step > 3 * plan.steps {
-            last_quarter.add(report.loss, report.metrics);
+            training.counters.last_quarter.add(report.loss, report.metrics);
         }
-        progress.advance(1);
-        if step.is_multiple_of(config.logging_steps as u64) || step == plan.steps {
-            let (loss, m) = stretch.take();
-            progress.note(format!("loss {loss:.4}, rewards/margins {:.3}", m.reward_chosen - m.reward_rejected));
-            journal.write(
+        training.progress.advance(1);
+        if training.logs(step) {
+            let (loss, m) = training.counters.stretch.take();
+            training
+                .progress
+                .note(format!("loss {loss:.4}, rewards/margins {:.3}", m.reward_chosen - m.reward_rejected));
+            training.write(
                 list_row(loss, &m)
                     .count("step", step as usize)
                     .number("grad_norm", report.update.grad_norm)
                     .number("learning_rate", report.update.learning_rate),
             )?;
         }
-        trainer = checkpoint(trainer, &tokenizer, &eos_ids, step, config, &journal)?;
+        training.after(step)?;
     }
-    progress.finish();
-    let (loss, metrics) = last_quarter.take();
+    let (loss, metrics) = training.counters.last_quarter.take();
+    let policy = training.finish();
     let winners = metrics.reward_chosen / settings.beta;
     if winners < -NOTABLE_FALL {
         say!(
@@ -316,7 +470,7 @@ pub fn train_lists<B: Backend>(
         );
     }
     let outcome = ListOutcome { steps: plan.steps, loss, metrics };
-    Ok((Policy { model: trainer.into_model(), tokenizer, eos_ids }, outcome))
+    Ok((policy, outcome))
 }
 
 /// A row of the log under TRL's names.
@@ -332,41 +486,4 @@ pub fn list_row(loss: f64, m: &ListMetrics) -> Row {
         .number("rank/ndcg", m.ndcg)
         .number("rank/kendall_tau", m.kendall_tau)
         .number("kl", m.kl)
-}
-
-#[derive(Default)]
-struct Mean {
-    sum: f64,
-    count: f64,
-}
-
-impl Mean {
-    fn add(&mut self, value: f64) {
-        self.sum += value;
-        self.count += 1.0;
-    }
-
-    fn take(&mut self) -> f64 {
-        let Self { sum, count } = std::mem::take(self);
-        sum / count
-    }
-}
-
-#[derive(Default)]
-struct ListMean {
-    loss: Mean,
-    metrics: ListMetrics,
-}
-
-impl ListMean {
-    fn add(&mut self, loss: f64, metrics: ListMetrics) {
-        self.loss.add(loss);
-        self.metrics = self.metrics + metrics;
-    }
-
-    fn take(&mut self) -> (f64, ListMetrics) {
-        let Self { mut loss, metrics } = std::mem::take(self);
-        let count = loss.count;
-        (loss.take(), metrics.divided(count))
-    }
 }

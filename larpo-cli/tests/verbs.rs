@@ -320,8 +320,8 @@ fn fine_tuning_on_text_scores_every_window_and_leaves_checkpoints() {
     let characters = text.chars().collect::<std::collections::HashSet<_>>().len() as f64;
     assert!(result["eval_loss"].as_f64().is_some_and(|loss| loss < characters.ln()), "{result}");
     let checkpoint = folder.0.join("out/checkpoint-20");
-    let state = larpo_cli::training::load_trainer_state(&checkpoint).expect("the trainer state");
-    assert_eq!((state.step, state.total_steps), (20, 40));
+    let state = larpo_cli::checkpoint::load(&checkpoint, larpo_cli::checkpoint::Kind::Sft).expect("the trainer state");
+    assert_eq!((state.optimizer.step, state.optimizer.total_steps), (20, 40));
     assert!(checkpoint.join("model.safetensors").is_file());
 }
 

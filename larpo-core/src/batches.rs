@@ -1,11 +1,12 @@
 //! The order of training: seeded permutations of the items, cut into batches.
 
 use crate::rng::{CounterRng, Purpose};
+use serde::{Deserialize, Serialize};
 
 /// The order in which training walks over its items: a new seeded permutation every epoch, cut into batches.
 ///
 /// Stateless: the batch of a step depends on nothing but the plan, so a run can be taken up at any step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchPlan {
     /// Items.
     pub items: usize,

@@ -36,6 +36,19 @@ pub enum Error {
         /// Where it occurred.
         at: String,
     },
+    /// A log-probability or a score of one row of a step that is not a number; the update was not made.
+    RowNotFinite {
+        /// What it is.
+        what: String,
+        /// The row or list in the step's batch, from 0.
+        row: usize,
+        /// The response in the list, from 0.
+        response: usize,
+        /// The scored token of the response, from 0, where one is to blame.
+        token: Option<usize>,
+        /// The update, from 1.
+        update: u64,
+    },
     /// A tensor that is missing or has the wrong shape.
     Tensor {
         /// Its name.
@@ -80,6 +93,14 @@ impl fmt::Display for Error {
             }
             Self::NotFinite { what, at } => {
                 write!(f, "{what} is not a finite number at {at}; lower the learning rate or look at the data there")
+            }
+            Self::RowNotFinite { what, row, response, token, update } => {
+                write!(
+                    f,
+                    "{what} is not a finite number in update {update}: row {row} of its batch, response {response}"
+                )?;
+                token.map_or(Ok(()), |token| write!(f, ", token {token}"))?;
+                f.write_str("; the update was not made. Lower the learning rate or look at the row")
             }
             Self::Tensor { name, problem } => write!(f, "tensor {name}: {problem}"),
             Self::Proof { proof, found } => write!(f, "step-0 proof failed: {proof}: {found}"),

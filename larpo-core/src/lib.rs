@@ -8,6 +8,7 @@ pub mod candidates;
 pub mod conformance;
 pub mod cpu;
 mod error;
+pub mod finite;
 pub mod lists;
 pub mod metrics;
 pub mod model;

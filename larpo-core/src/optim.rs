@@ -2,6 +2,7 @@
 
 use crate::backend::{AdamWSpec, Backend};
 use crate::error::Error;
+use crate::finite::blame_gradients;
 use crate::model::{Parameters, Transformer};
 use crate::tape::Gradients;
 use serde::{Deserialize, Serialize};
@@ -195,7 +196,7 @@ impl<B: Backend> AdamW<B> {
         b.clip(&squares, self.config.max_grad_norm, &mut clip);
         let grad_norm = b.read(&clip)[0];
         if !grad_norm.is_finite() {
-            return Err(Error::NotFinite { what: "the gradient norm".into(), at: format!("update {}", self.step + 1) });
+            return Err(blame_gradients(model, gradients, self.step + 1));
         }
         let learning_rate = self.learning_rate();
         self.step += 1;

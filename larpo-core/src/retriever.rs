@@ -6,7 +6,8 @@
 
 use crate::backend::{Backend, SamplingSpec};
 use crate::error::Error;
-use crate::model::{DecodeRow, Decoder, Transformer};
+use crate::finite::check_weights;
+use crate::model::{DecodeRow, Decoder, ModelConfig, Transformer};
 use crate::rng::{CounterRng, Purpose};
 use serde::{Deserialize, Serialize};
 
@@ -145,12 +146,13 @@ const CACHED_FLOATS: usize = 4 << 20;
 const MAX_ROWS: usize = 512;
 
 /// Prompts decoded together: as many as keep what a step reads of keys and values below what it reads of weights.
-fn prompts_per_batch<B: Backend>(model: &Transformer<B>, config: &SamplingConfig) -> usize {
-    let shape = model.config();
+///
+/// A run that was interrupted draws the same numbers when it goes on with the prompt at a multiple of this.
+pub fn prompts_per_batch(shape: &ModelConfig, config: &SamplingConfig) -> usize {
     let per_token = shape.num_hidden_layers * shape.attention().cache_width();
     let budget = CACHED_FLOATS.max(shape.parameters() as usize);
     let by_memory = budget / (per_token * config.max_new_tokens * config.num_generations).max(1);
-    by_memory.min(MAX_ROWS / config.num_generations).max(1)
+    by_memory.min(MAX_ROWS / config.num_generations.max(1)).max(1)
 }
 
 /// Draws `num_generations` responses to every prompt.
@@ -165,7 +167,7 @@ pub fn sample<B: Backend>(
 ) -> Result<Vec<Vec<Sample>>, Error> {
     config.validate()?;
     let mut result = Vec::with_capacity(prompts.len());
-    for batch in prompts.chunks(prompts_per_batch(model, config)) {
+    for batch in prompts.chunks(prompts_per_batch(model.config(), config)) {
         for samples in sample_batch(model, batch, config, hooks)? {
             if !hooks.finished(result.len(), &samples) {
                 return Err(Error::Stopped);
@@ -204,6 +206,7 @@ fn sample_batch<B: Backend>(
         drop(logits);
         for (&response, draw) in active.iter().zip(draws) {
             if !draw.logp.is_finite() {
+                check_weights(model)?;
                 let at = format!("prompt {}, token {position}", prompts[response / k].index);
                 return Err(Error::NotFinite { what: "the log-probability of a sampled token".into(), at });
             }

@@ -5,6 +5,7 @@
 
 use crate::backend::Backend;
 use crate::error::Error;
+use crate::finite::{blame_loss, check_weights};
 use crate::lists::{PackedLists, RankedLists};
 use crate::metrics;
 use crate::model::Transformer;
@@ -113,7 +114,7 @@ pub struct ListReport {
 }
 
 /// Measurements on the lists of a step, averaged over lists.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ListMetrics {
     /// γ of the best response.
     pub reward_chosen: f64,
@@ -133,6 +134,14 @@ pub struct ListMetrics {
     pub kl: f64,
 }
 
+/// What a micro-batch has to know of the batch it belongs to.
+#[derive(Clone, Copy)]
+struct WholeBatch {
+    lists: usize,
+    /// Scored tokens of the winners.
+    winner_tokens: usize,
+}
+
 impl<B: Backend> Trainer<B> {
     /// Trains `model` for `total_steps` updates.
     pub fn new(model: Transformer<B>, config: OptimizerConfig, total_steps: u64) -> Self {
@@ -148,11 +157,16 @@ impl<B: Backend> Trainer<B> {
 
     /// The policy and the state of its optimizer, to be stored or taken up again.
     pub fn suspend(self) -> (Transformer<B>, OptimizerState) {
-        let state = self.optimizer.state(self.model.backend());
+        let state = self.state();
         (self.model, state)
     }
 
-    /// Takes up what [`Trainer::suspend`] gave.
+    /// The state of the optimizer, to be stored beside the policy.
+    pub fn state(&self) -> OptimizerState {
+        self.optimizer.state(self.model.backend())
+    }
+
+    /// Takes up what [`Trainer::suspend`] or [`Trainer::state`] gave.
     ///
     /// # Errors
     /// A state that belongs to another model.
@@ -175,7 +189,8 @@ impl<B: Backend> Trainer<B> {
     /// One update on `rows`, `micro` rows at a time.
     ///
     /// # Errors
-    /// Rows that the model cannot take or that have nothing to learn, a loss or gradient that is not a number.
+    /// Rows that the model cannot take or that have nothing to learn; a weight, log-probability, loss or gradient that is
+    /// not a number, by tensor or row, before the update.
     pub fn sft_step(&mut self, rows: &[&SftRow], micro: usize) -> Result<SftReport, Error> {
         let batches: Vec<PackedLists> = rows
             .chunks(micro.max(1))
@@ -187,13 +202,20 @@ impl<B: Backend> Trainer<B> {
         }
         self.gradients.zero();
         let mut loss = 0.0;
-        for packed in &batches {
+        for (chunk, packed) in batches.iter().enumerate() {
             let tape = Tape::new(self.model.backend());
             let logp = self.logp(&tape, packed)?;
             let weight = -1.0 / tokens as f32;
             let weights = self.model.backend().upload(&vec![weight; packed.targets()]);
             let total = ops::weighted_sum(&tape, &logp, &Arc::new(weights));
-            loss += self.backward(tape, total)?;
+            let value = self.model.backend().read(total.value())[0];
+            if !value.is_finite() {
+                let logps = self.model.backend().read(logp.value());
+                return Err(blame_loss(&self.model, packed, &logps, &[], chunk * micro.max(1), self.steps() + 1));
+            }
+            loss += value;
+            drop(logp);
+            tape.backward(&total, &mut self.gradients);
         }
         let update = self.optimizer.update(&mut self.model, &self.gradients)?;
         Ok(SftReport { loss, tokens, update })
@@ -202,7 +224,8 @@ impl<B: Backend> Trainer<B> {
     /// One update on ranked lists, `micro` lists at a time. Every list must contribute ([`contributes`]).
     ///
     /// # Errors
-    /// Lists that the model cannot take, no lists, a loss or gradient that is not a number.
+    /// Lists that the model cannot take, no lists; a weight, log-probability, score, loss or gradient that is not a number,
+    /// by tensor or row, before the update.
     pub fn list_step(
         &mut self,
         settings: &ListTraining,
@@ -216,8 +239,9 @@ impl<B: Backend> Trainer<B> {
         let winner_tokens: usize = lists.iter().map(|l| l.responses[l.best()].reference.len()).sum();
         self.gradients.zero();
         let (mut loss, mut sum) = (0.0, ListMetrics::default());
-        for chunk in lists.chunks(micro.max(1)) {
-            loss += self.list_micro_batch(settings, chunk, lists.len(), winner_tokens, &mut sum)?;
+        let whole = WholeBatch { lists: lists.len(), winner_tokens };
+        for (chunk, micro_batch) in lists.chunks(micro.max(1)).enumerate() {
+            loss += self.list_micro_batch(settings, micro_batch, chunk * micro.max(1), whole, &mut sum)?;
         }
         let update = self.optimizer.update(&mut self.model, &self.gradients)?;
         Ok(ListReport { loss, lists: lists.len(), metrics: sum.divided(lists.len() as f64), update })
@@ -227,8 +251,8 @@ impl<B: Backend> Trainer<B> {
         &mut self,
         settings: &ListTraining,
         lists: &[&TrainingList],
-        all_lists: usize,
-        winner_tokens: usize,
+        first: usize,
+        whole: WholeBatch,
         sum: &mut ListMetrics,
     ) -> Result<f64, Error> {
         let b = self.model.backend().clone();
@@ -240,7 +264,7 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::setting("reference log-probabilities", reference.len(), &expected));
         }
         let rewards: Vec<f64> = lists.iter().flat_map(|l| l.rewards()).collect();
-        let ranked = RankedLists::new(&packed, rewards, settings.objective, settings.beta, 1.0 / all_lists as f64)?;
+        let ranked = RankedLists::new(&packed, rewards, settings.objective, settings.beta, 1.0 / whole.lists as f64)?;
         let tape = Tape::new(&b);
         let logp = self.logp(&tape, &packed)?;
         let on_device = b.upload(&reference);
@@ -248,13 +272,17 @@ impl<B: Backend> Trainer<B> {
         let list = ops::list_loss(&tape, &logp, &on_device, &b.upload_lists(&ranked), shape, ranked.scale());
         let mut total = list.total;
         if settings.sft_weight != 0.0 {
-            let weight = -(settings.sft_weight / winner_tokens.max(1) as f64) as f32;
+            let weight = -(settings.sft_weight / whole.winner_tokens.max(1) as f64) as f32;
             let weights = b.upload(&winner_weights(lists, &packed, weight));
             total = ops::add(&tape, &total, &ops::weighted_sum(&tape, &logp, &Arc::new(weights)));
         }
         let (gamma, logps) = (b.read(&list.gamma), b.read(logp.value()));
         drop(logp);
-        let loss = self.backward(tape, total)?;
+        let loss = b.read(total.value())[0];
+        if !loss.is_finite() {
+            return Err(blame_loss(&self.model, &packed, &logps, &gamma, first, self.steps() + 1));
+        }
+        tape.backward(&total, &mut self.gradients);
         for (i, list) in lists.iter().enumerate() {
             let items = packed.item_offsets[i] as usize..packed.item_offsets[i + 1] as usize;
             sum.observe(list, &gamma[items.clone()], items.map(|item| &logps[packed.item_targets(item)]));
@@ -265,17 +293,6 @@ impl<B: Backend> Trainer<B> {
     fn logp(&self, tape: &Tape<B>, packed: &PackedLists) -> Result<Var<B>, Error> {
         let batch = self.model.batch(packed)?;
         Ok(self.model.token_logp(tape, &batch))
-    }
-
-    /// Goes backward and returns the loss.
-    fn backward(&mut self, tape: Tape<B>, total: Var<B>) -> Result<f64, Error> {
-        let loss = self.model.backend().read(total.value())[0];
-        if !loss.is_finite() {
-            let at = format!("update {}", self.optimizer.step_count() + 1);
-            return Err(Error::NotFinite { what: "the loss".into(), at });
-        }
-        tape.backward(&total, &mut self.gradients);
-        Ok(loss)
     }
 }
 
@@ -313,6 +330,15 @@ pub fn fill_references<B: Backend>(
         }
         let packed = pack(&chunk.iter().collect::<Vec<_>>());
         let logps = reference.score(&packed)?;
+        if let Some(item) = (0..packed.items()).find(|&i| logps[packed.item_targets(i)].iter().any(|v| !v.is_finite()))
+        {
+            check_weights(reference)?;
+            let text = format!("{:?}", chunk.iter().flat_map(|l| &l.responses).nth(item).map(|r| &r.ids));
+            return Err(Error::NotFinite {
+                what: "a reference log-probability".into(),
+                at: format!("the response {text}"),
+            });
+        }
         for (item, response) in chunk.iter_mut().flat_map(|l| &mut l.responses).enumerate() {
             response.reference = match &response.sampled {
                 Some(sampled) if reuse_sampled => sampled.clone(),

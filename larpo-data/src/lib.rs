@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 pub mod candidates;
+pub mod checksums;
 pub mod error;
-mod files;
+pub mod files;
 pub mod model_folder;
+pub mod partial;
 pub mod records;
 pub mod rules;
 pub mod state;

@@ -7,6 +7,7 @@
 //! nothing but a `compile_error!`; so it is pinned to 2.0.1, and the format version below lets another encoding take
 //! its place without a guess at what a file holds.
 
+use crate::checksums::Hashing;
 use crate::error::{Error, Result};
 use crate::files;
 use serde::{Serialize, de::DeserializeOwned};
@@ -38,11 +39,11 @@ pub fn save_state<T: Serialize + ?Sized>(path: impl AsRef<Path>, kind: &str, val
         // Length and checksum are known at the end: keep the place, stream the payload, come back.
         let place = writer.stream_position().map_err(io())?;
         writer.write_all(&[0; 16]).map_err(io())?;
-        let mut hashed = Hashing { inner: &mut *writer, hash: Fnv::default(), length: 0 };
+        let mut hashed = Hashing::new(&mut *writer);
         bincode::serde::encode_into_std_write(value, &mut hashed, bincode::config::standard()).map_err(|error| {
             State(path).error(format!("the value cannot be written: {error}"), "Check the disk and the value")
         })?;
-        let (hash, length) = (hashed.hash.0, hashed.length);
+        let (hash, length) = (hashed.sum.hash, hashed.sum.bytes);
         writer.seek(SeekFrom::Start(place)).map_err(io())?;
         writer.write_all(&length.to_le_bytes()).map_err(io())?;
         writer.write_all(&hash.to_le_bytes()).map_err(io())
@@ -86,9 +87,9 @@ pub fn load_state<T: DeserializeOwned>(path: impl AsRef<Path>, kind: &str) -> Re
         return Err(state.damaged(&problem));
     }
     // First the checksum over the whole payload, then the decoder: it never sees damaged bytes.
-    let mut sum = Hashing { inner: io::sink(), hash: Fnv::default(), length: 0 };
+    let mut sum = Hashing::new(io::sink());
     io::copy(&mut file, &mut sum).map_err(io())?;
-    if sum.hash.0 != hash {
+    if sum.sum.hash != hash {
         return Err(state.damaged("its checksum does not fit"));
     }
     file.seek(SeekFrom::Start(start)).map_err(io())?;
@@ -121,57 +122,5 @@ impl State<'_> {
         let mut bytes = [0; N];
         file.read_exact(&mut bytes).map_err(|_| self.damaged("it ends inside the header"))?;
         Ok(bytes)
-    }
-}
-
-/// FNV-1a, 64 bits (Fowler, Noll and Vo): enough to notice damage; it is no protection against intent.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-}
-
-/// Passes bytes on, counting and hashing them.
-struct Hashing<W> {
-    inner: W,
-    hash: Fnv,
-    length: u64,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.hash.add(&bytes[..n]);
-        self.length += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Fnv;
-
-    #[test]
-    fn fnv_1a_gives_the_published_values() {
-        // Test vectors of the FNV reference distribution.
-        for (text, expected) in [("", 0xcbf29ce484222325), ("a", 0xaf63dc4c8601ec8c), ("foobar", 0x85944171f73967e8)] {
-            let mut hash = Fnv::default();
-            hash.add(text.as_bytes());
-            assert_eq!(hash.0, expected, "{text}");
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! Groups of flags that several verbs share.
 
 use super::values::*;
+use crate::resume::ResumeFrom;
 use clap::Args;
 use larpo_core::objective::{LipoLabels, LossType, Ties};
 use larpo_core::optim::Schedule;
@@ -126,8 +127,15 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     pub logging_steps: usize,
     /// Updates between checkpoints, written to checkpoint-STEP/ [default: none]
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Checkpoints")]
     pub save_steps: Option<usize>,
+    /// Checkpoints to keep, the newest ones; an old one goes when the new one is on disk [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Checkpoints")]
+    pub save_total_limit: Option<usize>,
+    /// Go on with the run in output_dir: `latest` from its newest whole checkpoint (from the beginning where there is none
+    /// yet), or a folder of a checkpoint; all other flags as before
+    #[arg(long, value_name = "latest|DIR", conflicts_with = "overwrite_output_dir", help_heading = "Checkpoints")]
+    pub resume_from_checkpoint: Option<ResumeFrom>,
 }
 
 /// `sft`'s learning rate where none is given.

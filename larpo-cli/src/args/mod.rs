@@ -6,6 +6,7 @@
 //! [`parse`] only turns words into [`Cli`], or into an error that says what to write instead.
 
 mod groups;
+mod settings;
 mod sft;
 mod values;
 mod verbs;
@@ -14,6 +15,7 @@ mod verbs;
 mod tests;
 
 pub use groups::*;
+pub use settings::Settings;
 pub use sft::*;
 pub use values::*;
 pub use verbs::*;
@@ -34,6 +36,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Its flags as texts.
+    #[arg(skip)]
+    pub settings: Settings,
 }
 
 /// One verb with its flags.
@@ -70,6 +75,11 @@ impl Command {
             Command::Eval(_) => "eval",
             Command::Bench(_) => "bench",
         }
+    }
+
+    /// Whether an interrupted run of the verb can be gone on with.
+    pub fn can_resume(&self) -> bool {
+        matches!(self, Command::Sft(_) | Command::Train(_) | Command::Align(_))
     }
 
     /// The flags every verb has.
@@ -114,7 +124,9 @@ where
     // A negative number where none may stand is then refused by the flag's own message.
     let negative = |arg: Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
     let mut command = Cli::command().mut_subcommands(|verb| verb.mut_args(negative));
-    let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(argv)?).map_err(|e| e.format(&mut command))?;
+    let matches = command.try_get_matches_from_mut(argv)?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
+    cli.settings = Settings::new(&command, &matches);
     if let Err(message) = cli.command.validate() {
         let verb = command.find_subcommand_mut(cli.command.name());
         return Err(match verb {

@@ -17,6 +17,26 @@ pub enum Memory {
     All,
 }
 
+/// How many rounds `align` runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Iterations {
+    /// So many in all.
+    Total(usize),
+    /// So many more than the run had; written `+N`.
+    More(usize),
+}
+
+impl FromStr for Iterations {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix('+') {
+            Some(more) => at_least_one(more).map(Self::More),
+            None => at_least_one(text).map(Self::Total),
+        }
+    }
+}
+
 /// Which policy the log-ratio of the score compares with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

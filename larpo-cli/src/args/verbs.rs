@@ -2,6 +2,7 @@
 
 use super::groups::*;
 use super::values::*;
+use crate::resume::ResumeFrom;
 use clap::Args;
 use larpo_core::objective::LossType;
 use std::path::PathBuf;
@@ -207,9 +208,10 @@ pub struct AlignArgs {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Iterations")]
 pub struct IterateArgs {
-    /// Rounds of sampling, ranking and training
-    #[arg(long, value_name = "T", default_value_t = 3, value_parser = at_least_one)]
-    pub iterations: usize,
+    /// Rounds of sampling, ranking and training; +N: so many more in the run in output_dir, which goes on as with
+    /// --resume_from_checkpoint latest [default with --resume_from_checkpoint: as before]
+    #[arg(long, value_name = "T|+N", default_value = "3")]
+    pub iterations: Iterations,
     /// Prompts sampled for in each round; they walk a seeded shuffle of the data and wrap round
     #[arg(long, value_name = "M", default_value_t = 512, value_parser = at_least_one)]
     pub prompts_per_iteration: usize,
@@ -219,15 +221,52 @@ pub struct IterateArgs {
     /// Policy the score compares with
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Reference::Previous)]
     pub reference: Reference,
+    /// End after the iteration that moves the policy this far from the first one: KL in nats a response, estimated on
+    /// sampled responses to held-out prompts, or else to the first prompts of the run
+    #[arg(long, value_name = "X", value_parser = positive)]
+    pub until_kl: Option<f64>,
+    /// End after so many iterations without a better mean reward on held-out prompts, and keep the best iteration's model;
+    /// the prompts are those of --eval_dataset or what --split train --validation_fraction holds back
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub early_stopping_patience: Option<usize>,
+    /// Held-out rows whose prompts are looked at after each iteration
+    #[arg(long, value_name = "PATH")]
+    pub eval_dataset: Option<PathBuf>,
+    /// Prompts that are looked at after each iteration, the first ones
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub eval_prompts: usize,
 }
 
 impl AlignArgs {
+    /// Whether rows are held out to look at.
+    pub fn holds_out(&self) -> bool {
+        self.iterate.eval_dataset.is_some() || self.split.split == Split::Train
+    }
+
     pub(super) fn validate(&self) -> Result<(), String> {
-        let (k, rounds) = (self.generations.num_generations, self.iterate.iterations);
-        if k < 2 {
+        if self.generations.num_generations < 2 {
             return Err("--num_generations 1 leaves nothing to rank; sample 2 or more".into());
         }
-        if self.sampling.temperature.len() > rounds {
+        if self.iterate.early_stopping_patience.is_some() && !self.holds_out() {
+            return Err(
+                "--early_stopping_patience needs held-out prompts: give --eval_dataset, or --split train with \
+                        --validation_fraction"
+                    .into(),
+            );
+        }
+        if matches!(self.iterate.iterations, Iterations::More(_)) {
+            match &self.train.resume_from_checkpoint {
+                None | Some(ResumeFrom::Latest) if !self.overwrite_output_dir => {}
+                _ => {
+                    return Err("--iterations +N goes on with a run from its newest checkpoint; leave \
+                                --overwrite_output_dir and other checkpoints out"
+                        .into());
+                }
+            }
+        }
+        if let Iterations::Total(rounds) = self.iterate.iterations
+            && self.sampling.temperature.len() > rounds
+        {
             return Err(format!(
                 "--temperature has {} values for --iterations {rounds}; give at most one for each",
                 self.sampling.temperature.len()

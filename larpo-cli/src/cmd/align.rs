@@ -1,24 +1,55 @@
 //! `larpo align`: the whole loop.
 
 use super::read_prompts;
-use crate::align::{AlignConfig, align};
-use crate::args::AlignArgs;
-use crate::error::Result;
-use crate::output::OutputDir;
+use crate::align::{AlignConfig, Place, align};
+use crate::args::{AlignArgs, DataArgs, Iterations, Settings, Split, SplitArgs};
+use crate::dataset::PromptRow;
+use crate::error::{Error, Result};
 use crate::policy::Policy;
+use crate::resume::{ResumeFrom, align_point};
 use crate::reward::RuleReranker;
+use crate::run_folder::{RunFolder, RunRequest, already_finished};
+use crate::run_record::Goal;
+use crate::stop::Stop;
+use crate::watch::Watch;
 use larpo_core::backend::Backend;
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
 /// Runs the verb.
 ///
 /// # Errors
 /// What any of its stages reports.
-pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
+pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backend: &B) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
-    let mut inputs = vec![args.model.model_name_or_path.as_path(), &args.dataset_name];
-    inputs.extend(reranker.files());
-    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir, &inputs)?;
+    let words: Vec<PathBuf> = reranker.files().into_iter().map(Path::to_path_buf).collect();
+    let mut inputs = vec![
+        ("model_name_or_path", args.model.model_name_or_path.as_path()),
+        ("dataset_name", args.dataset_name.as_path()),
+    ];
+    inputs.extend(words.iter().map(|path| ("reward_funcs", path.as_path())));
+    inputs.extend(args.iterate.eval_dataset.iter().map(|path| ("eval_dataset", path.as_path())));
+    // More iterations than a run had are a run that goes on.
+    let more = matches!(args.iterate.iterations, Iterations::More(_)).then_some(&ResumeFrom::Latest);
+    let request = RunRequest {
+        verb: "align",
+        settings,
+        folder: &args.output_dir,
+        overwrite: args.overwrite_output_dir,
+        from: args.train.resume_from_checkpoint.as_ref().or(more),
+        inputs: &inputs,
+    };
+    let mut folder = RunFolder::open(&request)?;
+    let point = folder.from(&request).map(|from| align_point(&args.output_dir, from)).transpose()?.unwrap_or_default();
+    let given = settings.given.contains("iterations");
+    let goal = Goal::new(args.iterate.iterations, given, folder.earlier(), point.done as usize)?;
+    let same = folder.earlier().is_some_and(|earlier| earlier.goal == Some(goal))
+        && folder.unchanged("until_kl")
+        && folder.unchanged("early_stopping_patience");
+    if let Some(summary) = folder.finished(&request).filter(|_| same) {
+        return already_finished(&args.output_dir, summary);
+    }
+    folder.set_goal(goal);
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let prompts = read_prompts(
         &policy,
@@ -28,12 +59,60 @@ pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
         args.sampling.max_new_tokens,
         reranker.needs_reference(),
     )?;
-    let config = AlignConfig::new(args, &policy);
-    output.clear()?;
-    let (policy, reports) = align(policy, &prompts, &config, &mut reranker, Some(&args.output_dir))?;
-    policy.save(&args.output_dir)?;
+    let watch = Watch {
+        prompts: watched(args, &policy, &prompts, reranker.needs_reference())?,
+        until_kl: args.iterate.until_kl,
+        patience: args.iterate.early_stopping_patience,
+        base: goal.base as u32,
+    };
+    let config = AlignConfig { watch, ..AlignConfig::new(args, goal.iterations as u32, &policy) };
+    folder.begin()?;
+    let place = Place { folder: args.output_dir.clone(), point, stop: stop.clone() };
+    let end = align(policy, &prompts, &config, &mut reranker, Some(&place))?;
+    end.policy.save(&args.output_dir)?;
     reranker.report();
+    if let Some(why) = &end.ended {
+        say!("ended early: {why}");
+    }
+    match end.kept {
+        Some(0) => say!("no iteration was better than the start: the model stays what it was"),
+        Some(best) => say!("the model of iteration {best}, the best one, is kept"),
+        None => {}
+    }
     say!("the aligned model is in {}", args.output_dir.display());
-    let iterations: Vec<Value> = reports.iter().map(|r| r.json()).collect();
-    Ok(json!({ "output_dir": args.output_dir, "iterations": iterations }))
+    let summary = json!({
+        "output_dir": args.output_dir,
+        "iterations": end.reports,
+        "ended_early": end.ended,
+        "best_iteration": end.kept,
+    });
+    folder.finish(&summary)?;
+    Ok(summary)
+}
+
+/// The prompts that are looked at after each iteration; none where nothing asks for it.
+fn watched<B: Backend>(
+    args: &AlignArgs,
+    policy: &Policy<B>,
+    prompts: &[PromptRow],
+    needs_reference: bool,
+) -> Result<Vec<PromptRow>> {
+    let iterate = &args.iterate;
+    if iterate.until_kl.is_none() && iterate.early_stopping_patience.is_none() && iterate.eval_dataset.is_none() {
+        return Ok(Vec::new());
+    }
+    let all = SplitArgs { validation_fraction: 0.0, split: Split::All };
+    let held_out = SplitArgs { split: Split::Validation, ..args.split.clone() };
+    let (path, split) = match &iterate.eval_dataset {
+        Some(path) => (path, all),
+        None if args.holds_out() => (&args.dataset_name, held_out),
+        None => return Ok(prompts.iter().take(iterate.eval_prompts).cloned().collect()),
+    };
+    let data = DataArgs { max_samples: Some(iterate.eval_prompts), ..args.data.clone() };
+    say!("held-out prompts:");
+    let rows = read_prompts(policy, path, &data, &split, args.sampling.max_new_tokens, needs_reference)?;
+    match rows.is_empty() {
+        true => Err(Error::request("no held-out prompts to look at")),
+        false => Ok(rows),
+    }
 }

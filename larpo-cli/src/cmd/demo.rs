@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &DemoArgs, backend: &B) -> Result<Value> {
     let recipe = if args.quick { Recipe::quick() } else { Recipe::full() };
-    OutputDir::check_demo(&args.output_dir, args.overwrite_output_dir)?.clear()?;
+    let output = OutputDir::check_demo(&args.output_dir, args.overwrite_output_dir)?;
+    output.clear()?;
     OutputDir::mark_demo(&args.output_dir, &json!({ "quick": args.quick, "seed": args.common.seed }))?;
     let outcome = run_demo(&recipe, args.common.seed, backend, &args.output_dir)?;
     say!("\n{} held-out problems:\n\n{}", recipe.held_out, outcome.table());

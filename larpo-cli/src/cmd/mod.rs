@@ -13,6 +13,7 @@ use crate::args::{Cli, Command, DataArgs, SplitArgs};
 use crate::dataset::{Limits, Part, PromptRow, Source};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
+use crate::stop::Stop;
 use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
 use serde_json::Value;
@@ -23,14 +24,22 @@ use std::path::Path;
 /// # Errors
 /// What the verb reports.
 pub fn run(cli: &Cli) -> Result<Value> {
-    let backend = Cpu::new();
+    run_until(cli, &Stop::default())
+}
+
+/// [`run`], ended early at the next safe point where `stop` is raised. Verbs that cannot be gone on with do not look at it.
+///
+/// # Errors
+/// What the verb reports; [`Error::Interrupted`] after an early end.
+pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
+    let (backend, settings) = (Cpu::new(), &cli.settings);
     match &cli.command {
         Command::Demo(args) => demo::run(args, &backend),
-        Command::Sft(args) => sft::run(args, &backend),
+        Command::Sft(args) => sft::run(args, settings, stop, &backend),
         Command::Sample(args) => sample::run(args, &backend),
         Command::Rank(args) => rank::run(args),
-        Command::Train(args) => train::run(args, &backend),
-        Command::Align(args) => align::run(args, &backend),
+        Command::Train(args) => train::run(args, settings, stop, &backend),
+        Command::Align(args) => align::run(args, settings, stop, &backend),
         Command::Eval(args) => eval::run(args, &backend),
         Command::Bench(args) => bench::run(args),
     }

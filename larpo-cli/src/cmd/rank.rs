@@ -9,7 +9,6 @@ use larpo_core::reranker::{Query, Reranker, Response};
 use larpo_data::records::{KeyedRow, Keys, read_keyed_rows};
 use larpo_data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
-use std::io::Write;
 use std::path::Path;
 
 /// Runs the verb.
@@ -118,16 +117,8 @@ fn sorted(row: KeyedRow, scores: &[f64]) -> Map<String, Value> {
 }
 
 fn write_rows(path: &Path, rows: &[Map<String, Value>]) -> Result<()> {
-    let temporary = path.with_extension("jsonl.tmp");
-    let file = std::fs::File::create(&temporary).map_err(Error::io(&temporary, "create"))?;
-    let mut out = std::io::BufWriter::new(file);
-    for row in rows {
-        let line = Value::Object(row.clone()).to_string();
-        writeln!(out, "{line}").map_err(Error::io(&temporary, "write"))?;
-    }
-    let file = out.into_inner().map_err(|e| Error::io(&temporary, "write")(e.into_error()))?;
-    file.sync_all().map_err(Error::io(&temporary, "write"))?;
-    std::fs::rename(&temporary, path).map_err(Error::io(path, "write"))
+    let text: String = rows.iter().map(|row| format!("{}\n", Value::Object(row.clone()))).collect();
+    Ok(larpo_data::files::write_bytes(path, text.as_bytes())?)
 }
 
 #[cfg(test)]

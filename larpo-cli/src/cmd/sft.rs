@@ -1,11 +1,12 @@
 //! `larpo sft`: supervised fine-tuning, from a folder or from random weights.
 
-use crate::args::{FreshSizes, SftArgs, Split, TokenizerSpec};
+use crate::args::{FreshSizes, Settings, SftArgs, Split, TokenizerSpec};
 use crate::dataset::{Limits, Part, Source};
 use crate::error::{Error, Result};
-use crate::metrics_log::MetricsLog;
-use crate::output::OutputDir;
 use crate::policy::Policy;
+use crate::resume;
+use crate::run_folder::{RunFolder, RunRequest, already_finished};
+use crate::stop::Stop;
 use crate::training::{HeldOut, Journal, LoopConfig, sft};
 use larpo_core::backend::Backend;
 use larpo_core::model::ModelConfig;
@@ -17,16 +18,33 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// What any of its stages reports.
-pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
-    let tokenizer = args.tokenizer_folder();
-    let inputs =
-        [Some(&args.dataset_name), args.model.model_name_or_path.as_ref(), args.eval.eval_dataset.as_ref(), tokenizer];
-    let inputs: Vec<_> = inputs.into_iter().flatten().map(|path| path.as_path()).collect();
-    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir, &inputs)?;
+pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend: &B) -> Result<Value> {
+    let inputs = [
+        ("dataset_name", Some(&args.dataset_name)),
+        ("model_name_or_path", args.model.model_name_or_path.as_ref()),
+        ("eval_dataset", args.eval.eval_dataset.as_ref()),
+        ("tokenizer", args.tokenizer_folder()),
+    ];
+    let inputs: Vec<_> = inputs.into_iter().filter_map(|(flag, path)| Some((flag, path?.as_path()))).collect();
+    let request = RunRequest {
+        verb: "sft",
+        settings,
+        folder: &args.output_dir,
+        overwrite: args.overwrite_output_dir,
+        from: args.train.resume_from_checkpoint.as_ref(),
+        inputs: &inputs,
+    };
+    let mut folder = RunFolder::open(&request)?;
+    if let Some(summary) = folder.finished(&request) {
+        return already_finished(&args.output_dir, summary);
+    }
+    let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();
     let source = Source::open(&args.dataset_name)?;
-    let policy = match &args.model.model_name_or_path {
-        Some(folder) => Policy::open(backend, folder)?,
-        None => fresh(args, &source, backend)?,
+    let policy = match (&resume, &args.model.model_name_or_path) {
+        // Its tokenizer is the run's; building one anew takes long.
+        (Some(resume), _) => Policy::open(backend, &resume.checkpoint)?,
+        (None, Some(folder)) => Policy::open(backend, folder)?,
+        (None, None) => fresh(args, &source, backend)?,
     };
     let limits = Limits::new(&args.data, &policy)?;
     let held_back = args.eval.validation_fraction.unwrap_or(0.0);
@@ -36,23 +54,28 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
     if rows.is_empty() {
         return Err(Error::request("no rows to train on"));
     }
-    output.clear()?;
-    let path = args.output_dir.join("metrics.jsonl");
-    let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
+    folder.begin()?;
     let config = LoopConfig::sft(&args.train, args.common.seed);
-    let journal =
-        Journal { label: "sft".into(), log: Some((&mut log, path)), checkpoints: Some(args.output_dir.clone()) };
+    let journal = Journal {
+        label: "sft".into(),
+        metrics: Some(args.output_dir.join("metrics.jsonl")),
+        checkpoints: vec![args.output_dir.clone()],
+        resume,
+        stop: stop.clone(),
+    };
     let watch = held_out.as_ref().map(|rows| HeldOut { rows, every: args.eval.eval_steps });
     let (policy, outcome) = sft(policy, &rows, config.plan(rows.len()), &config, watch, journal)?;
     policy.save(&args.output_dir)?;
     say!("the model is in {}", args.output_dir.display());
-    Ok(json!({
+    let summary = json!({
         "output_dir": args.output_dir,
         "steps": outcome.steps,
         "loss": outcome.loss,
         "eval_loss": outcome.eval_loss,
         "parameters": policy.model.config().parameters(),
-    }))
+    });
+    folder.finish(&summary)?;
+    Ok(summary)
 }
 
 /// A fresh model and, where it is not given, a tokenizer built from the data.

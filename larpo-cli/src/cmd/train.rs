@@ -1,19 +1,19 @@
 //! `larpo train`: one objective over ranked lists made elsewhere.
 
 use crate::align::describe;
-use crate::args::TrainVerbArgs;
+use crate::args::{Settings, TrainVerbArgs};
+use crate::candidate_rows::{Known, from_row};
 use crate::error::{Error, Result};
-use crate::generate::first_stop;
-use crate::metrics_log::MetricsLog;
-use crate::output::OutputDir;
 use crate::policy::Policy;
+use crate::resume;
+use crate::run_folder::{RunFolder, RunRequest, already_finished};
+use crate::stop::Stop;
 use crate::training::{Journal, LoopConfig, list_row, list_training, selection, train_lists};
 use larpo_core::backend::Backend;
-use larpo_core::candidates::{Candidate, CandidateList, ListCounts, training_lists};
+use larpo_core::candidates::{ListCounts, training_lists};
 use larpo_core::objective::LipoLabels;
 use larpo_core::proofs::prove;
 use larpo_core::train::{TrainingList, fill_references};
-use larpo_data::candidates::CandidateList as CandidateRow;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -22,10 +22,21 @@ use std::fmt::Display;
 ///
 /// # Errors
 /// What any of its stages reports.
-pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
+pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, backend: &B) -> Result<Value> {
     let path = &args.dataset_name;
-    let inputs = [args.model.model_name_or_path.as_path(), path];
-    let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir, &inputs)?;
+    let request = RunRequest {
+        verb: "train",
+        settings,
+        folder: &args.output_dir,
+        overwrite: args.overwrite_output_dir,
+        from: args.train.resume_from_checkpoint.as_ref(),
+        inputs: &[("model_name_or_path", &args.model.model_name_or_path), ("dataset_name", path)],
+    };
+    let mut folder = RunFolder::open(&request)?;
+    if let Some(summary) = folder.finished(&request) {
+        return already_finished(&args.output_dir, summary);
+    }
+    let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();
     let rows = larpo_data::candidates::read_numbered(path)?;
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let limits = crate::dataset::Limits::new(&args.data, &policy)?;
@@ -43,7 +54,8 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
         if row.rewards.is_empty() && args.list.labels == Some(LipoLabels::Reward) {
             return Err(at(&"--labels reward needs `rewards`, and the row has only `ranks`; give --labels rank"));
         }
-        let list = candidate_list(&policy, row, index, &scores).map_err(|error| at(&error))?;
+        let known = Known { prompt_index: index, iteration: 0, untouched: false };
+        let list = from_row(&policy, row, Some(&scores), known).map_err(|error| at(&error))?;
         let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
         if list.prompt_ids.len() > limits.max_prompt_length {
             *left_out.entry(format!("prompt longer than {} tokens", limits.max_prompt_length)).or_default() += 1;
@@ -61,9 +73,9 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
             path.display()
         )));
     }
-    let settings = list_training(&args.list, args.common.seed);
+    let objective = list_training(&args.list, args.common.seed);
     // Recorded log-probabilities belong to the policy that drew the responses, which need not be this one.
-    let (mut training, counts) = training_lists(&lists, selection(&args.list), &settings.objective, u32::MAX)?;
+    let (mut training, counts) = training_lists(&lists, selection(&args.list), &objective.objective, u32::MAX)?;
     report(rows.len().min(limits.max_samples), &left_out, &counts);
     if training.is_empty() {
         return Err(Error::request(
@@ -74,72 +86,26 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
     let config = LoopConfig::lists(&args.train, args.common.seed);
     let first = config.plan(training.len()).batches().next().unwrap_or_default();
     let batch: Vec<&TrainingList> = first.iter().take(config.micro_batch).map(|&i| &training[i]).collect();
-    let proofs = prove(&policy.model, &settings, &batch, true)?;
+    let proofs = prove(&policy.model, &objective, &batch, true)?;
     say!("{}", describe(&proofs));
-    output.clear()?;
-    let path = args.output_dir.join("metrics.jsonl");
-    let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
-    let journal =
-        Journal { label: "train".into(), log: Some((&mut log, path)), checkpoints: Some(args.output_dir.clone()) };
-    let (policy, outcome) = train_lists(policy, &training, &settings, &config, journal)?;
+    folder.begin()?;
+    let journal = Journal {
+        label: "train".into(),
+        metrics: Some(args.output_dir.join("metrics.jsonl")),
+        checkpoints: vec![args.output_dir.clone()],
+        resume,
+        stop: stop.clone(),
+    };
+    let (policy, outcome) = train_lists(policy, &training, &objective, &config, journal)?;
     policy.save(&args.output_dir)?;
     say!("the model is in {}", args.output_dir.display());
     let mut summary: Map<String, Value> = list_row(outcome.loss, &outcome.metrics).into();
     summary.insert("output_dir".into(), json!(args.output_dir));
     summary.insert("steps".into(), json!(outcome.steps));
     summary.insert("lists".into(), json!(counts));
-    Ok(Value::Object(summary))
-}
-
-/// A row of the file with ids: the recorded ones where there are any, encoded ones otherwise.
-fn candidate_list<B: Backend>(
-    policy: &Policy<B>,
-    row: &CandidateRow,
-    index: usize,
-    scores: &[f64],
-) -> Result<CandidateList> {
-    let prompt_ids = match &row.prompt_token_ids {
-        Some(ids) if policy.tokenizer.decode(ids, true)? == row.prompt => ids.clone(),
-        _ => policy.encode_prompt(&row.prompt)?,
-    };
-    let mut candidates = Vec::with_capacity(row.responses.len());
-    for (i, text) in row.responses.iter().enumerate() {
-        let ids = match row.token_ids.get(i) {
-            // A text that was edited by hand no longer is what its ids say.
-            Some(ids) if still_says(policy, ids, text, &row.stop_strings)? => ids.clone(),
-            _ => match row.finish_reason.get(i).map(String::as_str) {
-                // Nothing ended the text.
-                Some("length" | "stop_string") => policy.tokenizer.encode(text)?,
-                _ => policy.encode_response(text)?,
-            },
-        };
-        candidates.push(Candidate {
-            ids,
-            logps: Vec::new(),
-            text: text.clone(),
-            finish_reason: None,
-            iteration: row.iteration.get(i).copied().unwrap_or(0),
-            temperature: row.temperature.get(i).map_or(1.0, |&t| f64::from(t)),
-            seed: row.seed.get(i).copied().unwrap_or(0),
-            reward: scores[i],
-        });
-    }
-    Ok(CandidateList {
-        prompt_index: index,
-        prompt: row.prompt.clone(),
-        prompt_ids,
-        reference: row.reference.clone(),
-        candidates,
-    })
-}
-
-/// Whether `text` is what `ids` decode to, up to the first stop string.
-fn still_says<B: Backend>(policy: &Policy<B>, ids: &[u32], text: &str, stop: &[String]) -> Result<bool> {
-    let mut decoded = policy.tokenizer.decode(ids, true)?;
-    if let Some(end) = first_stop(&decoded, stop) {
-        decoded.truncate(end);
-    }
-    Ok(decoded == text)
+    let summary = Value::Object(summary);
+    folder.finish(&summary)?;
+    Ok(summary)
 }
 
 fn report(rows: usize, left_out: &BTreeMap<String, usize>, counts: &ListCounts) {

@@ -6,7 +6,7 @@ mod recipe;
 
 pub use recipe::Recipe;
 
-use crate::align::{AlignConfig, align};
+use crate::align::{AlignConfig, Place, align};
 use crate::args::Reference;
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
@@ -15,6 +15,7 @@ use crate::policy::Policy;
 use crate::reward::RuleReranker;
 use crate::table::Table;
 use crate::training::{Journal, LoopConfig, sft};
+use crate::watch::Watch;
 use corpus::{Corpus, Problem};
 use cpu_time::cpu_seconds;
 use larpo_core::backend::Backend;
@@ -122,7 +123,9 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
     let prompts = prompt_rows(&policy, &corpus.prompts)?;
     let start = cpu_seconds();
     let mut reranker = RuleReranker::answer()?;
-    let (aligned, _) = align(policy, &prompts, &align_config(recipe, &sft_policy, seed), &mut reranker, Some(folder))?;
+    let aligned =
+        align(policy, &prompts, &align_config(recipe, &sft_policy, seed), &mut reranker, Some(&Place::new(folder)))?
+            .policy;
     let larpo_seconds = cpu_seconds() - start;
     aligned.save(folder)?;
     let larpo = evaluation(&aligned, "larpo")?;
@@ -170,6 +173,7 @@ fn sft_loop(recipe: &Recipe, rate: f64, seed: u64) -> LoopConfig {
         max_steps: None,
         logging_steps: 50,
         save_steps: None,
+        save_total_limit: None,
         seed,
         stream: 0,
     }
@@ -203,9 +207,11 @@ fn align_config<B: Backend>(recipe: &Recipe, policy: &Policy<B>, seed: u64) -> A
             max_steps: None,
             logging_steps: 5,
             save_steps: None,
+            save_total_limit: None,
             seed,
             stream: 0,
         },
+        watch: Watch::default(),
         seed,
         source: json!({ "demo": { "sft_rows": recipe.sft_rows, "threads": par::threads() } }),
     }
@@ -233,9 +239,9 @@ fn prompt_rows<B: Backend>(policy: &Policy<B>, problems: &[Problem]) -> Result<V
 /// Leaves the data beside the model, so that the other verbs can go on from there.
 fn write_data(corpus: &Corpus, folder: &Path) -> Result<()> {
     let write = |name: &str, rows: Vec<Value>| {
-        let path = folder.join(name);
         let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-        std::fs::write(&path, lines).map_err(Error::io(&path, "write"))
+        larpo_data::files::write_bytes(folder.join(name), lines.as_bytes())?;
+        Ok::<(), Error>(())
     };
     let problem = |p: &Problem| json!({ "prompt": p.prompt, "reference": format!("#### {}", p.answer) });
     let [sft, prompts, held_out] = DATA_FILES;

@@ -144,12 +144,12 @@ impl Tokenizer {
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         files::create_folder(folder)?;
-        files::write_bytes(&folder.join("tokenizer.json"), self.json.as_bytes())?;
+        files::write_bytes(folder.join("tokenizer.json"), self.json.as_bytes())?;
         let mut config = serde_json::to_string_pretty(&self.config).expect("a JSON object can be written");
         config.push('\n');
-        files::write_bytes(&folder.join("tokenizer_config.json"), config.as_bytes())?;
+        files::write_bytes(folder.join("tokenizer_config.json"), config.as_bytes())?;
         for (name, text) in &self.companions {
-            files::write_bytes(&folder.join(name), text.as_bytes())?;
+            files::write_bytes(folder.join(name), text.as_bytes())?;
         }
         Ok(())
     }

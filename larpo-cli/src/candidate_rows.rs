@@ -1,0 +1,83 @@
+//! Rows of candidate files as candidates again: with their recorded ids where these still say what the text says.
+
+use crate::error::Result;
+use crate::generate::first_stop;
+use crate::policy::Policy;
+use larpo_core::backend::Backend;
+use larpo_core::candidates::{Candidate, CandidateList};
+use larpo_core::retriever::FinishReason;
+use larpo_data::candidates::CandidateList as CandidateRow;
+
+/// What is known of a row beside its contents.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Known {
+    /// Number of the prompt.
+    pub prompt_index: usize,
+    /// Iteration.
+    pub iteration: u32,
+    /// Whether the row is as it was written, so that ids and texts need not be compared.
+    pub untouched: bool,
+}
+
+/// A row of a file with ids: the recorded ones where there are any and the text is theirs, encoded ones otherwise. A
+/// response whose ids were encoded anew has no log-probabilities.
+///
+/// # Errors
+/// A text that the tokenizer cannot encode.
+pub fn from_row<B: Backend>(
+    policy: &Policy<B>,
+    row: &CandidateRow,
+    scores: Option<&[f64]>,
+    known: Known,
+) -> Result<CandidateList> {
+    let prompt_ids = match &row.prompt_token_ids {
+        Some(ids) if known.untouched || policy.tokenizer.decode(ids, true)? == row.prompt => ids.clone(),
+        _ => policy.encode_prompt(&row.prompt)?,
+    };
+    let mut candidates = Vec::with_capacity(row.responses.len());
+    for (i, text) in row.responses.iter().enumerate() {
+        let finish = row.finish_reason.get(i).map(String::as_str);
+        let recorded = match row.token_ids.get(i) {
+            // A text that was edited by hand no longer is what its ids say.
+            Some(ids) if known.untouched || still_says(policy, ids, text, &row.stop_strings)? => Some(ids.clone()),
+            _ => None,
+        };
+        let logps = row.logps.get(i).filter(|logps| recorded.as_ref().is_some_and(|ids| ids.len() == logps.len()));
+        let ids = match (recorded, finish) {
+            (Some(ids), _) => ids,
+            // Nothing ended the text.
+            (None, Some("length" | "stop_string")) => policy.tokenizer.encode(text)?,
+            (None, _) => policy.encode_response(text)?,
+        };
+        candidates.push(Candidate {
+            ids,
+            logps: logps.cloned().unwrap_or_default(),
+            text: text.clone(),
+            finish_reason: finish.and_then(|name| {
+                [FinishReason::Stop, FinishReason::Length, FinishReason::StopString]
+                    .into_iter()
+                    .find(|f| f.name() == name)
+            }),
+            iteration: row.iteration.get(i).copied().unwrap_or(known.iteration),
+            temperature: row.temperature.get(i).map_or(1.0, |&t| f64::from(t)),
+            seed: row.seed.get(i).copied().unwrap_or(0),
+            reward: scores.map_or(0.0, |scores| scores[i]),
+        });
+    }
+    Ok(CandidateList {
+        prompt_index: known.prompt_index,
+        prompt: row.prompt.clone(),
+        prompt_ids,
+        reference: row.reference.clone(),
+        candidates,
+    })
+}
+
+/// Whether `text` is what `ids` decode to, up to the first stop string.
+fn still_says<B: Backend>(policy: &Policy<B>, ids: &[u32], text: &str, stop: &[String]) -> Result<bool> {
+    let mut decoded = policy.tokenizer.decode(ids, true)?;
+    if let Some(end) = first_stop(&decoded, stop) {
+        decoded.truncate(end);
+    }
+    Ok(decoded == text)
+}

@@ -1,0 +1,153 @@
+//! The output folder of a run that can be interrupted: begun, gone on with, finished.
+
+use crate::args::Settings;
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::output::OutputDir;
+use crate::resume::{ITERATION, ResumeFrom};
+use crate::run_record::{Goal, RunRecord, RunResult};
+use larpo_data::checksums::Checksum;
+use larpo_data::files;
+use serde_json::Value;
+use std::path::Path;
+
+/// What a run is and where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct RunRequest<'a> {
+    /// The verb.
+    pub verb: &'a str,
+    /// Its flags.
+    pub settings: &'a Settings,
+    /// `--output_dir`.
+    pub folder: &'a Path,
+    /// `--overwrite_output_dir`.
+    pub overwrite: bool,
+    /// Where to go on from, if the run is to go on.
+    pub from: Option<&'a ResumeFrom>,
+    /// What it reads, by flag.
+    pub inputs: &'a [(&'a str, &'a Path)],
+}
+
+/// The folder, locked while this value lives.
+#[derive(Debug)]
+pub struct RunFolder<'a> {
+    output: OutputDir<'a>,
+    folder: &'a Path,
+    record: RunRecord,
+    /// What was recorded when the run began, where this goes on with it.
+    earlier: Option<RunRecord>,
+}
+
+impl<'a> RunFolder<'a> {
+    /// Locks the folder and looks whether the run may begin or go on there; nothing that is in it is touched yet.
+    ///
+    /// # Errors
+    /// Another run at work in it; an earlier run that is neither gone on with nor replaced; flags or inputs that differ from
+    /// those that the run began with; a folder that cannot be written to.
+    pub fn open(request: &RunRequest<'a>) -> Result<Self> {
+        let RunRequest { folder, settings, from, .. } = *request;
+        let paths: Vec<&Path> = request.inputs.iter().map(|(_, path)| *path).collect();
+        let output = match from {
+            None => OutputDir::check(folder, request.overwrite, &paths)?,
+            Some(_) => OutputDir::go_on(folder)?,
+        };
+        let record = RunRecord::new(request.verb, settings, request.inputs)?;
+        let earlier = match from {
+            None => None,
+            Some(from) => {
+                let earlier = RunRecord::read(folder)?;
+                match &earlier {
+                    Some(earlier) => earlier.check(&record, folder)?,
+                    None => output.nothing_yet(from)?,
+                }
+                earlier
+            }
+        };
+        Ok(Self { output, folder, record, earlier })
+    }
+
+    /// Where to go on from; none: from the beginning.
+    pub fn from<'r>(&self, request: &RunRequest<'r>) -> Option<&'r ResumeFrom> {
+        request.from.filter(|_| self.earlier.is_some())
+    }
+
+    /// The record of the run that is gone on with.
+    pub fn earlier(&self) -> Option<&RunRecord> {
+        self.earlier.as_ref()
+    }
+
+    /// What the finished run printed, where the newest place is asked for, the run is finished, and its final model is still
+    /// what was written then.
+    pub fn finished(&self, request: &RunRequest) -> Option<Value> {
+        self.from(request).filter(|from| **from == ResumeFrom::Latest)?;
+        let result = self.earlier.as_ref()?.result.as_ref()?;
+        let model = Checksum::of_file(self.folder.join("model.safetensors")).ok()?;
+        (model.to_string() == result.model).then(|| result.summary.clone())
+    }
+
+    /// Sets how far the run is to go; [`RunFolder::begin`] records it.
+    pub fn set_goal(&mut self, goal: Goal) {
+        self.record.goal = Some(goal);
+    }
+
+    /// Whether `flag` is what it was when the run was last begun or gone on with.
+    pub fn unchanged(&self, flag: &str) -> bool {
+        self.earlier.as_ref().is_some_and(|earlier| earlier.flags.get(flag) == self.record.flags.get(flag))
+    }
+
+    /// Makes room for a run that begins, clears away what a killed process left half-made, and records the flags: from here
+    /// on the run can be gone on with.
+    ///
+    /// # Errors
+    /// A file that cannot be removed or written.
+    pub fn begin(&mut self) -> Result<()> {
+        files::remove_leftovers(self.folder)?;
+        for (_, iteration) in checkpoint::numbered(self.folder, ITERATION)? {
+            files::remove_leftovers(iteration)?;
+        }
+        if self.earlier.is_none() {
+            self.output.clear()?;
+        }
+        self.record.write(self.folder)
+    }
+
+    /// Records that the run came to its end, and what it printed.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    pub fn finish(mut self, summary: &Value) -> Result<()> {
+        let model = Checksum::of_file(self.folder.join("model.safetensors"))?.to_string();
+        self.record.result = Some(RunResult { summary: summary.clone(), model });
+        self.record.write(self.folder)
+    }
+}
+
+/// What a verb says and gives back where there is nothing left to do.
+pub fn already_finished(folder: &Path, summary: Value) -> Result<Value> {
+    say!("the run in {} is finished; there is nothing to go on with", folder.display());
+    Ok(summary)
+}
+
+impl OutputDir<'_> {
+    /// A folder without a record: fine where nothing of a run is in it and the newest checkpoint was asked for.
+    fn nothing_yet(&self, from: &ResumeFrom) -> Result<()> {
+        match from {
+            ResumeFrom::Path(path) => Err(Error::request(format!(
+                "--resume_from_checkpoint {}: {} holds no run to go on with; `latest` begins one where there is none",
+                path.display(),
+                self.folder().display()
+            ))),
+            ResumeFrom::Latest => match self.traces()?.is_empty() {
+                true => {
+                    say!("nothing to go on from in {} yet: the run begins", self.folder().display());
+                    Ok(())
+                }
+                false => Err(Error::request(format!(
+                    "{} holds an earlier run without a record of its flags (run.json), which cannot be gone on with; give \
+                     another --output_dir, or --overwrite_output_dir instead of --resume_from_checkpoint to replace it",
+                    self.folder().display()
+                ))),
+            },
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! `run.json`: what a run was started with, so that it goes on with the same or not at all.
+
+use crate::args::{Iterations, Settings};
+use crate::error::{Error, Result};
+use larpo_data::checksums::Checksum;
+use larpo_data::files;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The file in the output folder.
+pub const FILE: &str = "run.json";
+const VERSION: u32 = 1;
+
+/// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
+/// them are compared by their contents.
+const FREE: [&str; 19] = [
+    "color",
+    "config",
+    "dataset_name",
+    "deterministic",
+    "early_stopping_patience",
+    "eval_dataset",
+    "iterations",
+    "json",
+    "log_level",
+    "model_name_or_path",
+    "output_dir",
+    "overwrite_output_dir",
+    "quiet",
+    "report_to",
+    "resume_from_checkpoint",
+    "save_steps",
+    "save_total_limit",
+    "threads",
+    "until_kl",
+];
+
+/// The record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    version: u32,
+    /// Version of the program that began the run.
+    pub larpo: String,
+    /// The verb.
+    pub verb: String,
+    /// Every flag, defaults included.
+    pub flags: BTreeMap<String, Vec<String>>,
+    /// What the run reads, by flag.
+    pub inputs: BTreeMap<String, Input>,
+    /// How far a run of `align` is to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<Goal>,
+    /// What the finished run printed; none while it is not finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<RunResult>,
+}
+
+/// How far a run of `align` is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goal {
+    /// Iterations in all.
+    pub iterations: usize,
+    /// The N of `--iterations +N` that led there.
+    pub more: Option<usize>,
+    /// Iterations that were done when that was asked for.
+    pub base: usize,
+}
+
+impl Goal {
+    /// The goal of `--iterations`, which was `given` or is the default. `earlier` is the record of the run that goes on,
+    /// of which `done` iterations are finished. Asking for `+N` again while that goal is not reached asks for the same.
+    ///
+    /// # Errors
+    /// `+N` without a run to go on with, or fewer iterations than are done.
+    pub fn new(asked: Iterations, given: bool, earlier: Option<&RunRecord>, done: usize) -> Result<Self> {
+        let known = earlier.and_then(|record| Some((record.goal?, record.result.is_some())));
+        match (asked, known) {
+            (_, Some((goal, _))) if !given => Ok(goal),
+            (Iterations::Total(n), _) if n < done => Err(Error::request(format!(
+                "--iterations {n}: {done} iterations of the run are finished; ask for as many or more, or for +N"
+            ))),
+            (Iterations::Total(iterations), Some((goal, _))) if iterations == goal.iterations => Ok(goal),
+            (Iterations::Total(iterations), known) => {
+                let base = known.map_or(0, |(goal, finished)| if finished { done } else { goal.base });
+                Ok(Self { iterations, more: None, base })
+            }
+            (Iterations::More(n), Some((goal, false))) if goal.more == Some(n) => Ok(goal),
+            (Iterations::More(n), Some((goal, finished))) => {
+                let base = if finished { done } else { goal.iterations };
+                Ok(Self { iterations: base + n, more: Some(n), base })
+            }
+            (Iterations::More(n), None) => {
+                Err(Error::request(format!("--iterations +{n} needs a run to go on with, and output_dir holds none")))
+            }
+        }
+    }
+}
+
+/// A file or model folder that a run reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// Where it was.
+    pub path: PathBuf,
+    /// Checksums of its files, by name.
+    pub files: BTreeMap<String, String>,
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunResult {
+    /// The object that `--json` prints.
+    pub summary: Value,
+    /// Checksum of the final `model.safetensors`.
+    pub model: String,
+}
+
+impl RunRecord {
+    /// The record of a run that is about to start.
+    ///
+    /// # Errors
+    /// An input that cannot be read.
+    pub fn new(verb: &str, settings: &Settings, inputs: &[(&str, &Path)]) -> Result<Self> {
+        let mut known: BTreeMap<String, Input> = BTreeMap::new();
+        for &(flag, path) in inputs {
+            let files = checksums(path)?;
+            match known.get_mut(flag) {
+                None => {
+                    known.insert(flag.to_string(), Input { path: path.to_path_buf(), files });
+                }
+                // A flag that names several files.
+                Some(input) => input.files.extend(files.into_values().map(|sum| (path.display().to_string(), sum))),
+            }
+        }
+        Ok(Self {
+            version: VERSION,
+            larpo: env!("CARGO_PKG_VERSION").into(),
+            verb: verb.into(),
+            flags: settings.values.clone(),
+            goal: None,
+            inputs: known,
+            result: None,
+        })
+    }
+
+    /// The record of a folder; none where it has none.
+    ///
+    /// # Errors
+    /// A record that cannot be read, or of another version.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(&path, "read")(error)),
+        };
+        let record: Self = serde_json::from_slice(&text).map_err(|error| {
+            Error::request(format!(
+                "{}: {error}. The record of the run is damaged: restore it from a copy, or start anew with \
+                 --overwrite_output_dir",
+                path.display()
+            ))
+        })?;
+        match record.version {
+            VERSION => Ok(Some(record)),
+            other => Err(Error::request(format!(
+                "{} has version {other}, this program reads {VERSION}; use the version of larpo that wrote it ({})",
+                path.display(),
+                record.larpo
+            ))),
+        }
+    }
+
+    /// Writes the record, at once.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|error| Error::request(error.to_string()))?;
+        Ok(files::write_bytes(folder.join(FILE), format!("{text}\n").as_bytes())?)
+    }
+
+    /// Whether the run may go on as `now` asks.
+    ///
+    /// # Errors
+    /// Every flag and every input that differs and would change the result, with the old and the new value.
+    pub fn check(&self, now: &Self, folder: &Path) -> Result<()> {
+        if self.verb != now.verb {
+            return Err(Error::request(format!(
+                "{} holds a run of `larpo {}`, not of `larpo {}`; give another --output_dir",
+                folder.display(),
+                self.verb,
+                now.verb
+            )));
+        }
+        let mut differences = Vec::new();
+        let names = self.flags.keys().chain(now.flags.keys().filter(|name| !self.flags.contains_key(*name)));
+        for name in names.filter(|name| !FREE.contains(&name.as_str())) {
+            let (old, new) = (self.flags.get(name), now.flags.get(name));
+            // A tokenizer's folder is an input and compared by its contents.
+            let is_input = name == "tokenizer" && [self, now].iter().all(|record| record.inputs.contains_key(name));
+            if !is_input && !same(old, new) {
+                differences.push(format!("--{name} was {} and is now {}", shown(old), shown(new)));
+            }
+        }
+        for (flag, old) in &self.inputs {
+            match now.inputs.get(flag) {
+                Some(new) => differences.extend(old.difference(new).map(|what| format!("--{flag}: {what}"))),
+                None if FREE.contains(&flag.as_str()) => differences.push(format!("--{flag} is not given any more")),
+                None => {}
+            }
+        }
+        let more = now.inputs.keys().filter(|flag| FREE.contains(&flag.as_str()) && !self.inputs.contains_key(*flag));
+        differences.extend(more.map(|flag| format!("--{flag} was not given")));
+        match differences.is_empty() {
+            true => Ok(()),
+            false => Err(Error::request(format!(
+                "the run in {} cannot go on: since it began, {}. Give what it began with, or start anew in another \
+                 --output_dir or with --overwrite_output_dir",
+                folder.display(),
+                differences.join("; ")
+            ))),
+        }
+    }
+}
+
+impl Input {
+    /// What is different, for people.
+    fn difference(&self, now: &Self) -> Option<String> {
+        let path = now.path.display();
+        let changed = self.files.iter().find(|(name, sum)| now.files.get(*name) != Some(sum));
+        let added = now.files.keys().find(|name| !self.files.contains_key(*name));
+        match (changed, added) {
+            (Some((name, _)), _) if !now.files.contains_key(name) => Some(format!("{path} has no {name} any more")),
+            (Some((name, _)), _) if name.is_empty() => Some(format!("the contents of {path} have changed")),
+            (Some((name, _)), _) => Some(format!("{name} in {path} has changed")),
+            (None, Some(name)) => Some(format!("{path} has got a {name}")),
+            (None, None) => None,
+        }
+    }
+}
+
+/// Checksums of a file (under the empty name), or of the files of a model folder that a model is made of.
+fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
+    if !path.is_dir() {
+        return Ok(BTreeMap::from([(String::new(), Checksum::of_file(path)?.to_string())]));
+    }
+    let model = |name: &str| {
+        name.ends_with(".safetensors")
+            || matches!(
+                name,
+                "config.json"
+                    | "generation_config.json"
+                    | "model.safetensors.index.json"
+                    | "tokenizer.json"
+                    | "tokenizer_config.json"
+            )
+    };
+    let mut sums = BTreeMap::new();
+    for entry in fs::read_dir(path).map_err(Error::io(path, "read"))? {
+        let entry = entry.map_err(Error::io(path, "read"))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if model(&name) {
+            sums.insert(name, Checksum::of_file(entry.path())?.to_string());
+        }
+    }
+    Ok(sums)
+}
+
+/// Whether two values are the same, numbers by their value.
+fn same(old: Option<&Vec<String>>, new: Option<&Vec<String>>) -> bool {
+    let equal = |(old, new): (&String, &String)| match (old.parse::<f64>(), new.parse::<f64>()) {
+        (Ok(old), Ok(new)) => old == new,
+        _ => old == new,
+    };
+    match (old, new) {
+        (Some(old), Some(new)) => old.len() == new.len() && old.iter().zip(new).all(equal),
+        (old, new) => old == new,
+    }
+}
+
+fn shown(value: Option<&Vec<String>>) -> String {
+    value.map_or("not given".into(), |values| values.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(flags: &[(&str, &str)], inputs: &[(&str, &Path)]) -> RunRecord {
+        let flags = flags.iter().map(|(name, value)| (name.to_string(), value.split(',').map(String::from).collect()));
+        RunRecord::new("align", &Settings { values: flags.collect(), ..Settings::default() }, inputs).expect("inputs")
+    }
+
+    #[test]
+    fn a_flag_that_would_change_the_result_is_refused_by_name() {
+        let folder = Path::new("out");
+        let old = record(&[("beta", "0.1"), ("temperature", "1.0,0.7"), ("threads", "2"), ("iterations", "3")], &[]);
+        let same = record(&[("beta", "1e-1"), ("temperature", "1,.7"), ("threads", "1"), ("iterations", "5")], &[]);
+        old.check(&same, folder).expect("the same values");
+        let other = record(&[("beta", "0.2"), ("temperature", "1.0"), ("top_k", "5")], &[]);
+        let error = old.check(&other, folder).expect_err("other values").to_string();
+        for part in [
+            "--beta was 0.1 and is now 0.2",
+            "--temperature was 1.0,0.7 and is now 1.0",
+            "--top_k was not given and is now 5",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(!error.contains("threads") && !error.contains("iterations"), "{error}");
+        let verb = RunRecord { verb: "sft".into(), ..old.clone() };
+        assert!(old.check(&verb, folder).expect_err("another verb").to_string().contains("larpo align"));
+    }
+
+    #[test]
+    fn more_iterations_are_counted_from_what_the_run_had() {
+        let record = |iterations, more, base, finished: bool| RunRecord {
+            goal: Some(Goal { iterations, more, base }),
+            result: finished.then(|| RunResult { summary: Value::Null, model: String::new() }),
+            ..record(&[], &[])
+        };
+        let goal = |asked: &str, earlier: Option<&RunRecord>, done| {
+            let asked: Iterations = asked.parse().expect("iterations");
+            Goal::new(asked, true, earlier, done).map(|goal| (goal.iterations, goal.base)).map_err(|e| e.to_string())
+        };
+        assert_eq!(goal("3", None, 0), Ok((3, 0)));
+        assert!(goal("+2", None, 0).expect_err("nothing there").contains("+2 needs a run"));
+        let three = record(3, None, 0, true);
+        assert_eq!(goal("+2", Some(&three), 3), Ok((5, 3)));
+        assert_eq!(goal("5", Some(&three), 3), Ok((5, 3)));
+        assert_eq!(goal("3", Some(&three), 3), Ok((3, 0)));
+        assert!(goal("2", Some(&three), 3).expect_err("fewer").contains("3 iterations of the run are finished"));
+        // Interrupted on the way to five: asking again asks for the same.
+        let five = record(5, Some(2), 3, false);
+        assert_eq!(goal("+2", Some(&five), 4), Ok((5, 3)));
+        assert_eq!(goal("+1", Some(&five), 4), Ok((6, 5)));
+        assert_eq!(goal("+2", Some(&record(5, Some(2), 3, true)), 5), Ok((7, 5)));
+        // Ended early after two of three.
+        assert_eq!(goal("+2", Some(&three), 2), Ok((4, 2)));
+        let kept = Goal::new(Iterations::Total(3), false, Some(&five), 4).expect("as before");
+        assert_eq!(kept, Goal { iterations: 5, more: Some(2), base: 3 });
+    }
+
+    #[test]
+    fn a_changed_input_is_refused_by_name() {
+        let folder = std::env::temp_dir().join(format!("larpo-record-{}", std::process::id()));
+        let model = folder.join("model");
+        fs::create_dir_all(&model).expect("creates");
+        let data = folder.join("data.jsonl");
+        let write = |name: &str, text: &str| fs::write(folder.join(name), text).expect("writes");
+        write("data.jsonl", "one");
+        write("model/config.json", "{}");
+        write("model/model.safetensors", "weights");
+        let now = || record(&[], &[("dataset_name", &data), ("model_name_or_path", &model)]);
+        let old = now();
+        old.write(&folder).expect("writes");
+        assert_eq!(RunRecord::read(&folder).expect("reads"), Some(old.clone()));
+        write("model/notes.txt", "no part of the model");
+        old.check(&now(), &folder).expect("the same");
+        let refused = |part: &str| {
+            let error = old.check(&now(), &folder).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        write("data.jsonl", "two");
+        refused("--dataset_name: the contents of");
+        write("data.jsonl", "one");
+        write("model/model.safetensors", "weightS");
+        refused("--model_name_or_path: model.safetensors in");
+        fs::remove_file(model.join("model.safetensors")).expect("removes");
+        refused("has no model.safetensors any more");
+        write("run.json", "{");
+        assert!(RunRecord::read(&folder).expect_err("damaged").to_string().contains("run.json"));
+        fs::remove_dir_all(&folder).expect("removes");
+    }
+}

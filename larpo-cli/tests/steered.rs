@@ -1,0 +1,218 @@
+//! Runs of `align` that people steer: more iterations, candidates edited by hand, an end by KL or by held-out rewards.
+
+mod process;
+use process::*;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+fn json_of(output: &std::process::Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
+}
+
+fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn read(path: impl AsRef<Path>) -> Value {
+    serde_json::from_slice(&fs::read(path.as_ref()).expect("reads")).expect("JSON")
+}
+
+/// A small `align`; fewer prompts than the interrupted ones.
+fn small<'a>(data: &'a str, model: &'a str, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
+    let mut words = vec!["align", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", out, "--json"];
+    words.extend(["--prompts_per_iteration", "24", "--k", "6", "--max_new_tokens", "8", "--reward_weights", "1,0.1"]);
+    words.extend(["--reward_funcs", "answer,length:target=6", "--per_device_train_batch_size", "4"]);
+    words.extend(extra);
+    words
+}
+
+#[test]
+fn a_finished_run_is_continued() {
+    let folder = Folder::new("more");
+    let (data, model) = tiny(&folder);
+    let (whole, parts) = (folder.path("whole"), folder.path("parts"));
+    let (whole_name, name) = (whole.display().to_string(), parts.display().to_string());
+    succeeds(&mut larpo(&small(&data, &model, &whole_name, &["--iterations", "3"])));
+    let error = fails(&mut larpo(&small(&data, &model, &name, &["--iterations", "+2"])));
+    assert!(error.contains("+2 needs a run to go on with"), "{error}");
+    succeeds(&mut larpo(&small(&data, &model, &name, &["--iterations", "1"])));
+    let more = json_of(&succeeds(&mut larpo(&small(&data, &model, &name, &["--iterations", "+2"]))));
+    assert_eq!(more["iterations"].as_array().map(Vec::len), Some(3));
+    // Manifests say how many iterations were asked for; everything else is the same.
+    let without = |out: &Path| {
+        let mut files = results(out);
+        files.retain(|(name, _)| !name.ends_with("manifest.json"));
+        files
+    };
+    assert_same(&without(&whole), &without(&parts), "1 + 2 iterations");
+    // The goal is kept: the same run without a number is finished, and fewer iterations are refused.
+    let again = small(&data, &model, &name, &["--resume_from_checkpoint", "latest"]);
+    assert!(stderr(&succeeds(&mut larpo(&again))).contains("is finished"));
+    let fewer = ["--resume_from_checkpoint", "latest", "--iterations", "2"];
+    let error = fails(&mut larpo(&small(&data, &model, &name, &fewer)));
+    assert!(error.contains("3 iterations of the run are finished"), "{error}");
+}
+
+#[test]
+fn edited_candidates_are_checked_and_ranked_anew() {
+    let folder = Folder::new("edited");
+    let (data, model) = tiny(&folder);
+    let out = folder.path("out");
+    let name = out.display().to_string();
+    succeeds(&mut larpo(&small(&data, &model, &name, &["--iterations", "2"])));
+    let path = out.join("iteration-2/candidates.jsonl");
+    let good = fs::read_to_string(&path).expect("reads");
+    let rows = || good.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect::<Vec<Value>>();
+    let write = |rows: &[Value]| {
+        fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("writes");
+    };
+    let more = |extra: &[&str]| larpo(&small(&data, &model, &name, &[&["--iterations", "+1"], extra].concat()));
+    // Mistakes are named by file and line.
+    let mut bad = rows();
+    bad[2]["rewards"] = json!([1]);
+    write(&bad);
+    let error = fails(&mut more(&[]));
+    assert!(error.contains("iteration-2/candidates.jsonl, line 3") && error.contains("`rewards`"), "{error}");
+    let mut bad = rows();
+    bad[1]["prompt"] = json!("9+9\n");
+    write(&bad);
+    let error = fails(&mut more(&[]));
+    assert!(error.contains("candidates.jsonl:2: `prompt` is not row"), "{error}");
+    let mut bad = rows();
+    bad[4]["prompt_index"] = bad[3]["prompt_index"].clone();
+    bad[4]["prompt"] = bad[3]["prompt"].clone();
+    write(&bad);
+    let error = fails(&mut more(&[]));
+    assert!(error.contains("candidates.jsonl:5: `prompt_index`") && error.contains("line 4"), "{error}");
+    let mut bad = rows();
+    bad[0]["prompt_index"] = json!(100_000);
+    write(&bad);
+    let error = fails(&mut more(&[]));
+    assert!(error.contains("candidates.jsonl:1: `prompt_index` is not that of a prompt"), "{error}");
+
+    // The second iteration made again with a row less and another answer to a prompt.
+    let mut edited = rows();
+    edited.remove(5);
+    let answer = edited[0]["reference"].as_str().expect("a reference").to_string();
+    edited[0]["responses"][5] = json!(format!("{answer} "));
+    edited[0]["rewards"][5] = json!(-77.0);
+    write(&edited);
+    fs::remove_file(out.join("iteration-2/manifest.json")).expect("removes");
+    let latest = ["--resume_from_checkpoint", "latest"];
+    let output = succeeds(&mut larpo(&small(&data, &model, &name, &latest)));
+    let text = stderr(&output);
+    assert!(text.contains("was edited since it was written: 23 prompts of 24, 1 responses encoded anew"), "{text}");
+    // 24 of the first iteration are remembered.
+    assert!(text.contains("47 lists ="), "{text}");
+    let ranked: Value =
+        serde_json::from_str(fs::read_to_string(&path).expect("reads").lines().next().expect("a row")).expect("JSON");
+    let place = ranked["responses"].as_array().expect("texts").iter().position(|r| *r == format!("{answer} "));
+    let place = place.expect("the edited text is there");
+    let reward = ranked["rewards"][place].as_f64().expect("a number");
+    assert!(reward > 0.5, "the right answer was scored, not what stood there: {ranked}");
+    assert!(ranked.get("logps").is_none(), "nothing tells which log-probabilities still hold: {ranked}");
+    assert_ne!(ranked["token_ids"][place], rows()[0]["token_ids"][5]);
+    assert_eq!(json_of(&output)["iterations"].as_array().map(Vec::len), Some(3), "the one more that was asked for");
+    // Going on from there takes the edited ones without another word.
+    let output = succeeds(&mut more(&[]));
+    assert!(!stderr(&output).contains("was edited"), "{}", stderr(&output));
+    assert_eq!(json_of(&output)["iterations"].as_array().map(Vec::len), Some(4));
+}
+
+#[test]
+fn a_checkpoint_from_before_an_edit_is_not_gone_on_from() {
+    let folder = Folder::new("edited-late");
+    let (data, model) = tiny(&folder);
+    let out = folder.path("out");
+    let name = out.display().to_string();
+    let words = align(&data, &model, &name, &["--resume_from_checkpoint", "latest"]);
+    let mut child = start(&mut larpo(&words), &folder.path("log"));
+    wait_for("a checkpoint", || out.join("iteration-1/checkpoint-5").exists());
+    child.kill().expect("kills");
+    child.wait().expect("a child");
+    let path = out.join("iteration-1/candidates.jsonl");
+    let text = fs::read_to_string(&path).expect("reads");
+    let rows: Vec<&str> = text.lines().skip(1).collect();
+    fs::write(&path, rows.join("\n") + "\n").expect("writes");
+    let output = succeeds(&mut larpo(&words));
+    let text = stderr(&output);
+    assert!(text.contains("WARNING") && text.contains("starts anew") && text.contains("119 prompts of 120"), "{text}");
+}
+
+#[test]
+fn the_policy_moves_so_far_and_no_farther() {
+    let folder = Folder::new("kl");
+    let (data, model) = tiny(&folder);
+    let out = folder.path("out");
+    let name = out.display().to_string();
+    // Any movement at all is enough.
+    let extra = ["--iterations", "4", "--learning_rate", "1e-3", "--until_kl", "1e-6", "--eval_prompts", "16"];
+    let ended = json_of(&succeeds(&mut larpo(&small(&data, &model, &name, &extra))));
+    assert!(ended["ended_early"].as_str().is_some_and(|why| why.contains("--until_kl")), "{ended}");
+    let reports = ended["iterations"].as_array().expect("reports");
+    let kl = |report: &Value| report["held_out"]["kl"].as_f64().expect("a number");
+    assert!(reports.len() < 4 && reports.last().is_some_and(|report| kl(report) >= 1e-6), "{ended}");
+    assert!(reports.iter().rev().skip(1).all(|report| kl(report) < 1e-6), "{ended}");
+    let start = kl(&read(out.join("start.json")));
+    assert!(start.abs() < 1e-7, "the first policy has not moved, but for rounding: {start}");
+    // Asked for again it is finished; with more room it goes on.
+    let again = [&extra[..], &["--resume_from_checkpoint", "latest"]].concat();
+    assert!(stderr(&succeeds(&mut larpo(&small(&data, &model, &name, &again)))).contains("is finished"));
+    let mut farther = again.clone();
+    farther[5] = "1e9";
+    let on = json_of(&succeeds(&mut larpo(&small(&data, &model, &name, &farther))));
+    assert_eq!((on["iterations"].as_array().map(Vec::len), &on["ended_early"]), (Some(4), &Value::Null));
+    assert_eq!(on["best_iteration"], Value::Null);
+}
+
+#[test]
+fn the_best_iteration_is_kept() {
+    let folder = Folder::new("patience");
+    let (data, model) = tiny(&folder);
+    let out = folder.path("out");
+    let name = out.display().to_string();
+    // A rate at which the policy falls apart.
+    let held_out = ["--validation_fraction", "0.2", "--split", "train", "--eval_prompts", "24"];
+    let extra = ["--iterations", "6", "--learning_rate", "0.05", "--early_stopping_patience", "2"];
+    let words = small(&data, &model, &name, &[&extra[..], &held_out].concat());
+    let ended = json_of(&succeeds(&mut larpo(&words)));
+    let reports = ended["iterations"].as_array().expect("reports");
+    let start = read(out.join("start.json"))["held_out"]["mean_reward"].as_f64().expect("a number");
+    let reward = |report: &Value| report["held_out"]["mean_reward"].as_f64().expect("a number");
+    let rewards: Vec<f64> = std::iter::once(start).chain(reports.iter().map(reward)).collect();
+    let best = (0..rewards.len()).rev().max_by(|&a, &b| rewards[a].total_cmp(&rewards[b])).expect("a start");
+    let best = rewards.iter().position(|r| *r == rewards[best]).expect("there");
+    assert_eq!(ended["best_iteration"], json!(best), "{rewards:?}");
+    assert_eq!(reports.len(), (best + 2).min(6), "{rewards:?}");
+    assert!(ended["ended_early"].as_str().is_some_and(|why| why.contains("patience")), "{ended}");
+    let kept = match best {
+        0 => Path::new(&model).join("model.safetensors"),
+        n => out.join(format!("iteration-{n}/model/model.safetensors")),
+    };
+    assert!(fs::read(kept).expect("reads") == fs::read(out.join("model.safetensors")).expect("reads"), "{rewards:?}");
+    let none = small(&data, &model, &name, &["--early_stopping_patience", "2"]);
+    assert!(fails(&mut larpo(&none)).contains("needs held-out prompts"));
+}
+
+#[test]
+fn watched_runs_go_on_to_the_same_files() {
+    let folder = Folder::new("watched");
+    let (data, model) = tiny(&folder);
+    let extra = ["--eval_prompts", "24", "--until_kl", "1e9", "--resume_from_checkpoint", "latest"];
+    let out = folder.path("alone").display().to_string();
+    succeeds(&mut larpo(&align(&data, &model, &out, &extra)));
+    let expected = results(Path::new(&out));
+    for stage in ["start.json", "iteration-1/checkpoint-20", "iteration-1/manifest.json", "iteration-2/metrics.jsonl"] {
+        let out = folder.path("out");
+        let name = out.display().to_string();
+        let mut child = start(&mut larpo(&align(&data, &model, &name, &extra)), &folder.path("log"));
+        wait_for(stage, || out.join(stage).exists());
+        child.kill().expect("kills");
+        child.wait().expect("a child");
+        succeeds(&mut larpo(&align(&data, &model, &name, &extra)));
+        assert_same(&expected, &results(&out), stage);
+        fs::remove_dir_all(&out).expect("removes");
+    }
+}

@@ -1,0 +1,102 @@
+//! Finding what made a number that is not finite: looked for only when a step met one, and before anything is updated.
+
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::lists::PackedLists;
+use crate::model::Transformer;
+use crate::tape::Gradients;
+use std::ops::Range;
+
+/// The first weight that is not finite, by tensor.
+///
+/// # Errors
+/// [`Error::NotFinite`] with the tensor's name and the element.
+pub fn check_weights<B: Backend>(model: &Transformer<B>) -> Result<(), Error> {
+    for (index, parameter) in model.parameters().iter().enumerate() {
+        let values = model.parameters().download(model.backend(), index);
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            // The tensor as checkpoints name it: a parameter may hold several.
+            let tensor = parameter.tensors.iter().find(|t| t.rows.contains(&(at / parameter.cols)));
+            let (name, start) = tensor.map_or((&parameter.name, 0), |t| (&t.name, t.rows.start * parameter.cols));
+            return Err(Error::NotFinite { what: format!("weight {name}"), at: format!("element {}", at - start) });
+        }
+    }
+    Ok(())
+}
+
+/// The first gradient that is not finite, by parameter, for the update `update`.
+pub(crate) fn blame_gradients<B: Backend>(model: &Transformer<B>, gradients: &Gradients<B>, update: u64) -> Error {
+    for (index, parameter) in model.parameters().iter().enumerate() {
+        let values = gradients.get(index).map(|g| model.backend().read(g)).unwrap_or_default();
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let what = format!("the gradient of {}", parameter.name);
+            return Error::NotFinite { what, at: format!("update {update}, element {at}") };
+        }
+    }
+    Error::NotFinite { what: "the norm of all gradients together".into(), at: format!("update {update}") }
+}
+
+/// What made a loss that is not finite: a weight, else the first log-probability, else the first score.
+///
+/// `logps` and `gamma` are those of `packed`, whose first list is the row `first_row` of the step; no `gamma` where there
+/// are no scores.
+pub(crate) fn blame_loss<B: Backend>(
+    model: &Transformer<B>,
+    packed: &PackedLists,
+    logps: &[f64],
+    gamma: &[f64],
+    first_row: usize,
+    update: u64,
+) -> Error {
+    if let Err(error) = check_weights(model) {
+        return error;
+    }
+    for list in 0..packed.lists() {
+        let items: Range<usize> = packed.item_offsets[list] as usize..packed.item_offsets[list + 1] as usize;
+        for (response, item) in items.enumerate() {
+            let row = |what: &str, token| Error::RowNotFinite {
+                what: what.into(),
+                row: first_row + list,
+                response,
+                token,
+                update,
+            };
+            if let Some(token) = logps[packed.item_targets(item)].iter().position(|v| !v.is_finite()) {
+                return row("a log-probability", Some(token));
+            }
+            if gamma.get(item).is_some_and(|v| !v.is_finite()) {
+                return row("the score γ", None);
+            }
+        }
+    }
+    Error::NotFinite { what: "the loss".into(), at: format!("update {update}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Cpu;
+    use crate::model::ModelConfig;
+
+    #[test]
+    fn the_first_bad_number_is_placed_in_its_row() {
+        let model = Transformer::random(&Cpu::new(), ModelConfig::new(8, 8, 1, 2, 2, 9), 1).expect("a model");
+        let lists: [(&[u32], Vec<&[u32]>); 2] = [(&[1, 2], vec![&[3], &[4, 5]]), (&[6], vec![&[7, 8], &[1], &[2, 3]])];
+        let packed = PackedLists::pack(lists.iter().map(|(prompt, responses)| (*prompt, responses.iter().copied())));
+        // Scored tokens in order: 3 | 4 5 || 7 8 | 1 | 2 3.
+        let logps = |bad: usize| (0..8).map(|i| if i == bad { f64::NAN } else { -1.0 }).collect::<Vec<_>>();
+        let row = |what: &str, row, response, token| Error::RowNotFinite {
+            what: what.into(),
+            row,
+            response,
+            token,
+            update: 5,
+        };
+        let found = |bad: usize, gamma: &[f64]| blame_loss(&model, &packed, &logps(bad), gamma, 10, 5);
+        assert_eq!(found(0, &[]), row("a log-probability", 10, 0, Some(0)));
+        assert_eq!(found(2, &[0.0; 5]), row("a log-probability", 10, 1, Some(1)));
+        assert_eq!(found(7, &[]), row("a log-probability", 11, 2, Some(1)));
+        assert_eq!(found(99, &[0.0, 0.0, 0.0, f64::INFINITY, 0.0]), row("the score γ", 11, 1, None));
+        assert_eq!(found(99, &[]), Error::NotFinite { what: "the loss".into(), at: "update 5".into() });
+    }
+}
