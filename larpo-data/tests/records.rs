@@ -87,14 +87,7 @@ fn ranked_lists_and_texts_are_recognised() {
 fn rows_of_no_known_kind_are_refused_with_what_is_accepted() {
     refused(
         r#"{"instruction": "a", "output": "b"}"#,
-        &[
-            "data.jsonl",
-            ":1: ",
-            "\"instruction\", \"output\"",
-            "Accepted rows",
-            "\"question\", \"answer\"",
-            "responses",
-        ],
+        &["data.jsonl", ":1: ", "\"instruction\", \"output\"", "Accepted rows", "\"question\": ", "responses"],
     );
     refused("\n\n", &["no rows", "Accepted rows"]);
     refused("[]", &["no rows"]);

@@ -93,7 +93,7 @@ impl Command {
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),
-            Command::Train(a) => a.list.validate(),
+            Command::Train(a) => a.validate(),
             Command::Align(a) => a.validate(),
             Command::Eval(a) => a.validate(),
         }

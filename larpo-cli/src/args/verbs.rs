@@ -31,7 +31,7 @@ pub struct SampleArgs {
     /// The policy.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows whose prompts to answer: JSONL or plain text
+    /// Rows whose prompts to answer: JSONL, a JSON array, CSV, each also .gz, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data", conflicts_with = "prompt")]
     pub dataset_name: Option<PathBuf>,
     /// A prompt to answer; may be repeated
@@ -94,6 +94,9 @@ pub struct RankArgs {
     /// Replace a candidates.jsonl that is there already
     #[arg(long, help_heading = "Output", requires = "output_dir")]
     pub overwrite_output_dir: bool,
+    /// What a malformed row does: end the run with an error, or be left out and counted
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = BadRow::Error, help_heading = "Data")]
+    pub on_bad_row: BadRow,
     /// Field that holds the prompt
     #[arg(long, value_name = "KEY", default_value = "prompt", help_heading = "Data")]
     pub prompt_key: String,
@@ -135,7 +138,8 @@ pub struct TrainVerbArgs {
     /// The policy, which is also the reference.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Ranked lists (JSONL): prompt, responses and rewards in each row, as in candidates.jsonl
+    /// Ranked lists (prompt, responses and rewards in each row, as in candidates.jsonl), preference pairs (chosen and
+    /// rejected) or labelled completions (completion and label)
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Where the final model goes: itself a model folder
@@ -147,6 +151,9 @@ pub struct TrainVerbArgs {
     /// How the data are read.
     #[command(flatten)]
     pub data: DataArgs,
+    /// Which part of the data.
+    #[command(flatten)]
+    pub split: SplitArgs,
     /// The objective.
     #[command(flatten)]
     pub list: ListArgs,
@@ -158,6 +165,13 @@ pub struct TrainVerbArgs {
     pub common: CommonArgs,
 }
 
+impl TrainVerbArgs {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        self.list.validate()?;
+        self.split.validate()
+    }
+}
+
 /// Flags of `larpo align`.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
@@ -165,7 +179,7 @@ pub struct AlignArgs {
     /// The policy to start from.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows whose prompts to use: JSONL or plain text
+    /// Rows whose prompts to use: JSONL, a JSON array, CSV, each also .gz, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Where the final model goes: itself a model folder, with iteration-N/ beside the weights
@@ -246,7 +260,7 @@ pub struct EvalArgs {
     /// The policy.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows with prompts and reference solutions: JSONL or plain text
+    /// Rows with prompts and reference solutions: JSONL, a JSON array, CSV, each also .gz, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Every N of Recall@N: is a good response among N samples

@@ -49,7 +49,7 @@ fn read_prompts<B: Backend>(
     let part = Part { held_back: split.validation_fraction, split: split.split };
     let limits = Limits::new(data, policy)?;
     let explicit = data.max_prompt_length.is_some();
-    let (prompts, report) = Source::open(path)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
+    let (prompts, report) = Source::open(path, data)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
     say!("data: {report}");
     let bare = prompts
         .iter()
@@ -57,10 +57,10 @@ fn read_prompts<B: Backend>(
         .collect::<Vec<_>>();
     match bare.first() {
         Some(first) if needs_reference => Err(Error::request(format!(
-            "{}, row {}: no reference for the reward `answer` to compare with ({} of {} prompts lack it); add a field \
+            "{}:{}: no reference for the reward `answer` to compare with ({} of {} prompts lack it); add a field \
              `reference`, or choose other --reward_funcs",
             path.display(),
-            first.index + 1,
+            first.line,
             bare.len(),
             prompts.len()
         ))),

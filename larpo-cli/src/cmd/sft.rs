@@ -23,7 +23,7 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
         [Some(&args.dataset_name), args.model.model_name_or_path.as_ref(), args.eval.eval_dataset.as_ref(), tokenizer];
     let inputs: Vec<_> = inputs.into_iter().flatten().map(|path| path.as_path()).collect();
     let output = OutputDir::check(&args.output_dir, args.overwrite_output_dir, &inputs)?;
-    let source = Source::open(&args.dataset_name)?;
+    let source = Source::open(&args.dataset_name, &args.data)?;
     let policy = match &args.model.model_name_or_path {
         Some(folder) => Policy::open(backend, folder)?,
         None => fresh(args, &source, backend)?,
@@ -52,6 +52,7 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
         "loss": outcome.loss,
         "eval_loss": outcome.eval_loss,
         "parameters": policy.model.config().parameters(),
+        "data": report,
     }))
 }
 
@@ -96,7 +97,7 @@ fn held_out<B: Backend>(
 ) -> Result<Option<Vec<SftRow>>> {
     let all = Limits { max_samples: usize::MAX, ..limits };
     let (rows, report) = match (&args.eval.eval_dataset, args.eval.validation_fraction) {
-        (Some(path), _) => Source::open(path)?.sft_rows(policy, all, Part::ALL)?,
+        (Some(path), _) => Source::open(path, &args.data)?.sft_rows(policy, all, Part::ALL)?,
         (None, Some(held_back)) => source.sft_rows(policy, all, Part { held_back, split: Split::Validation })?,
         (None, None) => return Ok(None),
     };

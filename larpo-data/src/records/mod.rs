@@ -193,9 +193,9 @@ pub fn read_dataset(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Rec
 ///
 /// # Errors
 /// As [`read_dataset`].
-pub fn parse_dataset(path: impl AsRef<Path>, bytes: &[u8], options: &ReadOptions) -> Result<Records> {
+pub fn parse_dataset(path: impl AsRef<Path>, bytes: Vec<u8>, options: &ReadOptions) -> Result<Records> {
     let path = path.as_ref();
-    from_content(path, &Content::new(path, bytes.to_vec())?, options)
+    from_content(path, &Content::new(path, bytes)?, options)
 }
 
 fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result<Records> {

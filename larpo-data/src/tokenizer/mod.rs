@@ -154,6 +154,11 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// The text of `tokenizer.json`, which decides every id.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
     /// The ids of `text`, without the special tokens that a post-processor would add. Special tokens written out in
     /// the text (`<|endoftext|>`) become their ids, as in every Hugging Face tokenizer.
     ///
