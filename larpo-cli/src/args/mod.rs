@@ -53,6 +53,8 @@ pub enum Command {
     Align(Box<AlignArgs>),
     /// Greedy accuracy, Recall@N and mean reward on a data set
     Eval(Box<EvalArgs>),
+    /// Show what a data file or a run folder holds: schema, counts, lengths, tokens, ties, duplicates
+    Inspect(InspectArgs),
     /// Time a training step, sampling, matrix products, memory traffic or list losses
     Bench(BenchArgs),
 }
@@ -68,6 +70,7 @@ impl Command {
             Command::Train(_) => "train",
             Command::Align(_) => "align",
             Command::Eval(_) => "eval",
+            Command::Inspect(_) => "inspect",
             Command::Bench(_) => "bench",
         }
     }
@@ -82,6 +85,7 @@ impl Command {
             Command::Train(a) => &a.common,
             Command::Align(a) => &a.common,
             Command::Eval(a) => &a.common,
+            Command::Inspect(a) => &a.common,
             Command::Bench(a) => &a.common,
         }
     }
@@ -89,7 +93,7 @@ impl Command {
     /// Checks that need more than one flag at a time; the message says what to change.
     fn validate(&self) -> Result<(), String> {
         match self {
-            Command::Demo(_) | Command::Bench(_) => Ok(()),
+            Command::Demo(_) | Command::Inspect(_) | Command::Bench(_) => Ok(()),
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),

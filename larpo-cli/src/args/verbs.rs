@@ -350,3 +350,28 @@ impl BenchArgs {
         self.lists.unwrap_or(if self.what == BenchKind::Lists { 1_000_000 } else { 1 })
     }
 }
+
+/// Flags of `larpo inspect`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct InspectArgs {
+    /// A data file (JSONL, a JSON array, CSV, each also .gz, or plain text), or the folder of a run
+    #[arg(value_name = "FILE|DIR")]
+    pub path: PathBuf,
+    /// Folder of a tokenizer, to count and show tokens too
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub tokenizer: Option<PathBuf>,
+    /// Show the first N rows
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole, help_heading = "Data")]
+    pub rows: usize,
+    /// Show the rows that begin in these lines instead
+    #[arg(long, value_name = "LINE,...", value_delimiter = ',', value_parser = at_least_one, help_heading = "Data",
+          conflicts_with = "rows")]
+    pub lines: Vec<usize>,
+    /// What the rows are.
+    #[command(flatten)]
+    pub read: ReadArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}

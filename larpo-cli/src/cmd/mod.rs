@@ -4,6 +4,7 @@ pub mod align;
 pub mod bench;
 pub mod demo;
 pub mod eval;
+pub mod inspect;
 pub mod rank;
 pub mod sample;
 pub mod sft;
@@ -32,6 +33,7 @@ pub fn run(cli: &Cli) -> Result<Value> {
         Command::Train(args) => train::run(args, &backend),
         Command::Align(args) => align::run(args, &backend),
         Command::Eval(args) => eval::run(args, &backend),
+        Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
