@@ -246,3 +246,78 @@ fn the_token_cache_changes_nothing() {
     fs::write(&tokenizer, format!("{text}\n")).expect("writes");
     assert!(train(&with) == without && files().len() == 4);
 }
+
+#[test]
+fn inspect_tells_what_a_file_holds() {
+    let folder = Folder::new("inspect");
+    let file = folder.rows("pairs.jsonl", &pairs());
+    let found = larpo(&["inspect", &file, "--tokenizer", &folder.path("model"), "--lines", "2"]).expect("inspects");
+    assert_eq!(counts(&found), (6, 6, json!({})));
+    assert_eq!((&found["schema"], &found["why"]), (&json!("preference"), &json!("every row has `chosen`, `rejected`")));
+    assert_eq!(found["ranking"]["best_first"], json!(6));
+    // A tokenizer of characters sees no neighbours.
+    assert_eq!(found["tokenisation"]["rows_joint_differs"], json!(0));
+    assert_eq!(found["lengths"]["response_tokens"]["count"], json!(12));
+    assert_eq!(found["lengths"]["response_tokens"]["max"], found["lengths"]["response_characters"]["max"]);
+    let error = larpo(&["inspect", &file, "--lines", "2,70"]).expect_err("no such line");
+    assert!(error.contains("pairs.jsonl:70:"), "{error}");
+    let repeated = json!({ "prompt": "p", "responses": ["a", "a", "b"], "rewards": [1, 1, 1] });
+    let lists = folder.rows("lists.jsonl", &[repeated.clone(), repeated, json!({ "prompt": "q" })]);
+    let skip = ["--on_bad_row", "skip"];
+    let found = larpo(&[&["inspect", &lists][..], &skip].concat()).expect("inspects");
+    assert_eq!(counts(&found), (3, 2, json!({ "malformed `responses`": 1 })));
+    assert_eq!((&found["duplicates"]["prompts"], &found["duplicates"]["responses"]), (&json!(1), &json!(2)));
+    assert_eq!(found["ranking"]["all_equal"], json!(2));
+    let both = folder.rows("both.jsonl", &[json!({ "prompt": "p", "completion": "c", "responses": ["a"] })]);
+    let error = larpo(&["inspect", &both]).expect_err("ambiguous");
+    assert!(error.contains("--dataset_schema prompt_completion or --dataset_schema ranked_list"), "{error}");
+    let text = folder.file("text.txt", "abc\ndéf");
+    let found = larpo(&["inspect", &text, "--tokenizer", &folder.path("model")]).expect_err("no é in the vocabulary");
+    assert!(found.contains("no token for the character 'é'"), "{found}");
+    assert_eq!(larpo(&["inspect", &text]).expect("inspects")["lines"], json!(2));
+}
+
+#[test]
+fn inspect_tells_the_story_of_a_run() {
+    let folder = Folder::new("story");
+    let prompts: Vec<Value> = (0..6).map(|i| json!({ "prompt": format!("{i}+1=") })).collect();
+    let file = folder.rows("prompts.jsonl", &prompts);
+    let sizes = ["--iterations", "2", "--prompts_per_iteration", "4", "--k", "4", "--max_new_tokens", "5"];
+    folder.run("align", &file, &[&sizes[..], &["--reward_funcs", "length"]].concat()).expect("aligns");
+    let out = folder.path("out");
+    let told = larpo(&["inspect", &out]).expect("inspects");
+    let iterations = told["iterations"].as_array().expect("a list");
+    assert_eq!((iterations.len(), &told["notes"]), (2, &json!([])));
+    for (i, iteration) in iterations.iter().enumerate() {
+        assert_eq!((&iteration["iteration"], &iteration["finished"]), (&json!(i + 1), &json!(true)));
+        let (told, seen) = (&iteration["report"]["mean_reward"], &iteration["candidates"]["mean_reward"]);
+        let (told, seen) = (told.as_f64().expect("a number"), seen.as_f64().expect("a number"));
+        assert!((told - seen).abs() < 1e-9, "{told} and {seen}");
+    }
+    // Edited by hand, and cut off before its end.
+    let second = folder.0.join("out/iteration-2");
+    let rows = fs::read_to_string(second.join("candidates.jsonl")).expect("reads");
+    let mut row: Value = serde_json::from_str(rows.lines().next().expect("a row")).expect("JSON");
+    row["rewards"] = json!([100, 100, 100, 100]);
+    fs::write(second.join("candidates.jsonl"), format!("{row}\n")).expect("writes");
+    let notes = larpo(&["inspect", &out]).expect("inspects")["notes"].to_string();
+    assert!(notes.contains("iteration 2: candidates.jsonl has changed"), "{notes}");
+    fs::remove_file(second.join("manifest.json")).expect("removes");
+    let notes = larpo(&["inspect", &out]).expect("inspects")["notes"].to_string();
+    assert!(notes.contains("iteration 2 is not finished"), "{notes}");
+    fs::write(second.join("manifest.json"), "{\n\"version\"").expect("writes");
+    assert!(larpo(&["inspect", &out]).expect_err("damaged").contains("manifest.json:2: "));
+    // Two stories in one folder, one log, one data file, several, none.
+    fs::write(folder.0.join("out/metrics.jsonl"), "{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2}\n").expect("writes");
+    assert!(larpo(&["inspect", &out]).expect_err("ambiguous").contains("more than one run"));
+    for n in ["iteration-1", "iteration-2"] {
+        fs::remove_dir_all(folder.0.join("out").join(n)).expect("removes");
+    }
+    assert_eq!(larpo(&["inspect", &out]).expect("inspects")["last"], json!({ "step": 2 }));
+    fs::remove_file(folder.0.join("out/metrics.jsonl")).expect("removes");
+    assert!(larpo(&["inspect", &out]).expect_err("a model alone").contains("neither iteration-<n>/"));
+    fs::write(folder.0.join("out/a.csv"), "prompt\np\n").expect("writes");
+    assert_eq!(larpo(&["inspect", &out]).expect("inspects")["schema"], json!("prompt_only"));
+    fs::write(folder.0.join("out/b.txt.gz"), "").expect("writes");
+    assert!(larpo(&["inspect", &out]).expect_err("two files").contains("a.csv, b.txt.gz"));
+}

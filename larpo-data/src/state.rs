@@ -115,13 +115,13 @@ fn decode<T: DeserializeOwned>(payload: &mut impl Read, length: u64) -> std::res
     }
     let standard = bincode::config::standard();
     match u64::BITS - length.saturating_mul(16).leading_zeros() {
-        ..=16 => decode_from_std_read(payload, standard.with_limit::<{ bytes(16) }>()),
-        ..=20 => decode_from_std_read(payload, standard.with_limit::<{ bytes(20) }>()),
-        ..=24 => decode_from_std_read(payload, standard.with_limit::<{ bytes(24) }>()),
-        ..=28 => decode_from_std_read(payload, standard.with_limit::<{ bytes(28) }>()),
-        ..=32 => decode_from_std_read(payload, standard.with_limit::<{ bytes(32) }>()),
-        ..=36 => decode_from_std_read(payload, standard.with_limit::<{ bytes(36) }>()),
-        ..=40 => decode_from_std_read(payload, standard.with_limit::<{ bytes(40) }>()),
+        0..=16 => decode_from_std_read(payload, standard.with_limit::<{ bytes(16) }>()),
+        17..=20 => decode_from_std_read(payload, standard.with_limit::<{ bytes(20) }>()),
+        21..=24 => decode_from_std_read(payload, standard.with_limit::<{ bytes(24) }>()),
+        25..=28 => decode_from_std_read(payload, standard.with_limit::<{ bytes(28) }>()),
+        29..=32 => decode_from_std_read(payload, standard.with_limit::<{ bytes(32) }>()),
+        33..=36 => decode_from_std_read(payload, standard.with_limit::<{ bytes(36) }>()),
+        37..=40 => decode_from_std_read(payload, standard.with_limit::<{ bytes(40) }>()),
         _ => decode_from_std_read(payload, standard.with_limit::<{ bytes(48) }>()),
     }
 }

@@ -195,8 +195,11 @@ fn mutations() -> u64 {
 /// A single case may take as long; a busy machine is slow, a loop without an end is slower.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Hands `read` the corpus, the seeds and mutations of the seeds. An allocation may be `factor` times the input, and a
-/// little more.
+/// What an allocation may have whatever the input: regular expressions and tables of the tokenizers library.
+const FIXED: usize = 4 << 20;
+
+/// Hands `read` the corpus, the seeds and mutations of the seeds. An allocation may be `factor` times the input, beside
+/// [`FIXED`].
 fn attack(reader: &str, factor: usize, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
     // Without a backtrace, which takes memory of its own. A library that panics inside a guard is no failure.
     std::panic::set_hook(Box::new(|_| {}));
@@ -209,7 +212,7 @@ fn attack(reader: &str, factor: usize, seeds: &[Vec<u8>], mut read: impl FnMut(&
         let start = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| read(bytes)));
         let (time, largest) = (start.elapsed(), LARGEST.get());
-        let allowed = bytes.len() * factor + (1 << 20);
+        let allowed = bytes.len() * factor + FIXED;
         if outcome.is_err() || time > PATIENCE || largest > allowed {
             let file = std::env::temp_dir().join(format!("larpo-mutation-{reader}-{name}"));
             std::fs::write(&file, bytes).expect("writes");

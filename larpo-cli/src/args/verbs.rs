@@ -73,6 +73,9 @@ impl SampleArgs {
             if self.data.max_samples.is_some() {
                 return Err("--max_samples is for --dataset_name, not for --prompt".into());
             }
+            if self.data.shuffle_seed.is_some() || self.data.read.dataset_schema.is_some() {
+                return Err("--shuffle_seed and --dataset_schema are for --dataset_name, not for --prompt".into());
+            }
         }
         self.split.validate()
     }

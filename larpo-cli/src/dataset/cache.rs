@@ -179,6 +179,50 @@ mod tests {
         std::fs::remove_file(&folder).expect("removes");
     }
 
+    /// Damage behind a checksum that fits. `LARPO_MUTATIONS` is the number of mutations, as in larpo-data.
+    #[test]
+    fn no_mutation_of_a_kept_file_is_trusted() {
+        let folder = std::env::temp_dir().join(format!("larpo-token-cache-mutations-{}", std::process::id()));
+        let cache = TokenCache { folder: Some(folder.clone()), data: Hash::default() };
+        let rows: Vec<Encoded> =
+            (0..4).map(|i| Encoded { prompt: vec![i, 70_000], responses: vec![vec![i; 3], vec![]] }).collect();
+        let get = || cache.rows("t", "s", &[2; 4], 70_001, || Ok(rows.clone())).expect("made or kept");
+        assert_eq!(get(), rows);
+        let path = std::fs::read_dir(&folder).expect("a folder").next().expect("a file").expect("an entry").path();
+        let whole = std::fs::read(&path).expect("reads");
+        let start = 8 + 4 + 4 + KIND.len() + 16;
+        let mutations = std::env::var("LARPO_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000u64);
+        // Marsaglia's xorshift64.
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |n: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as usize % n.max(1)
+        };
+        for _ in 0..mutations {
+            let mut payload = whole[start..].to_vec();
+            for _ in 0..=random(3) {
+                let at = random(payload.len());
+                match random(4) {
+                    0 => payload[at] = random(256) as u8,
+                    1 => payload.truncate(at + 1),
+                    2 => payload.insert(at, random(256) as u8),
+                    _ => drop(payload.splice(at..at, [0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])),
+                }
+            }
+            let hash = payload.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+            let length = payload.len() as u64;
+            let bytes = [&whole[..start - 16], &length.to_le_bytes(), &hash.to_le_bytes(), &payload].concat();
+            std::fs::write(&path, bytes).expect("writes");
+            // Whoever makes the checksum fit may put ids there, but only rows of the right shape with known ids.
+            assert!(fits(&get(), &[2; 4], 70_001));
+        }
+        std::fs::remove_dir_all(&folder).expect("removes");
+    }
+
     #[test]
     fn the_hash_is_the_published_one() {
         // Test vectors of the FNV reference distribution.
