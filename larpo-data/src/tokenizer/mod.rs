@@ -89,8 +89,9 @@ impl Tokenizer {
     ) -> Result<Self> {
         let fail = |problem: String, mend: &str| Error::Tokenizer { path: path.clone(), problem, mend: mend.into() };
         // The library panics on a `decoder` that is no JSON.
-        serde_json::from_str::<IgnoredAny>(&json)
-            .map_err(|error| fail(format!("not valid JSON: {error}"), "Copy or download the file again"))?;
+        serde_json::from_str::<IgnoredAny>(&json).map_err(|error| {
+            fail(format!("not a tokenizer that can be read: {error}"), "Copy or download the file again")
+        })?;
         let mut inner: tokenizers::Tokenizer = guarded(|| json.parse())?.map_err(|e| {
             fail(
                 format!("not a tokenizer that can be read: {e}"),
