@@ -113,12 +113,7 @@ impl<B: Backend> Policy<B> {
     /// # Errors
     /// A text that the tokenizer cannot encode.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.tokenizer.encode_with_special(text)?;
-        // What a post-processor puts at the end would separate the prompt from its response.
-        let plain = self.tokenizer.encode(text)?;
-        let suffix = ids.len().saturating_sub(plain.len());
-        let front = (0..=suffix).find(|&front| ids[front..].starts_with(&plain)).unwrap_or(suffix);
-        Ok(ids[..front + plain.len()].to_vec())
+        encode_prompt(&self.tokenizer, text)
     }
 
     /// The ids that the tokenizer puts in front of every prompt: BOS, or nothing.
@@ -126,13 +121,7 @@ impl<B: Backend> Policy<B> {
     /// # Errors
     /// As [`Policy::encode_prompt`].
     pub fn prompt_prefix(&self) -> Result<Vec<u32>> {
-        // Any token will do as the text; its own id is left out again.
-        let text = (0..self.tokenizer.vocab_size() as u32)
-            .find_map(|id| self.tokenizer.decode(&[id], true).ok().filter(|text| !text.trim().is_empty()))
-            .unwrap_or_default();
-        let mut ids = self.encode_prompt(&text)?;
-        ids.truncate(ids.len() - self.tokenizer.encode(&text)?.len());
-        Ok(ids)
+        prompt_prefix(&self.tokenizer)
     }
 
     /// Ids of a response that ends: its text and the end-of-text token.
@@ -196,4 +185,31 @@ pub fn save_model<B: Backend>(
     })?;
     tokenizer.save(folder)?;
     Ok(())
+}
+
+/// [`Policy::encode_prompt`] without a model.
+///
+/// # Errors
+/// A text that the tokenizer cannot encode.
+pub fn encode_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode_with_special(text)?;
+    // What a post-processor puts at the end would separate the prompt from its response.
+    let plain = tokenizer.encode(text)?;
+    let suffix = ids.len().saturating_sub(plain.len());
+    let front = (0..=suffix).find(|&front| ids[front..].starts_with(&plain)).unwrap_or(suffix);
+    Ok(ids[..front + plain.len()].to_vec())
+}
+
+/// [`Policy::prompt_prefix`] without a model.
+///
+/// # Errors
+/// As [`encode_prompt`].
+pub fn prompt_prefix(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    // Any token will do as the text; its own id is left out again.
+    let text = (0..tokenizer.vocab_size() as u32)
+        .find_map(|id| tokenizer.decode(&[id], true).ok().filter(|text| !text.trim().is_empty()))
+        .unwrap_or_default();
+    let mut ids = encode_prompt(tokenizer, &text)?;
+    ids.truncate(ids.len() - tokenizer.encode(&text)?.len());
+    Ok(ids)
 }

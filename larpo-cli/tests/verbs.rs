@@ -476,7 +476,7 @@ fn a_missing_reference_is_found_before_sampling() {
     for verb in [&["eval"][..], &["align", "--output_dir", &folder.path("o"), "--k", "2"]] {
         let words = [verb, &["--model_name_or_path", &model, "--dataset_name", &data, "--max_new_tokens", "4"]];
         let error = larpo(&words.concat()).expect_err("no reference");
-        assert!(error.contains("row 2") && error.contains("1 of 2"), "{error}");
+        assert!(error.contains("prompts.jsonl:2:") && error.contains("1 of 2"), "{error}");
     }
 }
 

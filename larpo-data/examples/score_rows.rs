@@ -5,7 +5,7 @@
 //! cargo run --example score_rows -- solutions.jsonl 'answer:pattern=A\:\s*(.*)' reference correct
 //! ```
 
-use larpo_data::records::{Keys, read_keyed_rows};
+use larpo_data::records::{Keys, OnBadRow, read_keyed_rows};
 use larpo_data::rules::{RuleSet, Scored};
 use std::process::ExitCode;
 
@@ -13,7 +13,8 @@ fn run(arguments: &[String]) -> larpo_data::Result<()> {
     let keys = Keys { reference: arguments.get(2).cloned(), label: arguments.get(3).cloned(), ..Keys::default() };
     let rules = RuleSet::parse(&arguments[1], None, None)?;
     let (mut scored, mut agree, mut total) = (0usize, 0usize, 0.0);
-    for row in read_keyed_rows(&arguments[0], &keys)? {
+    let (rows, _) = read_keyed_rows(&arguments[0], &keys, OnBadRow::Error)?;
+    for row in rows {
         for (i, response) in row.responses.iter().enumerate() {
             let item = Scored {
                 prompt: &row.prompt,

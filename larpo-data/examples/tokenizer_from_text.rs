@@ -4,20 +4,12 @@
 //! cargo run --example tokenizer_from_text -- train.jsonl 4096 out/
 //! ```
 
-use larpo_data::records::{Dataset, read_dataset};
+use larpo_data::records::{ReadOptions, read_dataset};
 use larpo_data::tokenizer::Tokenizer;
 use std::process::ExitCode;
 
 fn run(file: &str, size: usize, folder: &str) -> larpo_data::Result<()> {
-    let texts: Vec<String> = match read_dataset(file)? {
-        Dataset::Text(text) => vec![text],
-        Dataset::Examples { rows, .. } => {
-            rows.into_iter().map(|row| row.prompt + &row.completion.unwrap_or_default()).collect()
-        }
-        Dataset::RankedLists(lists) => {
-            lists.into_iter().flat_map(|list| std::iter::once(list.prompt).chain(list.responses)).collect()
-        }
-    };
+    let texts = read_dataset(file, &ReadOptions::default())?.dataset.texts();
     let tokenizer = Tokenizer::train_bpe(&texts, size)?;
     tokenizer.save(folder)?;
     println!("{} tokens written to {folder}", tokenizer.vocab_size());

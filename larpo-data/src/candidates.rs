@@ -5,7 +5,8 @@
 
 use crate::error::{Error, RecordError, Result};
 use crate::files;
-use crate::records::rows::{Row, number, parse_rows, small, text};
+use crate::records::rows::{Row, number, small, text};
+use crate::records::source::Content;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::io::Write;
@@ -59,7 +60,7 @@ pub struct CandidateList {
     pub extra: Map<String, Value>,
 }
 
-const FIELDS: [&str; 14] = [
+pub(crate) const FIELDS: [&str; 14] = [
     "prompt_index",
     "prompt",
     "prompt_token_ids",
@@ -181,7 +182,7 @@ impl CandidateList {
     }
 }
 
-/// Reads candidate lists; JSONL or an array of objects. Needed are `prompt` and `responses`; everything else is
+/// Reads candidate lists; JSONL or an array of objects, also packed with gzip. Needed are `prompt` and `responses`; everything else is
 /// optional, and fields that are not known are kept.
 ///
 /// # Errors
@@ -197,8 +198,8 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<CandidateList>> {
 /// As [`read`].
 pub fn read_numbered(path: impl AsRef<Path>) -> Result<Vec<(usize, CandidateList)>> {
     let path = path.as_ref();
-    let content = files::read_text(path)?;
-    let rows = parse_rows(path, &content)?;
+    let content = Content::read(path)?;
+    let rows = content.rows(path)?;
     if rows.is_empty() {
         return Err(Error::Unrecognised {
             path: path.into(),
@@ -207,7 +208,8 @@ pub fn read_numbered(path: impl AsRef<Path>) -> Result<Vec<(usize, CandidateList
                 .into(),
         });
     }
-    rows.iter().map(|row| Ok((row.line, from_row(row)?))).collect()
+    let numbered = |row: Result<Row>| row.and_then(|row| Ok((row.line, from_row(&row)?)));
+    rows.into_iter().map(numbered).collect()
 }
 
 /// Writes one row per list, fields in a fixed order, under a temporary name that is renamed at the end.
@@ -238,11 +240,7 @@ pub fn write(path: impl AsRef<Path>, lists: &[CandidateList]) -> Result<()> {
     })
 }
 
-pub(crate) fn from_rows(rows: &[Row]) -> Result<Vec<CandidateList>> {
-    rows.iter().map(from_row).collect()
-}
-
-fn from_row(row: &Row) -> Result<CandidateList> {
+pub(crate) fn from_row(row: &Row) -> Result<CandidateList> {
     let numbers = "an array of finite numbers";
     let wholes = "an array of whole numbers of 0 or more";
     let index = match row.get("prompt_index") {
@@ -269,8 +267,8 @@ fn from_row(row: &Row) -> Result<CandidateList> {
     row.array("logps", token_lists, "[[-0.5, -1.25], [-0.1]]", |v| {
         v.as_array()?.iter().map(single).collect::<Option<Vec<_>>>()
     })?;
-    let singles: Singles = serde_json::from_str(row.text)
-        .map_err(|e| row.error("", "each field once", e.to_string(), "Remove the field that is given twice"))?;
+    let singles: Singles = serde_json::from_str(&row.text)
+        .map_err(|e| row.error("", "numbers of single precision", e.to_string(), "Correct them"))?;
     let list = CandidateList {
         prompt_index: index,
         prompt: row.string("prompt")?.to_string(),

@@ -1,5 +1,6 @@
 //! The one error type of the crate: every message names the place, what was expected and the mend.
 
+use crate::records::Schema;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,13 @@ pub enum Error {
         found: String,
         /// What is accepted.
         mend: String,
+    },
+    /// The rows of a file fit several schemas, or rows of one file different ones.
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// Every schema that fits, with the line of the first row it fits.
+        fits: Vec<(Schema, usize)>,
     },
     /// A field of a JSON configuration file is missing, wrong, or asks for something that is not supported.
     Config {
@@ -115,11 +123,21 @@ pub struct RecordError {
 impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, line, field, expected, found, mend } = self;
-        write!(f, "{}, line {line}", path.display())?;
+        write!(f, "{}:{line}: ", path.display())?;
         if !field.is_empty() {
-            write!(f, ", field `{field}`")?;
+            write!(f, "field `{field}`: ")?;
         }
-        write!(f, ": expected {expected}, found {found}. {mend}")
+        write!(f, "expected {expected}, found {found}. {mend}")
+    }
+}
+
+impl RecordError {
+    /// The kind of fault in a few words, the same for every row that has it: what rows left out are counted by.
+    pub fn reason(&self) -> String {
+        match self.field.split('[').next() {
+            Some(field) if !field.is_empty() => format!("malformed `{field}`"),
+            _ => format!("not {}", self.expected),
+        }
     }
 }
 
@@ -135,6 +153,14 @@ impl fmt::Display for Error {
             Error::Io { path, action, source } => write!(f, "{}: cannot {action}: {source}", path.display()),
             Error::Record(record) => record.fmt(f),
             Error::Unrecognised { path, found, mend } => write!(f, "{}: {found}. {mend}", path.display()),
+            Error::Ambiguous { path, fits } => {
+                let list: Vec<String> = fits
+                    .iter()
+                    .map(|(schema, line)| format!("{schema} ({}) from line {line} on", schema.signature()))
+                    .collect();
+                write!(f, "{}: the rows fit more than one schema: {}. ", path.display(), list.join("; "))?;
+                f.write_str("Say which schema to read them by, or keep rows of one kind in a file")
+            }
             Error::Config { path, field, problem, mend } if field.is_empty() => {
                 write!(f, "{}: {problem}. {mend}", path.display())
             }

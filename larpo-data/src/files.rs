@@ -20,19 +20,32 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
             mend: "Unpack it, for example with `gunzip -k`".into(),
         });
     }
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        let line = 1 + error.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
-        RecordError {
-            path: path.to_path_buf(),
-            line,
-            field: String::new(),
-            expected: "UTF-8 text".into(),
-            found: format!("the byte 0x{:02X} at offset {at}, which is not UTF-8", error.as_bytes()[at]),
-            mend: "Convert the file to UTF-8, for example with `iconv -t UTF-8`".into(),
-        }
-        .into()
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) => utf8(path, error.as_bytes()).map(str::to_string),
+    }
+}
+
+/// The bytes as text, or an error with the line of the first bad byte.
+pub(crate) fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        let line = 1 + bytes[..at].iter().filter(|&&b| b == b'\n').count();
+        not_utf8(path, line, bytes[at], at)
     })
+}
+
+/// The complaint about the byte at `offset`.
+pub(crate) fn not_utf8(path: &Path, line: usize, byte: u8, offset: usize) -> Error {
+    RecordError {
+        path: path.to_path_buf(),
+        line,
+        field: String::new(),
+        expected: "UTF-8 text".into(),
+        found: format!("the byte 0x{byte:02X} at offset {offset}, which is not UTF-8"),
+        mend: "Convert the file to UTF-8, for example with `iconv -t UTF-8`".into(),
+    }
+    .into()
 }
 
 /// Writes `path` through `fill` under a temporary name, forces it to disk, then renames it into place: a reader sees

@@ -7,7 +7,7 @@ use crate::candidates::{self, CandidateList};
 use crate::checksums::Checksum;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::records::rows::parse_rows;
+use crate::records::rows::parse_row;
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -51,7 +51,9 @@ pub fn read(path: impl AsRef<Path>, keep: impl FnOnce(usize) -> usize) -> Result
     if whole.len() < bytes.len() {
         files::write_bytes(path, whole.as_bytes())?;
     }
-    let mut lists = candidates::from_rows(&parse_rows(path, &whole)?)?;
+    let rows = whole.lines().enumerate();
+    let mut lists =
+        rows.map(|(i, line)| candidates::from_row(&parse_row(path, i + 1, line)?)).collect::<Result<Vec<_>>>()?;
     for list in &mut lists {
         list.extra.shift_remove("checksum");
     }

@@ -10,6 +10,8 @@
 use crate::checksums::Hashing;
 use crate::error::{Error, Result};
 use crate::files;
+use bincode::error::DecodeError;
+use bincode::serde::decode_from_std_read;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -95,12 +97,34 @@ pub fn load_state<T: DeserializeOwned>(path: impl AsRef<Path>, kind: &str) -> Re
     file.seek(SeekFrom::Start(start)).map_err(io())?;
     let mut payload = file.take(length);
     let other = "it was written by another version of the program, or holds another type";
-    let value = bincode::serde::decode_from_std_read(&mut payload, bincode::config::standard())
+    let value = decode(&mut payload, length)
         .map_err(|error| state.error(format!("the contents cannot be understood ({error})"), other))?;
     if payload.limit() != 0 {
         return Err(state.error("the contents are longer than expected", other));
     }
     Ok(value)
+}
+
+/// Decodes a payload of `length` bytes. The decoder takes memory for a text as soon as it has read its length; a limit that
+/// is no more than 256 times the payload keeps it from believing any. It counts up to 16 bytes for one of the payload.
+fn decode<T: DeserializeOwned>(payload: &mut impl Read, length: u64) -> std::result::Result<T, DecodeError> {
+    const fn bytes(bits: u32) -> usize {
+        match 1usize.checked_shl(bits) {
+            Some(bytes) => bytes,
+            None => usize::MAX,
+        }
+    }
+    let standard = bincode::config::standard();
+    match u64::BITS - length.saturating_mul(16).leading_zeros() {
+        0..=16 => decode_from_std_read(payload, standard.with_limit::<{ bytes(16) }>()),
+        17..=20 => decode_from_std_read(payload, standard.with_limit::<{ bytes(20) }>()),
+        21..=24 => decode_from_std_read(payload, standard.with_limit::<{ bytes(24) }>()),
+        25..=28 => decode_from_std_read(payload, standard.with_limit::<{ bytes(28) }>()),
+        29..=32 => decode_from_std_read(payload, standard.with_limit::<{ bytes(32) }>()),
+        33..=36 => decode_from_std_read(payload, standard.with_limit::<{ bytes(36) }>()),
+        37..=40 => decode_from_std_read(payload, standard.with_limit::<{ bytes(40) }>()),
+        _ => decode_from_std_read(payload, standard.with_limit::<{ bytes(48) }>()),
+    }
 }
 
 /// Makes errors about one file.

@@ -121,18 +121,18 @@ fn every_mistake_is_named_by_line_and_field() {
     ];
     for (field, parts) in cases {
         let message = error_of(&format!("{{{start}, {field}}}"));
-        holds(&message, &["candidates.jsonl, line 2"]);
+        holds(&message, &["candidates.jsonl:2: "]);
         holds(&message, parts);
     }
-    holds(&error_of(r#"{"prompt": "p"}"#), &["line 2", "`responses`", "only `prompt`", "[\"first\", \"second\"]"]);
-    holds(&error_of(r#"{"responses": ["a"]}"#), &["line 2", "`prompt`", "a string"]);
+    holds(&error_of(r#"{"prompt": "p"}"#), &[":2: ", "`responses`", "only `prompt`", "[\"first\", \"second\"]"]);
+    holds(&error_of(r#"{"responses": ["a"]}"#), &[":2: ", "`prompt`", "a string"]);
     holds(&error_of(r#"{"prompt": "p", "responses": []}"#), &["`responses`", "at least one", "delete the row"]);
     holds(&error_of(r#"{"prompt": "p", "responses": ["a", 1]}"#), &["`responses[1]`", "found 1"]);
-    holds(&error_of(r#"{"prompt": "p", "responses": ["a""#), &["line 2", "cut short"]);
-    holds(&error_of(r#"{"prompt": "p", "responses": ["a"], "logps": [[-1e39]]}"#), &["line 2", "logps"]);
+    holds(&error_of(r#"{"prompt": "p", "responses": ["a""#), &[":2: ", "cut short"]);
+    holds(&error_of(r#"{"prompt": "p", "responses": ["a"], "logps": [[-1e39]]}"#), &[":2: ", "logps"]);
     holds(
         &error_of(r#"{"prompt": "p", "responses": ["a"], "logps": [[-1]], "logps": [[-2]]}"#),
-        &["line 2", "duplicate field"],
+        &[":2: ", "`logps`", "each name once"],
     );
     let folder = Folder::new();
     holds(&read(folder.file("e.jsonl", "\n")).unwrap_err().to_string(), &["e.jsonl", "no rows"]);
@@ -145,7 +145,7 @@ fn what_could_not_be_read_back_is_not_written() {
     let refused = |change: fn(&mut CandidateList), parts: &[&str]| {
         let mut list = full();
         change(&mut list);
-        holds(&write(&path, &[full(), list]).unwrap_err().to_string(), &["a.jsonl, line 2"]);
+        holds(&write(&path, &[full(), list]).unwrap_err().to_string(), &["a.jsonl:2: "]);
         let mut list = full();
         change(&mut list);
         holds(&write(&path, &[list]).unwrap_err().to_string(), parts);

@@ -2,16 +2,30 @@
 
 mod common;
 use common::{Folder, holds};
-use larpo_data::records::{Dataset, Example, Keys, read_dataset, read_keyed_rows};
+use larpo_data::records::{
+    Dataset, Example, Keys, OnBadRow, ReadOptions, Records, Schema, read_dataset, read_keyed_rows,
+};
 
-fn read(name: &str, text: &str) -> Result<Dataset, String> {
+fn read_as(name: &str, bytes: impl AsRef<[u8]>, options: ReadOptions) -> Result<Records, String> {
     let folder = Folder::new();
-    read_dataset(folder.file(name, text)).map_err(|error| error.to_string())
+    read_dataset(folder.file(name, bytes), &options).map_err(|error| error.to_string())
+}
+
+fn read(name: &str, bytes: impl AsRef<[u8]>) -> Result<Dataset, String> {
+    read_as(name, bytes, ReadOptions::default()).map(|records| records.dataset)
+}
+
+const SKIP: ReadOptions = ReadOptions { schema: None, on_bad_row: OnBadRow::Skip };
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut writer, text.as_bytes()).unwrap();
+    writer.finish().unwrap()
 }
 
 fn examples(text: &str) -> Vec<Example> {
     match read("data.jsonl", text).unwrap() {
-        Dataset::Examples { rows, .. } => rows,
+        Dataset::Examples(rows) => rows,
         other => panic!("expected examples, found {other:?}"),
     }
 }
@@ -24,13 +38,16 @@ fn refused(text: &str, parts: &[&str]) {
 #[test]
 fn gsm8k_rows_become_prompt_completion_and_reference() {
     let rows = examples(
-        "{\"question\": \"How many?\", \"answer\": \"1+1 = <<1+1=2>>2\\n#### 2\"}\n\n{\"question\": \"é\", \"answer\": \"x\"}\n",
+        "{\"question\": \"How many?\", \"answer\": \"1+1 = <<1+1=2>>2\\n#### 2\"}\n\n{\"question\": \"é\", \"answer\": \"#### x\"}\n",
     );
     assert_eq!(rows.len(), 2);
     assert_eq!(rows[0].prompt, "How many?\n");
     assert_eq!(rows[0].completion.as_deref(), Some("1+1 = <<1+1=2>>2\n#### 2"));
     assert_eq!(rows[0].reference, rows[0].completion);
     assert_eq!((rows[1].index, rows[1].line), (1, 3));
+    // A solution without its mark would be compared as a whole.
+    let unmarked = "{\"question\": \"a\", \"answer\": \"1\\n#### 1\"}\n{\"question\": \"b\", \"answer\": \"2\"}";
+    refused(unmarked, &[":2: ", "`answer`", "ends in `#### N`", "\"answer\": \"2 + 2 = 4\\n#### 4\""]);
 }
 
 #[test]
@@ -50,36 +67,28 @@ fn prompts_come_with_or_without_completions_and_references() {
 fn arrays_and_byte_order_marks_are_read_and_lines_are_right() {
     let rows = examples("\u{feff}[\n  {\"prompt\": \"a\"},\n\n  {\n   \"prompt\": \"b\"}\n]\n");
     assert_eq!(rows.iter().map(|r| r.line).collect::<Vec<_>>(), [2, 4]);
-    refused("[\n{\"prompt\": \"a\"},\n{\"prompt\": 5}\n]", &["line 3", "`prompt`", "expected a string, found 5"]);
-    refused("[\n{\"prompt\": \"a\"},\n{\"prompt\": \n]", &["line 4", "valid JSON"]);
-    refused("[{\"prompt\": \"a\"}, 3]", &["line 1", "expected a JSON object, found 3"]);
+    refused("[\n{\"prompt\": \"a\"},\n{\"prompt\": 5}\n]", &[":3: ", "`prompt`", "expected a string, found 5"]);
+    refused("[\n{\"prompt\": \"a\"},\n{\"prompt\": \n]", &[":4: ", "valid JSON"]);
+    refused("[{\"prompt\": \"a\"}, 3]", &[":1: ", "expected a JSON object, found 3"]);
     assert_eq!(examples("{\"prompt\": \"a\"}\r\n{\"prompt\": \"b\"}\r\n").len(), 2);
 }
 
 #[test]
 fn ranked_lists_and_texts_are_recognised() {
     let lists = read("d.jsonl", r#"{"prompt": "p", "responses": ["a", "b"], "rewards": [0, 1]}"#).unwrap();
-    assert!(matches!(lists, Dataset::RankedLists(lists) if lists[0].rewards == [0.0, 1.0]));
+    assert!(matches!(lists, Dataset::RankedLists(rows) if rows[0].list.rewards == [0.0, 1.0]));
     let text = "{not: json}\nFirst Citizen:\n";
     assert_eq!(read("input.txt", text).unwrap(), Dataset::Text(text.into()));
     holds(&read("input.txt", "").unwrap_err(), &["input.txt", "empty"]);
-    holds(&read("input.text", text).unwrap_err(), &["line 1", "valid JSON"]);
+    holds(&read("input.text", text).unwrap_err(), &[":1: ", "valid JSON"]);
 }
 
 #[test]
 fn rows_of_no_known_kind_are_refused_with_what_is_accepted() {
     refused(
         r#"{"instruction": "a", "output": "b"}"#,
-        &[
-            "data.jsonl",
-            "line 1",
-            "\"instruction\", \"output\"",
-            "Accepted rows",
-            "\"question\", \"answer\"",
-            "responses",
-        ],
+        &["data.jsonl", ":1: ", "\"instruction\", \"output\"", "Accepted rows", "\"question\": ", "responses"],
     );
-    refused(r#"{"prompt": "p", "chosen": "a", "rejected": "b"}"#, &["\"chosen\"", "\"ranks\": [1, 2]"]);
     refused("\n\n", &["no rows", "Accepted rows"]);
     refused("[]", &["no rows"]);
 }
@@ -87,35 +96,36 @@ fn rows_of_no_known_kind_are_refused_with_what_is_accepted() {
 #[test]
 fn bad_rows_are_named_by_line_and_field() {
     let good = "{\"prompt\": \"a\", \"completion\": \"b\"}\n";
-    refused(&format!("{good}{{\"prompt\": \"a\", \"compl"), &["line 2", "valid JSON", "cut short"]);
-    refused(
-        &format!("{good}\n{{\"prompt\": \"a\" \"x\": 1}}"),
-        &["line 3", "at column 16", "one JSON object per line"],
-    );
+    refused(&format!("{good}{{\"prompt\": \"a\", \"compl"), &[":2: ", "valid JSON", "cut short"]);
+    refused(&format!("{good}\n{{\"prompt\": \"a\" \"x\": 1}}"), &[":3: ", "at column 16", "one JSON object per line"]);
     refused(
         &format!("{good}{{\"completion\": \"b\"}}"),
-        &["line 2", "`prompt`", "only `completion`", "\"prompt\": \"some text\""],
+        &[":2: ", "`prompt`", "only `completion`", "\"prompt\": \"some text\""],
     );
-    refused(&format!("{good}{{\"prompt\": [\"a\"]}}"), &["line 2", "`prompt`", "an array of 1 elements", "in quotes"]);
+    refused(&format!("{good}{{\"prompt\": [\"a\"]}}"), &[":2: ", "`prompt`", "an array of 1 elements", "in quotes"]);
     refused(
         &format!("{good}{{\"prompt\": \"a\", \"completion\": 3}}"),
-        &["line 2", "`completion`", "expected a string, found 3"],
+        &[":2: ", "`completion`", "expected a string, found 3"],
     );
-    refused(&format!("{good}\"text\""), &["line 2", "expected a JSON object", "the string \"text\""]);
-    refused("{\"question\": \"a\"}", &["line 1", "`answer`", "only `question`"]);
-    refused("{\"prompt\": \"a\", \"x\": NaN}", &["line 1", "no NaN and no infinity"]);
-    refused("{\"prompt\": \"a\", \"x\": -Infinity}", &["line 1", "no NaN and no infinity"]);
+    refused(&format!("{good}\"text\""), &[":2: ", "expected a JSON object", "the string \"text\""]);
+    refused("{\"question\": \"a\"}", &[":1: ", "`answer`", "only `question`"]);
+    refused("{\"prompt\": \"a\", \"x\": NaN}", &[":1: ", "no NaN and no infinity"]);
+    refused("{\"prompt\": \"a\", \"x\": -Infinity}", &[":1: ", "no NaN and no infinity"]);
 }
 
 #[test]
 fn files_that_cannot_be_text_are_named() {
     let folder = Folder::new();
     let path = folder.file("latin1.jsonl", b"{\"prompt\": \"a\"}\n{\"prompt\": \"caf\xe9\"}\n");
-    holds(&read_dataset(&path).unwrap_err().to_string(), &["line 2", "byte 0xE9 at offset 31", "iconv"]);
-    holds(&read_dataset(folder.path().join("none.jsonl")).unwrap_err().to_string(), &["none.jsonl", "cannot read"]);
-    let packed = folder.file("packed.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0");
-    holds(&read_dataset(&packed).unwrap_err().to_string(), &["packed.jsonl.gz", "gzip", "gunzip"]);
-    holds(&read_dataset(folder.path()).unwrap_err().to_string(), &["cannot read"]);
+    holds(
+        &read_dataset(&path, &ReadOptions::default()).unwrap_err().to_string(),
+        &[":2: ", "byte 0xE9 at offset 31", "iconv"],
+    );
+    holds(
+        &read_dataset(folder.path().join("none.jsonl"), &ReadOptions::default()).unwrap_err().to_string(),
+        &["none.jsonl", "cannot read"],
+    );
+    holds(&read_dataset(folder.path(), &ReadOptions::default()).unwrap_err().to_string(), &["cannot read"]);
 }
 
 #[test]
@@ -133,20 +143,182 @@ fn keyed_rows_hold_one_response_or_several() {
         label: Some("ok".into()),
         ..Keys::default()
     };
-    let rows = read_keyed_rows(&path, &keys).unwrap();
+    let (rows, bad) = read_keyed_rows(&path, &keys, OnBadRow::Error).unwrap();
+    assert!(bad.is_empty());
     assert_eq!((rows[0].prompt.as_str(), rows[0].is_list, rows[0].labels.as_slice()), ("p", false, &[1.0][..]));
     assert_eq!(rows[0].responses, ["a"]);
     assert_eq!(rows[0].fields.keys().collect::<Vec<_>>(), ["q", "out", "gold", "ok", "id"]);
     assert_eq!((rows[1].prompt.as_str(), rows[1].is_list, rows[1].labels.as_slice()), ("", true, &[0.0, 0.5][..]));
     assert_eq!(rows[1].reference.as_deref(), Some("g"));
 
-    let error = |text: &str| read_keyed_rows(folder.file("bad.jsonl", text), &keys).unwrap_err().to_string();
-    holds(&error(r#"{"out": "a", "gold": "g"}"#), &["line 1", "`ok`", "true, false or a number", "\"ok\": true"]);
-    holds(&error(r#"{"out": "a", "ok": 1}"#), &["line 1", "`gold`", "a string"]);
+    let error =
+        |text: &str| read_keyed_rows(folder.file("bad.jsonl", text), &keys, OnBadRow::Error).unwrap_err().to_string();
+    holds(&error(r#"{"out": "a", "gold": "g"}"#), &[":1: ", "`ok`", "true, false or a number", "\"ok\": true"]);
+    holds(&error(r#"{"out": "a", "ok": 1}"#), &[":1: ", "`gold`", "a string"]);
     holds(&error(r#"{"gold": "a", "ok": 1}"#), &["`out`", "a string or an array of strings"]);
     holds(&error(r#"{"out": ["a", 2], "gold": "g", "ok": [1, 2]}"#), &["`out[1]`", "found 2"]);
     holds(&error(r#"{"out": ["a", "b"], "gold": "g", "ok": [1]}"#), &["`ok`", "each of the 2 responses", "1 labels"]);
     holds(&error(r#"{"out": ["a", "b"], "gold": "g", "ok": true}"#), &["`ok`", "one label per response", "true"]);
     holds(&error(r#"{"out": "a", "gold": "g", "ok": "yes"}"#), &["`ok`", "the string \"yes\""]);
     holds(&error(""), &["no rows", "`out`"]);
+}
+
+#[test]
+fn pairs_have_a_prompt_of_their_own_or_in_common() {
+    let pairs = |text: &str| match read("pairs.jsonl", text).unwrap() {
+        Dataset::Pairs(rows) => rows,
+        other => panic!("expected pairs, found {other:?}"),
+    };
+    let rows = pairs(
+        r#"{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
+{"chosen": "\n\nHuman: hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: hi\n\nAssistant: Hm."}"#,
+    );
+    let row = |i: usize| [&rows[i].prompt[..], &rows[i].chosen, &rows[i].rejected];
+    assert_eq!(row(0), ["2 + 2 =", " 4", " 5"]);
+    assert_eq!(row(1), ["\n\nHuman: hi\n\nAssistant:", " Hello.", " Hm."]);
+    assert_eq!((rows[1].index, rows[1].line), (1, 2));
+    refused(r#"{"chosen": "yes", "rejected": "no"}"#, &[":1: ", "`prompt`", "no common beginning", "2 + 2 ="]);
+    refused(r#"{"prompt": "p", "chosen": "yes"}"#, &[":1: ", "`rejected`", "only `prompt`, `chosen`"]);
+}
+
+#[test]
+fn labelled_completions_are_told_by_their_labels() {
+    let rows = r#"{"prompt": "p", "completion": "a", "label": true}
+{"prompt": "p", "completion": "b", "label": 0}"#;
+    let Dataset::Unpaired(labelled) = read("d.jsonl", rows).unwrap() else { panic!("not labelled") };
+    assert_eq!(
+        labelled.iter().map(|row| (&row.completion[..], row.label)).collect::<Vec<_>>(),
+        [("a", true), ("b", false)]
+    );
+    refused(&format!("{rows}\n{{\"prompt\": \"p\", \"completion\": \"c\"}}"), &[":3: ", "`label`", "true or false"]);
+    refused(&rows.replace("0", "\"no\""), &[":2: ", "`label`", "the string \"no\"", "without quotes"]);
+    // Labels of another kind are no verdicts.
+    let classes = read_as("d.jsonl", rows.replace("true", "\"a\"").replace("0", "3"), ReadOptions::default()).unwrap();
+    assert_eq!((classes.schema, classes.unread), (Schema::PromptCompletion, vec!["label".to_string()]));
+}
+
+#[test]
+fn every_form_of_file_gives_the_same_rows() {
+    let rows =
+        ["2 + 2 =", "3, 4", "say \"é\"\nor not"].map(|p| format!("{{\"prompt\": {p:?}, \"completion\": \"x\"}}"));
+    let lines = rows.join("\n");
+    let expected = read("a.jsonl", &lines).unwrap();
+    let texts = |dataset: &Dataset| match dataset {
+        Dataset::Examples(rows) => {
+            rows.iter().map(|r| (r.index, r.prompt.clone(), r.completion.clone())).collect::<Vec<_>>()
+        }
+        other => panic!("expected examples, found {other:?}"),
+    };
+    let array = format!("[{}]", rows.join(",\n"));
+    let csv = "prompt,completion\r\n2 + 2 =,x\r\n\"3, 4\",x\r\n\"say \"\"é\"\"\nor not\",\"x\"\r\n";
+    let tsv = "prompt\tcompletion\n2 + 2 =\tx\n3, 4\tx\n\"say \"\"é\"\"\nor not\"\tx";
+    for (name, text) in [("a.json", &array[..]), ("a.csv", csv), ("A.TSV", tsv)] {
+        assert_eq!(texts(&read(name, text).unwrap()), texts(&expected), "{name}");
+        assert_eq!(texts(&read(&format!("{name}.gz"), gzip(text)).unwrap()), texts(&expected), "{name}.gz");
+    }
+    // gzip is told by its first bytes, and may have several members.
+    let two = [gzip(&lines[..10]), gzip(&lines[10..])].concat();
+    assert_eq!(read("packed.jsonl", &two).unwrap(), expected);
+    assert_eq!(read("t.txt.gz", gzip("text")).unwrap(), Dataset::Text("text".into()));
+    for damaged in [&two[..two.len() - 5], &two[..8], &[&two[..], b"x"].concat()] {
+        holds(&read("packed.jsonl.gz", damaged).unwrap_err(), &["packed.jsonl.gz", "gzip", "bytes of text came out"]);
+    }
+}
+
+#[test]
+fn tables_are_taken_literally() {
+    let table = |text: &str| read("t.csv", text);
+    let refused = |text: &str, parts: &[&str]| holds(&table(text).unwrap_err(), parts);
+    let labelled = "prompt,completion,label\np,a,True\np,b,0\n";
+    let Dataset::Unpaired(rows) = table(labelled).unwrap() else { panic!("not labelled") };
+    assert_eq!(rows.iter().map(|row| (row.line, row.label)).collect::<Vec<_>>(), [(2, true), (3, false)]);
+    // An empty cell is an absent field.
+    let Dataset::Examples(rows) = table("prompt,completion\np,\nq,x\n").unwrap() else { panic!("no examples") };
+    assert_eq!(rows.iter().map(|row| row.completion.as_deref()).collect::<Vec<_>>(), [None, Some("x")]);
+    refused("prompt,completion\np,a\nq\n", &["t.csv:3: ", "expected 2 fields", "found 1"]);
+    refused("prompt,completion\np,a\n\"q,b\nr,c\n", &["t.csv:3: ", "never closed", "say \"\"yes\"\""]);
+    refused("prompt,completion\np,a \"b\"\n", &["t.csv:2: ", "a quote inside a field"]);
+    refused("prompt,completion\np,\"a\"b\n", &["t.csv:2: ", "behind the closing quote"]);
+    refused("prompt,prompt\np,a\n", &["t.csv:1: ", "`prompt` twice"]);
+    refused("prompt,\np,a\n", &["t.csv:1: ", "an empty one"]);
+    refused("prompt,completion\n", &["no rows"]);
+    refused("prompt,responses\np,a\n", &["t.csv:2: ", "`responses`", "an array of strings"]);
+}
+
+#[test]
+fn names_that_are_given_twice_are_refused() {
+    refused(r#"{"prompt": "a", "prompt": "b"}"#, &[":1: field `prompt`: ", "each name once", "column 24"]);
+    refused(r#"{"prompt": "a", "x": [{"y": 1, "y": 1}]}"#, &[":1: field `y`: ", "each name once"]);
+    assert_eq!(examples(r#"{"prompt": "a", "x": [{"y": 1}, {"y": 1}]}"#).len(), 1);
+}
+
+#[test]
+fn malformed_rows_may_be_skipped_and_are_counted_by_reason() {
+    let good = r#"{"prompt": "p", "responses": ["a", "b"], "rewards": [1, 0]}"#;
+    let text = format!(
+        "{good}\n{{\"prompt\": \"cut\n\n{good}\n{}\n{}\n3\n",
+        good.replace("[1, 0]", "[1, \"0\"]"),
+        good.replace("[1, 0]", "[1, null]")
+    );
+    let mut bytes = text.into_bytes();
+    bytes.extend(b"{\"prompt\": \"caf\xe9\"}\n");
+    let records = read_as("d.jsonl", &bytes, SKIP).unwrap();
+    let Dataset::RankedLists(rows) = &records.dataset else { panic!("no lists") };
+    // What is left keeps its place.
+    assert_eq!(rows.iter().map(|row| (row.index, row.line)).collect::<Vec<_>>(), [(0, 1), (2, 4)]);
+    let reasons: Vec<_> = records.bad.iter().map(|bad| (bad.line, bad.reason())).collect();
+    let expected = [
+        (2, "not valid JSON"),
+        (5, "malformed `rewards`"),
+        (6, "malformed `rewards`"),
+        (7, "not a JSON object"),
+        (8, "not UTF-8 text"),
+    ];
+    assert_eq!(reasons, expected.map(|(line, reason)| (line, reason.to_string())));
+    assert_eq!(records.rows(), 7);
+    let first = read_as("d.jsonl", &bytes, ReadOptions::default()).unwrap_err();
+    holds(&first, &["d.jsonl:2: ", "valid JSON"]);
+    // Where nothing is left the first fault is the message.
+    holds(&read_as("d.jsonl", "{\"prompt\": 1}\n3\n", SKIP).unwrap_err(), &["d.jsonl:1: ", "`prompt`"]);
+}
+
+#[test]
+fn several_schemas_in_one_file_are_refused_until_one_is_chosen() {
+    let both = r#"{"prompt": "p", "completion": "a", "chosen": "a", "rejected": "b"}"#;
+    refused(
+        both,
+        &["preference (`chosen`, `rejected`) from line 1 on", "prompt_completion (`completion`) from line 1"],
+    );
+    let as_schema = |text: &str, schema: Schema, on_bad_row| {
+        read_as("d.jsonl", text, ReadOptions { schema: Some(schema), on_bad_row })
+    };
+    let chosen = as_schema(both, Schema::Preference, OnBadRow::Error).unwrap();
+    assert!(matches!(chosen.dataset, Dataset::Pairs(rows) if rows[0].rejected == "b"));
+    assert_eq!(chosen.unread, ["completion"]);
+    let completion = as_schema(both, Schema::PromptCompletion, OnBadRow::Error).unwrap();
+    assert_eq!(completion.unread, ["chosen", "rejected"]);
+    // Rows of one kind each, but not of one kind.
+    let mixed =
+        "{\"prompt\": \"p\", \"chosen\": \"a\", \"rejected\": \"b\"}\n{\"question\": \"q\", \"answer\": \"#### 1\"}";
+    refused(mixed, &["gsm8k (`question`) from line 2 on", "preference"]);
+    holds(&as_schema(mixed, Schema::Gsm8k, OnBadRow::Error).unwrap_err(), &["d.jsonl:1: ", "`answer`"]);
+    let records = as_schema(mixed, Schema::Gsm8k, OnBadRow::Skip).unwrap();
+    assert_eq!((records.dataset.len(), records.rows()), (1, 2));
+    refused(r#"{"prompt": "p", "question": "q", "answer": "a"}"#, &["gsm8k", "prompt_only"]);
+    // JSON rows read as text on request, and text as rows.
+    assert!(matches!(as_schema(both, Schema::Text, OnBadRow::Error).unwrap().dataset, Dataset::Text(t) if t == both));
+    let why = read_as("d.jsonl", "{\"prompt\": \"p\"}\n{\"prompt\": \"q\", \"completion\": \"c\"}", SKIP).unwrap();
+    assert_eq!((why.schema, &why.why[..]), (Schema::PromptCompletion, "1 of 2 rows have `completion`"));
+}
+
+#[test]
+fn the_published_data_sets_are_read() {
+    let Some(folder) = std::env::var_os("LARPO_DATA_DIR").map(std::path::PathBuf::from) else { return };
+    let rows = |name: &str| {
+        let records = read_dataset(folder.join(name), &ReadOptions::default()).unwrap();
+        (records.schema, records.dataset.len(), records.rows(), records.unread.len())
+    };
+    assert_eq!(rows("gsm8k/train.jsonl"), (Schema::Gsm8k, 7473, 7473, 0));
+    assert_eq!(rows("gsm8k/test.jsonl"), (Schema::Gsm8k, 1319, 1319, 0));
+    assert_eq!(rows("hh-rlhf/harmless-base-test.jsonl.gz"), (Schema::Preference, 2312, 2312, 0));
 }

@@ -2,7 +2,7 @@
 
 mod common;
 use common::{Folder, fixtures, holds};
-use larpo_data::records::{Keys, read_keyed_rows};
+use larpo_data::records::{Keys, OnBadRow, read_keyed_rows};
 use larpo_data::rules::{RuleSet, RuleSpec, Scored, check_statements, same_answer};
 
 fn item<'a>(response: &'a str, reference: Option<&'a str>) -> Scored<'a> {
@@ -23,7 +23,7 @@ fn refused(rules: &str, parts: &[&str]) {
 fn published_verdicts_on_model_solutions_are_reproduced() {
     let root = fixtures("LARPO_DATA_DIR");
     let keys = Keys { reference: Some("reference".into()), label: Some("correct".into()), ..Keys::default() };
-    let rows = read_keyed_rows(root.join("gsm8k/model_solutions.jsonl"), &keys).unwrap();
+    let (rows, _) = read_keyed_rows(root.join("gsm8k/model_solutions.jsonl"), &keys, OnBadRow::Error).unwrap();
     let rules = RuleSet::parse("answer", None, Some(r"A:\s*(.*)")).unwrap();
     assert!(rows.len() >= 10);
     let mut right = 0;

@@ -6,6 +6,7 @@ use clap::Args;
 use larpo_core::objective::{LipoLabels, LossType, Ties};
 use larpo_core::optim::Schedule;
 use larpo_core::select::Select;
+use larpo_data::records::Schema;
 use std::path::PathBuf;
 
 /// Flags of every verb.
@@ -35,11 +36,43 @@ pub struct ModelArgs {
     pub model_name_or_path: PathBuf,
 }
 
+/// What the rows of a file are.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct ReadArgs {
+    /// What the rows are: text, prompt_only, prompt_completion, gsm8k, preference, unpaired_preference or ranked_list
+    /// [default: told by their fields]
+    #[arg(long, value_name = "NAME")]
+    pub dataset_schema: Option<Schema>,
+    /// What a malformed row does: end the run with an error, or be left out and counted
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = BadRow::Error)]
+    pub on_bad_row: BadRow,
+}
+
 /// How a data file is read.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct DataArgs {
-    /// Longest row in tokens; longer rows are left out and counted, plain text is cut into windows
+    /// What the rows are.
+    #[command(flatten)]
+    pub read: ReadArgs,
+    /// Put the rows in an order drawn with this seed, before any are held back or --max_samples takes the first
+    /// [default: the order of the file]
+    #[arg(long, value_name = "N")]
+    pub shuffle_seed: Option<u64>,
+    /// What becomes of a row longer than max_length, or with a longer prompt than max_prompt_length: it is left out and
+    /// counted, it is an error, or its prompt loses its first (keep_end) or last (keep_start) tokens; responses are
+    /// never cut
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = TruncationMode::Skip)]
+    pub truncation_mode: TruncationMode,
+    /// Folder for tokenised data, which later runs take from there
+    /// [default: larpo in the user's cache folder, for files of 1 MiB or more]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
+    pub cache_dir: Option<PathBuf>,
+    /// Keep no tokenised data, and read none
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Longest row in tokens; --truncation_mode says what becomes of longer ones, plain text is cut into windows
     /// of this length [default: 1024, or the model's max_position_embeddings where that is less]
     #[arg(long, value_name = "N", value_parser = at_least_two)]
     pub max_length: Option<usize>,

@@ -58,6 +58,8 @@ pub enum Command {
     Align(Box<AlignArgs>),
     /// Greedy accuracy, Recall@N and mean reward on a data set
     Eval(Box<EvalArgs>),
+    /// Show what a data file or a run folder holds: schema, counts, lengths, tokens, ties, duplicates
+    Inspect(InspectArgs),
     /// Time a training step, sampling, matrix products, memory traffic or list losses
     Bench(BenchArgs),
 }
@@ -73,6 +75,7 @@ impl Command {
             Command::Train(_) => "train",
             Command::Align(_) => "align",
             Command::Eval(_) => "eval",
+            Command::Inspect(_) => "inspect",
             Command::Bench(_) => "bench",
         }
     }
@@ -92,6 +95,7 @@ impl Command {
             Command::Train(a) => &a.common,
             Command::Align(a) => &a.common,
             Command::Eval(a) => &a.common,
+            Command::Inspect(a) => &a.common,
             Command::Bench(a) => &a.common,
         }
     }
@@ -99,11 +103,11 @@ impl Command {
     /// Checks that need more than one flag at a time; the message says what to change.
     fn validate(&self) -> Result<(), String> {
         match self {
-            Command::Demo(_) | Command::Bench(_) => Ok(()),
+            Command::Demo(_) | Command::Inspect(_) | Command::Bench(_) => Ok(()),
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),
-            Command::Train(a) => a.list.validate(),
+            Command::Train(a) => a.validate(),
             Command::Align(a) => a.validate(),
             Command::Eval(a) => a.validate(),
         }

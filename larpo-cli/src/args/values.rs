@@ -70,6 +70,30 @@ impl Split {
     }
 }
 
+/// What a malformed row does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum BadRow {
+    /// end the run with its place and the mend
+    Error,
+    /// be left out and counted
+    Skip,
+}
+
+/// What becomes of a row that is too long. The names are TRL's; a response is never cut, so that its end is its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum TruncationMode {
+    /// it is left out and counted
+    Skip,
+    /// it is an error
+    Error,
+    /// its prompt loses its first tokens
+    KeepEnd,
+    /// its prompt loses its last tokens
+    KeepStart,
+}
+
 /// What `bench` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

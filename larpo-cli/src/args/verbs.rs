@@ -32,7 +32,7 @@ pub struct SampleArgs {
     /// The policy.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows whose prompts to answer: JSONL or plain text
+    /// Rows whose prompts to answer: JSONL, a JSON array, CSV, each also .gz, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data", conflicts_with = "prompt")]
     pub dataset_name: Option<PathBuf>,
     /// A prompt to answer; may be repeated
@@ -74,6 +74,9 @@ impl SampleArgs {
             if self.data.max_samples.is_some() {
                 return Err("--max_samples is for --dataset_name, not for --prompt".into());
             }
+            if self.data.shuffle_seed.is_some() || self.data.read.dataset_schema.is_some() {
+                return Err("--shuffle_seed and --dataset_schema are for --dataset_name, not for --prompt".into());
+            }
         }
         self.split.validate()
     }
@@ -95,6 +98,9 @@ pub struct RankArgs {
     /// Replace a candidates.jsonl that is there already
     #[arg(long, help_heading = "Output", requires = "output_dir")]
     pub overwrite_output_dir: bool,
+    /// What a malformed row does: end the run with an error, or be left out and counted
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = BadRow::Error, help_heading = "Data")]
+    pub on_bad_row: BadRow,
     /// Field that holds the prompt
     #[arg(long, value_name = "KEY", default_value = "prompt", help_heading = "Data")]
     pub prompt_key: String,
@@ -136,7 +142,8 @@ pub struct TrainVerbArgs {
     /// The policy, which is also the reference.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Ranked lists (JSONL): prompt, responses and rewards in each row, as in candidates.jsonl
+    /// Ranked lists (prompt, responses and rewards in each row, as in candidates.jsonl), preference pairs (chosen and
+    /// rejected) or labelled completions (completion and label)
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Where the final model goes: itself a model folder
@@ -148,6 +155,9 @@ pub struct TrainVerbArgs {
     /// How the data are read.
     #[command(flatten)]
     pub data: DataArgs,
+    /// Which part of the data.
+    #[command(flatten)]
+    pub split: SplitArgs,
     /// The objective.
     #[command(flatten)]
     pub list: ListArgs,
@@ -159,6 +169,13 @@ pub struct TrainVerbArgs {
     pub common: CommonArgs,
 }
 
+impl TrainVerbArgs {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        self.list.validate()?;
+        self.split.validate()
+    }
+}
+
 /// Flags of `larpo align`.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
@@ -166,7 +183,7 @@ pub struct AlignArgs {
     /// The policy to start from.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows whose prompts to use: JSONL or plain text
+    /// Rows whose prompts to use: JSONL, a JSON array, CSV, each also .gz, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Where the final model goes: itself a model folder, with iteration-N/ beside the weights
@@ -285,7 +302,7 @@ pub struct EvalArgs {
     /// The policy.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows with prompts and reference solutions: JSONL or plain text
+    /// Rows with prompts and reference solutions: JSONL, a JSON array, CSV, each also .gz, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Every N of Recall@N: is a good response among N samples
@@ -374,4 +391,29 @@ impl BenchArgs {
     pub fn lists(&self) -> usize {
         self.lists.unwrap_or(if self.what == BenchKind::Lists { 1_000_000 } else { 1 })
     }
+}
+
+/// Flags of `larpo inspect`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct InspectArgs {
+    /// A data file (JSONL, a JSON array, CSV, each also .gz, or plain text), or the folder of a run
+    #[arg(value_name = "FILE|DIR")]
+    pub path: PathBuf,
+    /// Folder of a tokenizer, to count and show tokens too
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub tokenizer: Option<PathBuf>,
+    /// Show the first N rows
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole, help_heading = "Data")]
+    pub rows: usize,
+    /// Show the rows that begin in these lines instead
+    #[arg(long, value_name = "LINE,...", value_delimiter = ',', value_parser = at_least_one, help_heading = "Data",
+          conflicts_with = "rows")]
+    pub lines: Vec<usize>,
+    /// What the rows are.
+    #[command(flatten)]
+    pub read: ReadArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }

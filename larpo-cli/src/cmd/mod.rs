@@ -4,6 +4,7 @@ pub mod align;
 pub mod bench;
 pub mod demo;
 pub mod eval;
+pub mod inspect;
 pub mod rank;
 pub mod sample;
 pub mod sft;
@@ -41,6 +42,7 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
         Command::Train(args) => train::run(args, settings, stop, &backend),
         Command::Align(args) => align::run(args, settings, stop, &backend),
         Command::Eval(args) => eval::run(args, &backend),
+        Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
@@ -58,7 +60,7 @@ fn read_prompts<B: Backend>(
     let part = Part { held_back: split.validation_fraction, split: split.split };
     let limits = Limits::new(data, policy)?;
     let explicit = data.max_prompt_length.is_some();
-    let (prompts, report) = Source::open(path)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
+    let (prompts, report) = Source::open(path, data)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
     say!("data: {report}");
     let bare = prompts
         .iter()
@@ -66,10 +68,10 @@ fn read_prompts<B: Backend>(
         .collect::<Vec<_>>();
     match bare.first() {
         Some(first) if needs_reference => Err(Error::request(format!(
-            "{}, row {}: no reference for the reward `answer` to compare with ({} of {} prompts lack it); add a field \
+            "{}:{}: no reference for the reward `answer` to compare with ({} of {} prompts lack it); add a field \
              `reference`, or choose other --reward_funcs",
             path.display(),
-            first.index + 1,
+            first.line,
             bare.len(),
             prompts.len()
         ))),

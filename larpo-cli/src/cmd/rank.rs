@@ -1,6 +1,7 @@
 //! `larpo rank`: the reranker alone, over candidates made elsewhere.
 
 use crate::args::RankArgs;
+use crate::dataset::{RowReport, on_bad_row, with_flag};
 use crate::error::{Error, Result};
 use crate::evaluate::GOOD;
 use crate::output;
@@ -30,7 +31,9 @@ pub fn run(args: &RankArgs) -> Result<Value> {
         label: args.label_key.clone(),
         lists: args.list_keys.clone(),
     };
-    let rows = read_keyed_rows(path, &keys)?;
+    let (rows, bad) = read_keyed_rows(path, &keys, on_bad_row(args.on_bad_row)).map_err(with_flag)?;
+    let mut report = RowReport::new("rows", rows.len() + bad.len());
+    bad.iter().for_each(|row| report.leave_out(row.reason()));
     note_unsorted(&rows);
     let mut ranked = Vec::with_capacity(rows.len());
     let (mut responses, mut agree, mut sum) = (0, 0, 0.0);
@@ -42,7 +45,7 @@ pub fn run(args: &RankArgs) -> Result<Value> {
         sum += scores.iter().sum::<f64>();
         ranked.push(sorted(row, &scores));
     }
-    say!("{} rows, {responses} responses, mean reward {:.4}", ranked.len(), sum / responses.max(1) as f64);
+    say!("data: {report}; {responses} responses, mean reward {:.4}", sum / responses.max(1) as f64);
     reranker.report();
     if let Some(folder) = &args.output_dir {
         let file = folder.join("candidates.jsonl");

@@ -79,7 +79,7 @@ fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<Vec<Prom
                     ids.len()
                 )));
             }
-            Ok(PromptRow { index, text: text.clone(), ids, reference: None })
+            Ok(PromptRow { index, line: index + 1, text: text.clone(), ids, reference: None })
         });
         return rows.collect();
     };

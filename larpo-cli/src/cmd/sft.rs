@@ -39,7 +39,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         return already_finished(&args.output_dir, summary);
     }
     let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();
-    let source = Source::open(&args.dataset_name)?;
+    let source = Source::open(&args.dataset_name, &args.data)?;
     let policy = match (&resume, &args.model.model_name_or_path) {
         // Its tokenizer is the run's; building one anew takes long.
         (Some(resume), _) => Policy::open(backend, &resume.checkpoint)?,
@@ -73,6 +73,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         "loss": outcome.loss,
         "eval_loss": outcome.eval_loss,
         "parameters": policy.model.config().parameters(),
+        "data": report,
     });
     folder.finish(&summary)?;
     Ok(summary)
@@ -119,7 +120,7 @@ fn held_out<B: Backend>(
 ) -> Result<Option<Vec<SftRow>>> {
     let all = Limits { max_samples: usize::MAX, ..limits };
     let (rows, report) = match (&args.eval.eval_dataset, args.eval.validation_fraction) {
-        (Some(path), _) => Source::open(path)?.sft_rows(policy, all, Part::ALL)?,
+        (Some(path), _) => Source::open(path, &args.data)?.sft_rows(policy, all, Part::ALL)?,
         (None, Some(held_back)) => source.sft_rows(policy, all, Part { held_back, split: Split::Validation })?,
         (None, None) => return Ok(None),
     };

@@ -228,6 +228,7 @@ fn prompt_rows<B: Backend>(policy: &Policy<B>, problems: &[Problem]) -> Result<V
     let row = |(index, problem): (usize, &Problem)| {
         Ok(PromptRow {
             index,
+            line: index + 1,
             text: problem.prompt.clone(),
             ids: policy.encode_prompt(&problem.prompt)?,
             reference: Some(format!("#### {}", problem.answer)),

@@ -1,9 +1,10 @@
 //! Rows made elsewhere, with field names of their own.
 
-use super::rows::{Row, describe, number, parse_rows, text};
+use super::rows::{Row, describe, number, text, verdict};
+use super::source::Content;
+use super::{OnBadRow, Sieve};
 use crate::candidates;
-use crate::error::{Error, Result};
-use crate::files;
+use crate::error::{Error, RecordError, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -52,23 +53,32 @@ pub struct KeyedRow {
     pub per_response: Vec<String>,
 }
 
-/// Reads rows whose fields have the given names; JSONL or an array of objects.
+/// Reads rows whose fields have the given names, and what is wrong with the rows left out, if malformed ones are to be.
+/// The file is JSONL, an array of objects or comma-separated values, perhaps packed with gzip.
 ///
 /// # Errors
 /// A file that cannot be read or has no rows, a field that is missing or of another type, labels whose number is not
 /// that of the responses.
-pub fn read_keyed_rows(path: impl AsRef<Path>, keys: &Keys) -> Result<Vec<KeyedRow>> {
+pub fn read_keyed_rows(
+    path: impl AsRef<Path>,
+    keys: &Keys,
+    on_bad_row: OnBadRow,
+) -> Result<(Vec<KeyedRow>, Vec<RecordError>)> {
     let path = path.as_ref();
-    let content = files::read_text(path)?;
-    let rows = parse_rows(path, &content)?;
+    let content = Content::read(path)?;
+    let mut sieve = Sieve { on_bad_row, bad: Vec::new() };
+    let mut rows = Vec::new();
+    for row in content.rows(path)? {
+        rows.extend(sieve.pass(row.and_then(|row| keyed_row(row, keys)))?);
+    }
     if rows.is_empty() {
-        return Err(Error::Unrecognised {
+        return Err(sieve.nothing_left(|| Error::Unrecognised {
             path: path.into(),
             found: "the file has no rows".into(),
             mend: format!("Write one JSON object per line, with at least the field `{}`", keys.response),
-        });
+        }));
     }
-    rows.into_iter().map(|row| keyed_row(row, keys)).collect()
+    Ok((rows, sieve.bad))
 }
 
 fn keyed_row(row: Row, keys: &Keys) -> Result<KeyedRow> {
@@ -125,7 +135,7 @@ fn labels(row: &Row, key: &str, count: usize, is_list: bool) -> Result<Vec<f64>>
     match row.get(key) {
         None => Err(row.missing(key, WHAT, &format!("\"{key}\": true"))),
         Some(Value::Array(_)) if is_list => {
-            let labels = row.array(key, "an array of truth values or numbers", "[true, false]", label)?;
+            let labels = row.array(key, "an array of truth values or numbers", "[true, false]", |v| label(row, v))?;
             let labels = labels.unwrap_or_default();
             if labels.len() != count {
                 let found = format!("{} labels", labels.len());
@@ -138,7 +148,7 @@ fn labels(row: &Row, key: &str, count: usize, is_list: bool) -> Result<Vec<f64>>
             }
             Ok(labels)
         }
-        Some(value) => match label(value) {
+        Some(value) => match label(row, value) {
             Some(one) if count == 1 && !is_list => Ok(vec![one]),
             _ => {
                 let expected = if is_list { "an array with one label per response" } else { WHAT };
@@ -148,9 +158,6 @@ fn labels(row: &Row, key: &str, count: usize, is_list: bool) -> Result<Vec<f64>>
     }
 }
 
-fn label(value: &Value) -> Option<f64> {
-    match value {
-        Value::Bool(verdict) => Some(f64::from(u8::from(*verdict))),
-        other => number(other),
-    }
+fn label(row: &Row, value: &Value) -> Option<f64> {
+    verdict(row, value).map(|verdict| f64::from(u8::from(verdict))).or_else(|| number(value))
 }

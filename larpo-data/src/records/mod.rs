@@ -1,19 +1,26 @@
-//! Data sets made of JSON rows, and plain text.
+//! Data sets made of rows, and plain text.
 //!
-//! [`read_dataset`] looks at the first row and says what a file holds: [`Example`]s (prompts, with or without
-//! completions), ranked lists ([`CandidateList`]) or one text. [`read_keyed_rows`] reads responses under any field
-//! names. Files may be JSONL (one object a line, empty lines allowed) or one JSON array of objects. Every complaint
-//! names file, line and field.
+//! [`read_dataset`] finds out what a file holds, by its name, its first character and the fields of its rows, or is told
+//! by [`ReadOptions`]: prompts with or without completions, pairs, labelled completions, ranked lists, or one text.
+//! [`read_keyed_rows`] reads responses under any field names. Files are JSONL (one object a line, empty lines allowed),
+//! one JSON array of objects, or comma-separated values, each also packed with gzip. Every complaint names file, line
+//! and field. No row is dropped, and none changes its place: what is left out is counted in [`Records::bad`].
 
+mod csv;
 mod keyed;
+mod pairs;
 pub(crate) mod rows;
+mod schema;
+pub(crate) mod source;
 
 pub use keyed::{KeyedRow, Keys, read_keyed_rows};
+pub use schema::Schema;
+pub use source::{Format, FormatKind};
 
 use crate::candidates::{self, CandidateList};
-use crate::error::{Error, Result};
-use crate::files;
-use rows::{Row, parse_rows};
+use crate::error::{Error, RecordError, Result};
+use rows::{Row, verdict};
+use source::Content;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -32,76 +39,255 @@ pub struct Example {
     pub reference: Option<String>,
 }
 
-/// What a file holds.
+/// A prompt with a better and a worse response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// Row of the file, counted from 0.
+    pub index: usize,
+    /// Line of the file, counted from 1.
+    pub line: usize,
+    /// The text before the responses.
+    pub prompt: String,
+    /// The better response.
+    pub chosen: String,
+    /// The worse one.
+    pub rejected: String,
+}
+
+/// A prompt with a response that is good or bad.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labelled {
+    /// Row of the file, counted from 0.
+    pub index: usize,
+    /// Line of the file, counted from 1.
+    pub line: usize,
+    /// The text before the response.
+    pub prompt: String,
+    /// The response.
+    pub completion: String,
+    /// Whether it is good.
+    pub label: bool,
+}
+
+/// A ranked list and its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranked {
+    /// Row of the file, counted from 0.
+    pub index: usize,
+    /// Line of the file, counted from 1.
+    pub line: usize,
+    /// The list.
+    pub list: CandidateList,
+}
+
+/// What a file holds, in the order of the file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Dataset {
-    /// Prompts, with or without completions and references.
-    Examples {
-        /// The rows, in the order of the file.
-        rows: Vec<Example>,
-        /// Names of fields that some row has and nothing here reads, in alphabetical order.
-        unread: Vec<String>,
-    },
-    /// Prompts with several responses each.
-    RankedLists(Vec<CandidateList>),
-    /// Plain text, to be cut into windows of tokens.
+    /// Prompts, with or without completions and references ([`Schema::PromptOnly`], [`Schema::PromptCompletion`],
+    /// [`Schema::Gsm8k`]).
+    Examples(Vec<Example>),
+    /// Pairs ([`Schema::Preference`]).
+    Pairs(Vec<Pair>),
+    /// Labelled responses ([`Schema::UnpairedPreference`]).
+    Unpaired(Vec<Labelled>),
+    /// Prompts with several responses each ([`Schema::RankedList`]).
+    RankedLists(Vec<Ranked>),
+    /// Plain text, to be cut into windows of tokens ([`Schema::Text`]).
     Text(String),
 }
 
-const ACCEPTED: &str = "Accepted rows: {\"question\", \"answer\"} (GSM8K); {\"prompt\", \"completion\"} or {\"prompt\"} \
-     alone, each with an optional \"reference\"; {\"prompt\", \"responses\", \"rewards\"} (ranked lists, or \"ranks\" \
-     instead of \"rewards\"). Plain text must be in a file named .txt";
+impl Dataset {
+    /// Rows that can be used; 1 for a text.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Examples(rows) => rows.len(),
+            Self::Pairs(rows) => rows.len(),
+            Self::Unpaired(rows) => rows.len(),
+            Self::RankedLists(rows) => rows.len(),
+            Self::Text(_) => 1,
+        }
+    }
 
-/// Reads a data set, its kind taken from the first row: `responses` makes ranked lists, `question` GSM8K rows, `prompt`
-/// examples. A file named `.txt` is one text.
-///
-/// # Errors
-/// A file that cannot be read, is empty or of no known kind; a row that does not fit the kind of the first.
-pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
-    let path = path.as_ref();
-    let text = files::read_text(path)?;
-    let unrecognised = |found: String, mend: &str| Error::Unrecognised { path: path.into(), found, mend: mend.into() };
-    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt")) {
-        return match text.is_empty() {
-            true => Err(unrecognised("the file is empty".into(), "Give a text")),
-            false => Ok(Dataset::Text(text)),
-        };
+    /// Every text in it, a prompt and its first response as one, for building a tokenizer.
+    pub fn texts(&self) -> Vec<String> {
+        match self {
+            Self::Examples(rows) => {
+                rows.iter().map(|row| row.prompt.clone() + row.completion.as_deref().unwrap_or_default()).collect()
+            }
+            Self::Pairs(rows) => {
+                rows.iter().flat_map(|r| [format!("{}{}", r.prompt, r.chosen), r.rejected.clone()]).collect()
+            }
+            Self::Unpaired(rows) => rows.iter().map(|row| format!("{}{}", row.prompt, row.completion)).collect(),
+            Self::RankedLists(rows) => {
+                let texts = |row: &Ranked| {
+                    let mut texts = row.list.responses.clone();
+                    texts[0].insert_str(0, &row.list.prompt);
+                    texts
+                };
+                rows.iter().flat_map(texts).collect()
+            }
+            Self::Text(text) => vec![text.clone()],
+        }
     }
-    let rows = parse_rows(path, &text)?;
-    let Some(first) = rows.first() else {
-        return Err(unrecognised("the file has no rows".into(), ACCEPTED));
-    };
-    if first.has("responses") {
-        return Ok(Dataset::RankedLists(candidates::from_rows(&rows)?));
+
+    /// Whether there is nothing to use.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
-    if first.has("question") {
-        return examples(&rows, gsm8k, &["question", "answer"]);
-    }
-    if first.has("prompt") && !first.has("chosen") && !first.has("rejected") {
-        return examples(&rows, example, &["prompt", "completion", "reference", "answer"]);
-    }
-    let keys = first.object.keys().map(|k| format!("\"{k}\"")).collect::<Vec<_>>().join(", ");
-    let found = format!("line {}: a row with the fields {{{keys}}} is of no known kind", first.line);
-    if first.has("chosen") && first.has("rejected") {
-        let mend = "Write a pair as {\"prompt\": …, \"responses\": [chosen, rejected], \"ranks\": [1, 2]}";
-        return Err(unrecognised(found, mend));
-    }
-    Err(unrecognised(found, ACCEPTED))
 }
 
-/// The rows by `convert`, which reads the fields `read`.
-fn examples(rows: &[Row], convert: fn((usize, &Row)) -> Result<Example>, read: &[&str]) -> Result<Dataset> {
-    let fields = rows.iter().flat_map(|row| row.object.keys()).filter(|key| !read.contains(&key.as_str()));
+/// What to do with a row that does not hold what it must.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnBadRow {
+    /// Report it; nothing is read.
+    #[default]
+    Error,
+    /// Leave it out and count it.
+    Skip,
+}
+
+/// How to read a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadOptions {
+    /// The kind of its rows; found out where it is not given.
+    pub schema: Option<Schema>,
+    /// What to do with malformed rows.
+    pub on_bad_row: OnBadRow,
+}
+
+/// A file as it was read. Rows in the file = rows of the data set + malformed rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Records {
+    /// The rows that can be used.
+    pub dataset: Dataset,
+    /// Their kind.
+    pub schema: Schema,
+    /// Why they are taken for that kind, in words.
+    pub why: String,
+    /// How the file is written.
+    pub format: Format,
+    /// What is wrong with the rows left out; empty under [`OnBadRow::Error`].
+    pub bad: Vec<RecordError>,
+    /// Names of fields that some row has and nothing here reads, in alphabetical order.
+    pub unread: Vec<String>,
+}
+
+impl Records {
+    /// Rows of the file; 1 for a text.
+    pub fn rows(&self) -> usize {
+        self.dataset.len() + self.bad.len()
+    }
+}
+
+/// Reads a data set.
+///
+/// # Errors
+/// A file that cannot be read, is empty, damaged, or of no known kind or of several; a row that does not fit its kind,
+/// unless such rows are skipped; no row that fits.
+pub fn read_dataset(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Records> {
+    let path = path.as_ref();
+    from_content(path, &Content::read(path)?, options)
+}
+
+/// [`read_dataset`] for bytes in memory. `path` gives the name that the form is told by and that errors begin with.
+///
+/// # Errors
+/// As [`read_dataset`].
+pub fn parse_dataset(path: impl AsRef<Path>, bytes: Vec<u8>, options: &ReadOptions) -> Result<Records> {
+    let path = path.as_ref();
+    from_content(path, &Content::new(path, bytes)?, options)
+}
+
+fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result<Records> {
+    let format = content.format;
+    let unrecognised = |found: &str, mend: String| Error::Unrecognised { path: path.into(), found: found.into(), mend };
+    if options.schema.map_or(format.kind == FormatKind::Text, |schema| schema == Schema::Text) {
+        let text = content.text(path)?;
+        if text.is_empty() {
+            return Err(unrecognised("the file is empty", "Give a text".into()));
+        }
+        let why = if options.schema.is_some() { "as asked for" } else { "the file is named .txt" };
+        let format = Format { kind: FormatKind::Text, ..format };
+        let dataset = Dataset::Text(text.into());
+        return Ok(Records { dataset, schema: Schema::Text, why: why.into(), format, bad: vec![], unread: vec![] });
+    }
+    let mut sieve = Sieve { on_bad_row: options.on_bad_row, bad: Vec::new() };
+    let mut rows = Vec::new();
+    for (index, row) in content.rows(path)?.into_iter().enumerate() {
+        rows.extend(sieve.pass(row)?.map(|row| (index, row)));
+    }
+    if rows.is_empty() {
+        return Err(sieve.nothing_left(|| unrecognised("the file has no rows", schema::accepted())));
+    }
+    let (schema, why) = match options.schema {
+        Some(schema) => (schema, "as asked for".into()),
+        None => schema::detect(path, &rows.iter().map(|(_, row)| row).collect::<Vec<_>>())?,
+    };
+    let read = schema.fields();
+    let fields = rows.iter().flat_map(|(_, row)| row.object.keys()).filter(|key| !read.contains(&key.as_str()));
     let unread: BTreeSet<&String> = fields.collect();
-    Ok(Dataset::Examples {
-        unread: unread.into_iter().cloned().collect(),
-        rows: rows.iter().enumerate().map(convert).collect::<Result<_>>()?,
-    })
+    let unread = unread.into_iter().cloned().collect();
+    let dataset = match schema {
+        Schema::Gsm8k => Dataset::Examples(sieve.convert(&rows, gsm8k)?),
+        Schema::Preference => Dataset::Pairs(sieve.convert(&rows, pairs::pair)?),
+        Schema::UnpairedPreference => Dataset::Unpaired(sieve.convert(&rows, labelled)?),
+        Schema::RankedList => Dataset::RankedLists(
+            sieve
+                .convert(&rows, |index, row| Ok(Ranked { index, line: row.line, list: candidates::from_row(row)? }))?,
+        ),
+        Schema::PromptCompletion | Schema::PromptOnly | Schema::Text => {
+            Dataset::Examples(sieve.convert(&rows, example)?)
+        }
+    };
+    if dataset.is_empty() {
+        return Err(sieve.nothing_left(|| unrecognised("the file has no rows", schema::accepted())));
+    }
+    // Rows that are no JSON were found before those with a wrong field.
+    sieve.bad.sort_by_key(|error| error.line);
+    Ok(Records { dataset, schema, why, format, bad: sieve.bad, unread })
+}
+
+/// Lets rows pass, and either stops at the first bad one or collects what is wrong with them.
+pub(crate) struct Sieve {
+    pub(crate) on_bad_row: OnBadRow,
+    pub(crate) bad: Vec<RecordError>,
+}
+
+impl Sieve {
+    pub(crate) fn pass<T>(&mut self, row: Result<T>) -> Result<Option<T>> {
+        match row {
+            Ok(row) => Ok(Some(row)),
+            Err(Error::Record(error)) if self.on_bad_row == OnBadRow::Skip => {
+                self.bad.push(*error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn convert<T>(&mut self, rows: &[(usize, Row)], convert: impl Fn(usize, &Row) -> Result<T>) -> Result<Vec<T>> {
+        let mut result = Vec::with_capacity(rows.len());
+        for (index, row) in rows {
+            result.extend(self.pass(convert(*index, row))?);
+        }
+        Ok(result)
+    }
+
+    /// Why no row is left: the first bad one, or `otherwise` where there was none.
+    pub(crate) fn nothing_left(&self, otherwise: impl FnOnce() -> Error) -> Error {
+        self.bad.iter().min_by_key(|error| error.line).cloned().map_or_else(otherwise, Error::from)
+    }
 }
 
 /// A GSM8K row: the question and a newline are the prompt, the answer is completion and reference.
-fn gsm8k((index, row): (usize, &Row)) -> Result<Example> {
+fn gsm8k(index: usize, row: &Row) -> Result<Example> {
     let answer = row.string("answer")?.to_string();
+    // Without the mark the whole solution would become the answer to compare with.
+    if !answer.contains("####") {
+        let found = "none in it";
+        let mend = r#"End it with its answer, for example "answer": "2 + 2 = 4\n#### 4"; rows with another mark are written as {"prompt": …, "completion": …}"#;
+        return Err(row.error("answer", "a solution that ends in `#### N`", found, mend));
+    }
     Ok(Example {
         index,
         line: row.line,
@@ -112,7 +298,7 @@ fn gsm8k((index, row): (usize, &Row)) -> Result<Example> {
 }
 
 /// A row with `prompt`, and perhaps `completion` and `reference` (or `answer`).
-fn example((index, row): (usize, &Row)) -> Result<Example> {
+fn example(index: usize, row: &Row) -> Result<Example> {
     let reference = match row.optional_string("reference")? {
         Some(reference) => Some(reference),
         None => row.optional_string("answer")?,
@@ -123,5 +309,23 @@ fn example((index, row): (usize, &Row)) -> Result<Example> {
         prompt: row.string("prompt")?.to_string(),
         completion: row.optional_string("completion")?.map(str::to_string),
         reference: reference.map(str::to_string),
+    })
+}
+
+/// A row with `prompt`, `completion` and `label`.
+fn labelled(index: usize, row: &Row) -> Result<Labelled> {
+    let what = "true or false (also 1 or 0)";
+    let label = match row.get("label") {
+        None => return Err(row.missing("label", what, "\"label\": true")),
+        Some(value) => verdict(row, value).ok_or_else(|| {
+            row.error("label", what, rows::describe(value), "Write it without quotes, for example \"label\": true")
+        })?,
+    };
+    Ok(Labelled {
+        index,
+        line: row.line,
+        prompt: row.string("prompt")?.to_string(),
+        completion: row.string("completion")?.to_string(),
+        label,
     })
 }

@@ -1,8 +1,10 @@
 //! JSON rows with their line numbers, and fields read with complaints that name the place.
 
 use crate::error::{Error, RecordError, Result};
-use serde_json::value::RawValue;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt;
 use std::path::Path;
 
 /// One JSON object of a file.
@@ -11,26 +13,18 @@ pub(crate) struct Row<'a> {
     pub(crate) path: &'a Path,
     /// Line on which the object starts, counted from 1.
     pub(crate) line: usize,
-    /// The object as written.
-    pub(crate) text: &'a str,
+    /// The object as written in JSON.
+    pub(crate) text: Cow<'a, str>,
     pub(crate) object: Map<String, Value>,
+    /// The fields are cells of a table: texts, whatever they stand for.
+    pub(crate) cells: bool,
 }
 
-/// Splits a text into its rows: one object a line, or one array of objects.
-pub(crate) fn parse_rows<'a>(path: &'a Path, text: &'a str) -> Result<Vec<Row<'a>>> {
-    // Editors on Windows like to put a byte-order mark in front.
-    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
-    if text.trim_start().starts_with('[') {
-        return parse_array(path, text);
-    }
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(number, line)| parse_row(path, number + 1, line)).collect()
-}
-
-fn parse_row<'a>(path: &'a Path, line: usize, text: &'a str) -> Result<Row<'a>> {
+/// One object of a text; `line` is where it starts.
+pub(crate) fn parse_row<'a>(path: &'a Path, line: usize, text: &'a str) -> Result<Row<'a>> {
     match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Ok(Row { path, line, text, object }),
-        Ok(other) => Err(RecordError {
+        Ok(Strict(Value::Object(object))) => Ok(Row { path, line, text: Cow::Borrowed(text), object, cells: false }),
+        Ok(Strict(other)) => Err(RecordError {
             path: path.into(),
             line,
             field: String::new(),
@@ -43,38 +37,101 @@ fn parse_row<'a>(path: &'a Path, line: usize, text: &'a str) -> Result<Row<'a>> 
     }
 }
 
-fn parse_array<'a>(path: &'a Path, text: &'a str) -> Result<Vec<Row<'a>>> {
-    let items: Vec<&'a RawValue> = serde_json::from_str(text).map_err(|error| {
-        let bad_line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
-        json_error(path, error.line().max(1), bad_line, &error)
-    })?;
-    let mut line = 1;
-    let mut at = 0;
-    let mut rows = Vec::with_capacity(items.len());
-    for item in items {
-        // The items are slices of the text, so their distance from its start gives their lines.
-        let start = item.get().as_ptr() as usize - text.as_ptr() as usize;
-        line += text[at..start].matches('\n').count();
-        at = start;
-        rows.push(parse_row(path, line, item.get())?);
+/// A JSON value in which no object has a name twice. The standard reading keeps the last one and drops the others without
+/// a word.
+struct Strict(Value);
+
+const TWICE: &str = "is given twice";
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
     }
-    Ok(rows)
 }
 
-fn json_error(path: &Path, line: usize, text: &str, error: &serde_json::Error) -> Error {
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> std::result::Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(name) = fields.next_key::<String>()? {
+            if object.contains_key(&name) {
+                return Err(A::Error::custom(format!("`{name}` {TWICE}")));
+            }
+            let Strict(value) = fields.next_value()?;
+            object.insert(name, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+pub(super) fn json_error(path: &Path, line: usize, text: &str, error: &serde_json::Error) -> Error {
     let column = error.column();
+    // The position is given in front; the parser's own, always "at line 1", would mislead.
+    let message = error.to_string();
+    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+    if let Some(name) = message.strip_suffix(TWICE) {
+        return RecordError {
+            path: path.into(),
+            line,
+            field: name.trim().trim_matches('`').into(),
+            expected: "each name once in an object".into(),
+            found: format!("the name a second time at column {column}"),
+            mend: "Remove the one that is out of date".into(),
+        }
+        .into();
+    }
     let mend = if error.is_eof() {
         "The row is cut short: complete it, on one line, or delete it".to_string()
     } else if ["NaN", "Infinity", "nan", "inf"].iter().any(|word| text[floor(text, column)..].starts_with(word)) {
         "JSON has no NaN and no infinity: write a finite number or leave the field out".to_string()
-    } else if error.to_string().contains("number out of range") {
+    } else if message.contains("number out of range") {
         "Write a number that a 64-bit floating-point number can hold".to_string()
     } else {
         "Write one JSON object per line; a newline inside a text is written \\n".to_string()
     };
-    // The position is given in front; the parser's own, always "at line 1", would mislead.
-    let message = error.to_string();
-    let message = message.split(" at line ").next().unwrap_or_default();
     RecordError {
         path: path.into(),
         line,
@@ -195,6 +252,18 @@ pub(crate) fn number(value: &Value) -> Option<f64> {
 /// A whole number of 32 bits.
 pub(crate) fn small(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|n| u32::try_from(n).ok())
+}
+
+/// A verdict: true or false, also written 1 and 0, in a table as words.
+pub(crate) fn verdict(row: &Row, value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(verdict) => Some(*verdict),
+        Value::Number(n) if n.as_f64() == Some(1.0) => Some(true),
+        Value::Number(n) if n.as_f64() == Some(0.0) => Some(false),
+        Value::String(word) if row.cells && (word == "1" || word.eq_ignore_ascii_case("true")) => Some(true),
+        Value::String(word) if row.cells && (word == "0" || word.eq_ignore_ascii_case("false")) => Some(false),
+        _ => None,
+    }
 }
 
 /// A string.

@@ -8,6 +8,7 @@ mod build;
 
 use crate::error::{Error, Result};
 use crate::files;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -87,7 +88,11 @@ impl Tokenizer {
         path: Option<PathBuf>,
     ) -> Result<Self> {
         let fail = |problem: String, mend: &str| Error::Tokenizer { path: path.clone(), problem, mend: mend.into() };
-        let mut inner: tokenizers::Tokenizer = json.parse().map_err(|e| {
+        // The library panics on a `decoder` that is no JSON.
+        serde_json::from_str::<IgnoredAny>(&json).map_err(|error| {
+            fail(format!("not a tokenizer that can be read: {error}"), "Copy or download the file again")
+        })?;
+        let mut inner: tokenizers::Tokenizer = guarded(|| json.parse())?.map_err(|e| {
             fail(
                 format!("not a tokenizer that can be read: {e}"),
                 "Save it again with a current version of `tokenizers`",
@@ -122,6 +127,12 @@ impl Tokenizer {
             }
         };
         let (bos, eos, pad) = (special("bos_token")?, special("eos_token")?, special("pad_token")?);
+        // A template that asks for a token it does not have is found by using it.
+        guarded(|| inner.encode_fast("a", true).map(|encoding| inner.decode(encoding.get_ids(), true)))
+            .map_err(|error| {
+                fail(error.to_string(), "Save the tokenizer again with a current version of `tokenizers`")
+            })?
+            .ok();
         Ok(Self {
             characters: build::character_table(&inner),
             may_drop: may_drop(&inner),
@@ -152,6 +163,11 @@ impl Tokenizer {
             files::write_bytes(folder.join(name), text.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// The text of `tokenizer.json`, which decides every id.
+    pub fn json(&self) -> &str {
+        &self.json
     }
 
     /// The ids of `text`, without the special tokens that a post-processor would add. Special tokens written out in
@@ -186,12 +202,13 @@ impl Tokenizer {
 
     fn encode_inner(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         if !self.may_drop {
-            return match self.inner.encode_fast(text, special) {
+            return match guarded(|| self.inner.encode_fast(text, special))? {
                 Ok(encoding) => Ok(encoding.get_ids().to_vec()),
                 Err(error) => Err(self.encode_error(text, error.as_ref())),
             };
         }
-        let encoding = self.inner.encode(text, special).map_err(|e| self.encode_error(text, e.as_ref()))?;
+        let encoding =
+            guarded(|| self.inner.encode(text, special))?.map_err(|e| self.encode_error(text, e.as_ref()))?;
         let mut covered = vec![false; text.len()];
         for &(start, end) in encoding.get_offsets() {
             covered[start..end].fill(true);
@@ -238,7 +255,7 @@ impl Tokenizer {
         if let Some(&id) = ids.iter().find(|&&id| self.token_of(id).is_none()) {
             return Err(Error::UnknownId { id, vocab_size: self.vocab_size() });
         }
-        self.inner.decode(ids, skip_special).map_err(|error| Error::Tokenizer {
+        guarded(|| self.inner.decode(ids, skip_special))?.map_err(|error| Error::Tokenizer {
             path: None,
             problem: format!("the ids cannot be decoded: {error}"),
             mend: "Check the `decoder` of tokenizer.json".into(),
@@ -280,6 +297,19 @@ impl Tokenizer {
     fn has_added_token(&self, text: &str) -> bool {
         self.inner.get_added_vocabulary().get_vocab().keys().any(|token| text.contains(token.as_str()))
     }
+}
+
+/// What `work` with the tokenizers library gives. The library panics on some damaged files; that is an error of the file
+/// like any other.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
+        Error::Tokenizer {
+            path: None,
+            problem: format!("tokenizer.json cannot be used: {}", text.unwrap_or("the tokenizers library gave up")),
+            mend: "Save it again with a current version of `tokenizers`".into(),
+        }
+    })
 }
 
 /// A special token is written as a string or as an object with `content`.

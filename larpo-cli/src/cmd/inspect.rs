@@ -1,0 +1,257 @@
+//! `larpo inspect`: what a data file or a run folder holds, before anything is made of it.
+
+mod items;
+mod render;
+mod run_folder;
+mod spread;
+#[cfg(test)]
+mod tests;
+
+use crate::args::InspectArgs;
+use crate::dataset::{RowReport, read_options, with_flag};
+use crate::error::{Error, Result};
+use crate::policy::encode_prompt;
+use items::{Item, Ranking, items};
+use larpo_data::records::{Dataset, Records, Schema, read_dataset};
+use larpo_data::tokenizer::Tokenizer;
+use rayon::prelude::*;
+use render::Style;
+use serde_json::{Map, Value, json};
+use spread::Spread;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Runs the verb.
+///
+/// # Errors
+/// A file that cannot be read, rows that fit several schemas, a folder that holds nothing to show or more than one thing.
+pub fn run(args: &InspectArgs) -> Result<Value> {
+    let tokenizer = args.tokenizer.as_ref().map(Tokenizer::open).transpose()?;
+    if args.path.is_dir() {
+        return match run_folder::find(&args.path)? {
+            run_folder::Found::File(path) => {
+                say!("{} is the one data file of the folder", path.display());
+                file(args, &path, tokenizer.as_ref())
+            }
+            run_folder::Found::Iterations(numbers) => run_folder::iterations(&args.path, &numbers),
+            run_folder::Found::Metrics(path) => run_folder::metrics(&path),
+        };
+    }
+    file(args, &args.path, tokenizer.as_ref())
+}
+
+fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Value> {
+    let records = read_dataset(path, &read_options(&args.read)).map_err(with_flag)?;
+    let mut report = RowReport::new(if records.schema == Schema::Text { "text" } else { "rows" }, records.rows());
+    records.bad.iter().for_each(|bad| report.leave_out(bad.reason()));
+    say!("file        {}", path.display());
+    say!("form        {}", records.format);
+    say!("schema      {} ({})", records.schema, records.why);
+    say!("data        {report}");
+    if let Some(first) = records.bad.first() {
+        say!("malformed   the first of {}: {first}", records.bad.len());
+    }
+    if !records.unread.is_empty() {
+        let fate = if records.schema == Schema::RankedList { "kept, not read" } else { "not read" };
+        say!("fields      {fate}: {}", records.unread.join(", "));
+    }
+    let mut summary = Map::new();
+    for (name, value) in [
+        ("path", json!(path)),
+        ("format", json!(records.format.to_string())),
+        ("schema", json!(records.schema.name())),
+        ("why", json!(records.why)),
+        ("data", json!(report)),
+        ("unread", json!(records.unread)),
+    ] {
+        summary.insert(name.into(), value);
+    }
+    let found = match &records.dataset {
+        Dataset::Text(text) => whole_text(text, tokenizer)?,
+        _ => rows(args, path, &records, tokenizer)?,
+    };
+    summary.extend(found);
+    Ok(Value::Object(summary))
+}
+
+fn whole_text(text: &str, tokenizer: Option<&Tokenizer>) -> Result<Map<String, Value>> {
+    let (characters, lines) = (text.chars().count(), text.lines().count());
+    say!("text        {characters} characters in {lines} lines");
+    let mut summary = Map::new();
+    summary.insert("characters".into(), json!(characters));
+    summary.insert("lines".into(), json!(lines));
+    if let Some(tokenizer) = tokenizer {
+        let ids = tokenizer.encode(text)?;
+        say!("tokens      {} ({:.2} characters each)", ids.len(), characters as f64 / ids.len().max(1) as f64);
+        say!("\n{}", Style::of_stderr().legend());
+        say!("{}", Style::of_stderr().tokens(tokenizer, &ids[..ids.len().min(render::SHOWN)], true));
+        summary.insert("tokens".into(), json!(ids.len()));
+    }
+    Ok(summary)
+}
+
+/// What the tokenizer makes of a row.
+struct Tokens {
+    prompt: Vec<u32>,
+    responses: Vec<Vec<u32>>,
+    /// Whether prompt and response encoded as one text are other tokens than encoded apart.
+    differs: Vec<bool>,
+}
+
+fn tokens_of(item: &Item, tokenizer: &Tokenizer) -> Result<Tokens> {
+    let prompt = encode_prompt(tokenizer, item.prompt)?;
+    let (mut responses, mut differs) = (Vec::new(), Vec::new());
+    for response in &item.responses {
+        let ids = tokenizer.encode(response)?;
+        let joint = encode_prompt(tokenizer, &format!("{}{response}", item.prompt))?;
+        differs.push(joint.len() != prompt.len() + ids.len() || !joint.starts_with(&prompt) || !joint.ends_with(&ids));
+        responses.push(ids);
+    }
+    Ok(Tokens { prompt, responses, differs })
+}
+
+fn rows(
+    args: &InspectArgs,
+    path: &Path,
+    records: &Records,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Map<String, Value>> {
+    let items = items(&records.dataset);
+    let mut summary = Map::new();
+    let mut spreads = Vec::new();
+    spread_of(&mut spreads, "prompt_characters", items.iter().map(|item| item.prompt.chars().count()));
+    let responses = || items.iter().flat_map(|item| &item.responses);
+    spread_of(&mut spreads, "response_characters", responses().map(|text| text.chars().count()));
+    if records.schema == Schema::RankedList {
+        spread_of(&mut spreads, "responses_per_row", items.iter().map(|item| item.responses.len()));
+    }
+    let tokens = match tokenizer {
+        Some(tokenizer) => {
+            let rows: Vec<Result<Tokens>> = items.par_iter().map(|item| tokens_of(item, tokenizer)).collect();
+            let at = |(row, item): (Result<Tokens>, &Item)| {
+                row.map_err(|error| Error::request(format!("{}:{}: {error}", path.display(), item.line)))
+            };
+            Some(rows.into_iter().zip(&items).map(at).collect::<Result<Vec<Tokens>>>()?)
+        }
+        None => None,
+    };
+    if let Some(tokens) = &tokens {
+        spread_of(&mut spreads, "prompt_tokens", tokens.iter().map(|row| row.prompt.len()));
+        spread_of(&mut spreads, "response_tokens", tokens.iter().flat_map(|row| row.responses.iter().map(Vec::len)));
+        // What --max_length looks at: the longest response and its end-of-text token.
+        let longest =
+            |row: &Tokens| row.prompt.len() + row.responses.iter().map(|ids| ids.len() + 1).max().unwrap_or(0);
+        spread_of(&mut spreads, "row_tokens", tokens.iter().map(longest));
+    }
+    for (name, spread) in &spreads {
+        say!("\n{}", spread.show(&name.replace('_', " ")));
+    }
+    let lengths: Map<String, Value> = spreads.iter().map(|(name, spread)| ((*name).into(), spread.json())).collect();
+    summary.insert("lengths".into(), Value::Object(lengths));
+    say!("");
+    let duplicates = duplicates(&items);
+    summary.insert("duplicates".into(), duplicates);
+    if let Some(ranking) = Ranking::of(&records.dataset, &items) {
+        say!("{ranking}");
+        summary.insert("ranking".into(), ranking.json());
+    }
+    if let (Some(tokens), Some(tokenizer)) = (&tokens, tokenizer) {
+        summary.insert("tokenisation".into(), tokenisation(&items, tokens, tokenizer));
+    }
+    show(args, path, &items, tokens.as_deref().zip(tokenizer))?;
+    Ok(summary)
+}
+
+fn spread_of(spreads: &mut Vec<(&'static str, Spread)>, name: &'static str, values: impl Iterator<Item = usize>) {
+    spreads.extend(Spread::of(values).map(|spread| (name, spread)));
+}
+
+/// Prompts and responses that occur more than once, and empty ones.
+fn duplicates(items: &[Item]) -> Value {
+    let mut prompts: HashMap<&str, usize> = HashMap::new();
+    items.iter().for_each(|item| *prompts.entry(item.prompt).or_default() += 1);
+    let repeated_prompts = items.len() - prompts.len();
+    let repeated = |item: &Item| {
+        let distinct: std::collections::HashSet<_> = item.responses.iter().collect();
+        item.responses.len() - distinct.len()
+    };
+    let repeated_responses: usize = items.iter().map(repeated).sum();
+    let rows_with_repeats = items.iter().filter(|item| repeated(item) > 0).count();
+    let empty_prompts = items.iter().filter(|item| item.prompt.is_empty()).count();
+    let empty_responses = items.iter().flat_map(|item| &item.responses).filter(|text| text.is_empty()).count();
+    say!(
+        "duplicates  {repeated_prompts} rows have the prompt of an earlier one; {repeated_responses} responses, in \
+         {rows_with_repeats} rows, are the same as another of their row"
+    );
+    say!("empty       {empty_prompts} prompts, {empty_responses} responses");
+    json!({
+        "prompts": repeated_prompts,
+        "responses": repeated_responses,
+        "rows_with_equal_responses": rows_with_repeats,
+        "empty_prompts": empty_prompts,
+        "empty_responses": empty_responses,
+    })
+}
+
+fn tokenisation(items: &[Item], tokens: &[Tokens], tokenizer: &Tokenizer) -> Value {
+    let differing: Vec<usize> = (0..items.len()).filter(|&i| tokens[i].differs.contains(&true)).collect();
+    let ending = |row: &&Tokens| {
+        let eos = tokenizer.eos_id();
+        row.responses.iter().any(|ids| ids.iter().any(|&id| Some(id) == eos))
+    };
+    let with_eos = tokens.iter().filter(ending).count();
+    let first = differing.first().map(|&i| items[i].line);
+    let at = first.map_or(String::new(), |line| format!(", the first in line {line}"));
+    say!(
+        "boundary    in {} of {} rows prompt and response encoded as one text are other tokens{at}; they are encoded apart",
+        differing.len(),
+        items.len()
+    );
+    if with_eos > 0 {
+        say!("warning     {with_eos} rows have the end-of-text token written out in a response");
+    }
+    json!({ "rows_joint_differs": differing.len(), "first_line": first, "rows_with_eos_in_text": with_eos })
+}
+
+/// The rows that were asked for, as tokens where there is a tokenizer.
+fn show(args: &InspectArgs, path: &Path, items: &[Item], tokens: Option<(&[Tokens], &Tokenizer)>) -> Result<()> {
+    let chosen: Vec<usize> = match args.lines.is_empty() {
+        true => (0..items.len().min(args.rows)).collect(),
+        false => {
+            let find = |&line: &usize| {
+                items.iter().position(|item| item.line == line).ok_or_else(|| {
+                    Error::request(format!("{}:{line}: no row that can be used begins in this line", path.display()))
+                })
+            };
+            args.lines.iter().map(find).collect::<Result<_>>()?
+        }
+    };
+    let style = Style::of_stderr();
+    if !chosen.is_empty() && tokens.is_some() {
+        say!("\n{}", style.legend());
+    }
+    for i in chosen {
+        let item = &items[i];
+        say!("\nline {}", item.line);
+        match tokens {
+            None => say!("  prompt    {}", render::text(item.prompt)),
+            Some((rows, tokenizer)) => {
+                let ids = &rows[i].prompt;
+                say!("  prompt    {:>4}  {}", ids.len(), style.tokens(tokenizer, ids, false));
+            }
+        }
+        for (k, response) in item.responses.iter().enumerate() {
+            let score = item.scores.as_ref().map_or(String::new(), |scores| format!("  score {}", scores[k]));
+            match tokens {
+                None => say!("  response  {}{score}", render::text(response)),
+                Some((rows, tokenizer)) => {
+                    let mut ids = rows[i].responses[k].clone();
+                    ids.extend(tokenizer.eos_id());
+                    let apart = if rows[i].differs[k] { "  (other tokens as one text)" } else { "" };
+                    say!("  response  {:>4}  {}{score}{apart}", ids.len(), style.tokens(tokenizer, &ids, true));
+                }
+            }
+        }
+    }
+    Ok(())
+}

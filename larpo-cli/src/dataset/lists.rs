@@ -1,0 +1,213 @@
+//! Ranked lists, pairs and labelled completions as lists of candidates.
+
+use super::{Dataset, Fit, Limits, Part, RowReport, Source};
+use crate::candidate_rows::{Known, from_row};
+use crate::error::{Error, Result};
+use crate::policy::Policy;
+use larpo_core::backend::Backend;
+use larpo_core::candidates::{Candidate, CandidateList, ListCounts, training_lists};
+use larpo_core::objective::Objective;
+use larpo_core::select::Select;
+use larpo_core::train::TrainingList;
+use larpo_data::candidates::CandidateList as CandidateRow;
+use std::collections::HashMap;
+
+/// Lists to train on, and where they come from.
+pub struct Lists {
+    /// The lists, in the order in which their first rows are taken.
+    pub lists: Vec<CandidateList>,
+    /// How many rows each list was made of.
+    rows_of: Vec<usize>,
+    /// What became of the rows.
+    pub report: RowReport,
+    /// Whether the rows give no more than an order: ranks, and no rewards.
+    pub ranks_only: Option<usize>,
+}
+
+/// A list before it has ids: its first line, and its parts.
+struct Draft<'a> {
+    index: usize,
+    line: usize,
+    prompt: &'a str,
+    responses: Vec<&'a str>,
+    scores: Vec<f64>,
+    rows: usize,
+    /// The row it was read from, where it was one of candidates.
+    row: Option<&'a CandidateRow>,
+}
+
+impl Source {
+    /// The rows of a part as lists of candidates: a pair is a list with the rewards 1 and 0, labelled completions of one
+    /// prompt make one list with the labels as rewards.
+    ///
+    /// # Errors
+    /// Rows that hold one response or none, a list without rewards and ranks, a text that the tokenizer cannot encode.
+    pub fn lists<B: Backend>(&self, policy: &Policy<B>, limits: Limits, part: Part) -> Result<Lists> {
+        let (chosen, mut report) = self.select("rows", part, limits);
+        let mut ranks_only = None;
+        let drafts = match &self.records.dataset {
+            Dataset::RankedLists(all) => {
+                let mut drafts = Vec::with_capacity(chosen.len());
+                for row in chosen.iter().map(|&i| &all[i]) {
+                    let list = &row.list;
+                    let scores = list.scores().ok_or_else(|| self.at(row.line, &unscored(list)))?;
+                    if list.rewards.is_empty() {
+                        ranks_only.get_or_insert(row.line);
+                    }
+                    let responses = list.responses.iter().map(String::as_str).collect();
+                    let (index, line, prompt) = (row.index, row.line, &list.prompt[..]);
+                    drafts.push(Draft { index, line, prompt, responses, scores, rows: 1, row: Some(list) });
+                }
+                drafts
+            }
+            Dataset::Pairs(all) => {
+                let draft = |&i: &usize| Draft {
+                    index: all[i].index,
+                    line: all[i].line,
+                    prompt: &all[i].prompt,
+                    responses: vec![&all[i].chosen, &all[i].rejected],
+                    scores: vec![1.0, 0.0],
+                    rows: 1,
+                    row: None,
+                };
+                chosen.iter().map(draft).collect()
+            }
+            Dataset::Unpaired(all) => {
+                let mut drafts: Vec<Draft> = Vec::new();
+                let mut place = HashMap::new();
+                for row in chosen.iter().map(|&i| &all[i]) {
+                    let at = *place.entry(&row.prompt).or_insert(drafts.len());
+                    if at == drafts.len() {
+                        let (responses, scores) = (Vec::new(), Vec::new());
+                        let (index, line, prompt) = (row.index, row.line, &row.prompt[..]);
+                        drafts.push(Draft { index, line, prompt, responses, scores, rows: 0, row: None });
+                    }
+                    drafts[at].responses.push(&row.completion);
+                    drafts[at].scores.push(f64::from(u8::from(row.label)));
+                    drafts[at].rows += 1;
+                }
+                drafts
+            }
+            Dataset::Examples(_) | Dataset::Text(_) => {
+                return Err(Error::request(format!(
+                    "{} holds {} rows, which rank nothing; `larpo sft` learns completions, `larpo sample` and `larpo rank` \
+                     make ranked lists of prompts",
+                    self.path.display(),
+                    self.records.schema
+                )));
+            }
+        };
+        let (mut lists, mut rows_of) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
+        let front = policy.prompt_prefix()?.len();
+        for (draft, mut list) in drafts.iter().zip(self.encode_lists(policy, chosen, &drafts)?) {
+            let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
+            match limits.fit(&list.prompt_ids, front, longest, limits.max_length) {
+                Fit::Whole => {}
+                Fit::Cut(ids) => {
+                    report.shortened += draft.rows;
+                    list.prompt_ids = ids;
+                }
+                Fit::LeftOut(reason) => {
+                    report.leave_out_several(reason, draft.rows);
+                    continue;
+                }
+                Fit::Refused(problem) => return Err(self.refused(draft.line, &problem)),
+            }
+            lists.push(list);
+            rows_of.push(draft.rows);
+        }
+        match lists.is_empty() {
+            true => Err(Error::request(format!(
+                "{}: every row is left out ({report}); raise --max_length or --max_prompt_length, or shorten the texts",
+                self.path.display()
+            ))),
+            false => Ok(Lists { lists, rows_of, report, ranks_only }),
+        }
+    }
+
+    fn encode_lists<B: Backend>(
+        &self,
+        policy: &Policy<B>,
+        chosen: &[usize],
+        drafts: &[Draft],
+    ) -> Result<Vec<CandidateList>> {
+        if matches!(self.records.dataset, Dataset::RankedLists(_)) {
+            let list = |draft: &Draft| match draft.row {
+                Some(row) => from_row(
+                    policy,
+                    row,
+                    Some(&draft.scores),
+                    Known { prompt_index: draft.index, iteration: 0, untouched: false },
+                )
+                .map_err(|error| self.at(draft.line, &error)),
+                None => unreachable!("ranked lists keep their rows"),
+            };
+            return drafts.iter().map(list).collect();
+        }
+        let texts: Vec<(&str, Vec<&str>)> = drafts.iter().map(|d| (d.prompt, d.responses.clone())).collect();
+        let encoded = self.encode(&policy.tokenizer, &self.settings("lists", chosen), &texts)?;
+        let list = |(draft, row): (&Draft, super::Encoded)| {
+            let candidates = row.responses.into_iter().zip(&draft.responses).zip(&draft.scores);
+            let candidate = |((mut ids, &text), &reward): ((Vec<u32>, &&str), &f64)| {
+                ids.extend(policy.eos_ids.first());
+                made_elsewhere(ids, text, reward)
+            };
+            CandidateList {
+                prompt_index: draft.index,
+                prompt: draft.prompt.into(),
+                prompt_ids: row.prompt,
+                reference: None,
+                candidates: candidates.map(candidate).collect(),
+            }
+        };
+        Ok(drafts.iter().zip(encoded).map(list).collect())
+    }
+}
+
+impl Lists {
+    /// Training lists of the candidates; rows of lists that cannot contribute are added to the report.
+    ///
+    /// # Errors
+    /// As [`training_lists`].
+    pub fn training(&mut self, select: Select, objective: &Objective) -> Result<(Vec<TrainingList>, ListCounts)> {
+        let (mut training, mut counts) = (Vec::new(), ListCounts::default());
+        for (list, &rows) in self.lists.iter().zip(&self.rows_of) {
+            // Recorded log-probabilities belong to the policy that drew the responses, which need not be this one.
+            let (lists, one) = training_lists(std::iter::once(list), select, objective, u32::MAX)?;
+            self.report.leave_out_several("equal rewards", rows * one.equal);
+            self.report.leave_out_several("fewer than two different responses", rows * one.too_short);
+            training.extend(lists);
+            counts = ListCounts {
+                lists: counts.lists + one.lists,
+                contributing: counts.contributing + one.contributing,
+                equal: counts.equal + one.equal,
+                too_short: counts.too_short + one.too_short,
+                candidates: counts.candidates + one.candidates,
+                duplicates: counts.duplicates + one.duplicates,
+            };
+        }
+        Ok((training, counts))
+    }
+}
+
+fn unscored(row: &CandidateRow) -> String {
+    let known = row.extra.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let unknown = if known.is_empty() { String::new() } else { format!(" (not read: {known})") };
+    format!(
+        "the row has no field `rewards` and no field `ranks`{unknown}; score the file with `larpo rank` first, or write \
+         \"rewards\": [1.0, 0.0]"
+    )
+}
+
+fn made_elsewhere(ids: Vec<u32>, text: &str, reward: f64) -> Candidate {
+    Candidate {
+        ids,
+        logps: Vec::new(),
+        text: text.into(),
+        finish_reason: None,
+        iteration: 0,
+        temperature: 1.0,
+        seed: 0,
+        reward,
+    }
+}

@@ -1,0 +1,491 @@
+//! Data sets as token ids: reading, the split, limits on length, and the report of what was used and what was not.
+
+mod cache;
+mod lists;
+mod report;
+#[cfg(test)]
+mod tests;
+
+pub use lists::Lists;
+pub use report::RowReport;
+
+use crate::args::{BadRow, DataArgs, ReadArgs, Split, TruncationMode};
+use crate::error::{Error, Result};
+use crate::policy::{Policy, encode_prompt};
+use cache::{Encoded, TokenCache};
+use larpo_core::backend::Backend;
+use larpo_core::rng::{CounterRng, Purpose};
+use larpo_core::train::SftRow;
+use larpo_data::records::{Dataset, OnBadRow, ReadOptions, Records, Schema, parse_dataset};
+use larpo_data::tokenizer::Tokenizer;
+use rayon::prelude::*;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// A prompt as text and ids.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptRow {
+    /// Its number in the data set.
+    pub index: usize,
+    /// Its line in the file, counted from 1; 0 for a window of plain text.
+    pub line: usize,
+    /// Its text.
+    pub text: String,
+    /// Its ids.
+    pub ids: Vec<u32>,
+    /// What a correct response is compared with.
+    pub reference: Option<String>,
+}
+
+/// How rows are cut and limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of prompt and response together.
+    pub max_length: usize,
+    /// Tokens of a prompt.
+    pub max_prompt_length: usize,
+    /// First rows to take.
+    pub max_samples: usize,
+    /// What becomes of longer rows.
+    pub truncation_mode: TruncationMode,
+}
+
+impl Limits {
+    /// The limits of the flags, within what `model` can take.
+    ///
+    /// # Errors
+    /// A limit beyond the model's positions.
+    pub fn new<B: Backend>(args: &DataArgs, policy: &Policy<B>) -> Result<Self> {
+        let positions = policy.model.config().max_position_embeddings;
+        let max_length = args.max_length.unwrap_or(positions.min(1024));
+        if max_length > positions {
+            return Err(Error::request(format!(
+                "--max_length {max_length} is more than the model's max_position_embeddings {positions}"
+            )));
+        }
+        let max_prompt_length = args.max_prompt_length.unwrap_or(max_length);
+        let max_samples = args.max_samples.unwrap_or(usize::MAX);
+        Ok(Self { max_length, max_prompt_length, max_samples, truncation_mode: args.truncation_mode })
+    }
+
+    /// The prompt of `ids`, `front` of them the tokenizer's own, beside a response of `longest` tokens; `total` limits
+    /// both together. A prompt that is cut keeps the tokenizer's own tokens and at least one of its own.
+    fn fit(&self, ids: &[u32], front: usize, longest: usize, total: usize) -> Fit {
+        let room = self.max_prompt_length.min(total.saturating_sub(longest));
+        if ids.len() <= room {
+            return Fit::Whole;
+        }
+        let reason = match ids.len() > self.max_prompt_length {
+            true => format!("prompt longer than {} tokens", self.max_prompt_length),
+            false => format!("longer than {total} tokens"),
+        };
+        match self.truncation_mode {
+            TruncationMode::Skip => Fit::LeftOut(reason),
+            TruncationMode::Error => {
+                Fit::Refused(format!("a prompt of {} tokens and a response of {longest}: {reason}", ids.len()))
+            }
+            _ if room <= front => Fit::LeftOut("response leaves no room for a prompt".into()),
+            TruncationMode::KeepStart => Fit::Cut(ids[..room].to_vec()),
+            TruncationMode::KeepEnd => Fit::Cut([&ids[..front], &ids[ids.len() - (room - front)..]].concat()),
+        }
+    }
+}
+
+/// Whether a prompt fits.
+#[derive(Debug, PartialEq)]
+enum Fit {
+    Whole,
+    Cut(Vec<u32>),
+    LeftOut(String),
+    Refused(String),
+}
+
+/// Which part of a data set to use.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part {
+    /// Share held back at the end.
+    pub held_back: f64,
+    /// Which side of it.
+    pub split: Split,
+}
+
+impl Part {
+    /// Everything.
+    pub const ALL: Self = Self { held_back: 0.0, split: Split::All };
+
+    /// The range of `n` items that belongs to the part.
+    fn range(self, n: usize) -> std::ops::Range<usize> {
+        let cut = n - (n as f64 * self.held_back).round() as usize;
+        match self.split {
+            Split::All => 0..n,
+            Split::Train => 0..cut,
+            Split::Validation => cut..n,
+        }
+    }
+}
+
+/// Reading options from the flags.
+pub fn read_options(args: &ReadArgs) -> ReadOptions {
+    ReadOptions { schema: args.dataset_schema, on_bad_row: on_bad_row(args.on_bad_row) }
+}
+
+/// The library's word for the flag's.
+pub fn on_bad_row(flag: BadRow) -> OnBadRow {
+    match flag {
+        BadRow::Error => OnBadRow::Error,
+        BadRow::Skip => OnBadRow::Skip,
+    }
+}
+
+/// The data error with the flag that settles it, where one does.
+pub fn with_flag(error: larpo_data::Error) -> Error {
+    match &error {
+        larpo_data::Error::Ambiguous { fits, .. } => {
+            let flags: Vec<String> = fits.iter().map(|(schema, _)| format!("--dataset_schema {schema}")).collect();
+            Error::request(format!("{error}: {}", flags.join(" or ")))
+        }
+        larpo_data::Error::Record(_) => Error::request(format!("{error} (--on_bad_row skip leaves such rows out)")),
+        _ => error.into(),
+    }
+}
+
+/// A data set read once, to be turned into rows.
+pub struct Source {
+    path: PathBuf,
+    records: Records,
+    /// Rows of the data set in the order in which they are taken.
+    order: Vec<usize>,
+    cache: TokenCache,
+}
+
+impl Source {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has another form, a malformed row unless such rows are to be skipped.
+    pub fn open(path: &Path, args: &DataArgs) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let cache = TokenCache::new(args, path, &bytes);
+        let records = parse_dataset(path, bytes, &read_options(&args.read)).map_err(with_flag)?;
+        say!("{}: {} ({}; {})", path.display(), records.schema, records.why, records.format);
+        if !records.unread.is_empty() {
+            say!("note: fields of {} that are not read: {}", path.display(), records.unread.join(", "));
+        }
+        if let Some(first) = records.bad.first() {
+            say!("note: {} malformed rows are left out; the first: {first}", records.bad.len());
+        }
+        let order = match (args.shuffle_seed, records.schema) {
+            (Some(_), Schema::Text) => {
+                return Err(Error::request(format!(
+                    "--shuffle_seed orders rows, and {} is one text; leave it out (training shuffles windows by --seed)",
+                    path.display()
+                )));
+            }
+            (Some(seed), _) => CounterRng::new(seed, Purpose::Split).permutation(0, records.dataset.len()),
+            (None, _) => (0..records.dataset.len()).collect(),
+        };
+        Ok(Self { path: path.into(), records, order, cache })
+    }
+
+    /// The texts of a data set, for building a tokenizer.
+    pub fn texts(&self) -> Vec<String> {
+        self.records.dataset.texts()
+    }
+
+    /// The rows of a part that the limits leave, and a report in which all others are counted.
+    fn select(&self, unit: &'static str, part: Part, limits: Limits) -> (&[usize], RowReport) {
+        let mut report = RowReport::new(unit, self.records.rows());
+        for bad in &self.records.bad {
+            report.leave_out(bad.reason());
+        }
+        let range = part.range(self.order.len());
+        let other = if part.split == Split::Validation { "kept for training" } else { "held back for validation" };
+        report.leave_out_several(other, self.order.len() - range.len());
+        let taken = range.start..range.end.min(range.start.saturating_add(limits.max_samples));
+        report.leave_out_several("beyond --max_samples", range.len() - taken.len());
+        (&self.order[taken], report)
+    }
+
+    /// The ids of the given texts, a prompt and its responses each, from the cache where it has them.
+    fn encode(&self, tokenizer: &Tokenizer, what: &str, texts: &[(&str, Vec<&str>)]) -> Result<Vec<Encoded>> {
+        let shape: Vec<usize> = texts.iter().map(|(_, responses)| responses.len()).collect();
+        let make = || {
+            let row = |(prompt, responses): &(&str, Vec<&str>)| -> Result<Encoded> {
+                let responses =
+                    responses.iter().map(|text| tokenizer.encode(text)).collect::<std::result::Result<_, _>>()?;
+                Ok(Encoded { prompt: encode_prompt(tokenizer, prompt)?, responses })
+            };
+            // Collected before the first error is looked for, which must not depend on which thread is faster.
+            let rows: Vec<Result<Encoded>> = texts.par_iter().map(row).collect();
+            rows.into_iter().collect()
+        };
+        self.cache.rows(tokenizer.json(), what, &shape, tokenizer.vocab_size(), make)
+    }
+
+    /// What decides, beside file and tokenizer, which rows are tokenised.
+    fn settings(&self, what: &str, chosen: &[usize]) -> String {
+        format!("{what} {} {} {chosen:?}", self.records.schema, self.records.rows())
+    }
+
+    /// An error about the row in `line`.
+    fn at(&self, line: usize, problem: &dyn std::fmt::Display) -> Error {
+        Error::request(format!("{}:{line}: {problem}", self.path.display()))
+    }
+
+    fn refused(&self, line: usize, problem: &str) -> Error {
+        let mend = "shorten the row, raise --max_length or --max_prompt_length, or choose another --truncation_mode";
+        self.at(line, &format!("{problem}; {mend}"))
+    }
+
+    /// Rows to learn from: completions end with the end-of-text token; a text is cut into windows of `max_length`
+    /// tokens, whose every token is learned once. Of pairs the chosen responses are learned, of labelled completions the
+    /// good ones.
+    ///
+    /// # Errors
+    /// Ranked lists, or a text that the tokenizer cannot encode.
+    pub fn sft_rows<B: Backend>(
+        &self,
+        policy: &Policy<B>,
+        limits: Limits,
+        part: Part,
+    ) -> Result<(Vec<SftRow>, RowReport)> {
+        let (chosen, mut report) = self.select("rows", part, limits);
+        // Line, prompt and completion of the rows that have one.
+        let mut rows: Vec<(usize, &str, &str)> = Vec::with_capacity(chosen.len());
+        match &self.records.dataset {
+            Dataset::Text(text) => {
+                let ids = self.text_ids(policy, text)?;
+                let windows = Windows::cut(&ids[part.range(ids.len())], policy.prompt_prefix()?, limits)?;
+                let row = |text: &&[u32]| SftRow { prompt: windows.prefix.clone(), response: text.to_vec() };
+                return Ok((windows.used().iter().map(row).collect(), windows.report()));
+            }
+            Dataset::RankedLists(_) => {
+                return Err(Error::request(format!(
+                    "{} holds ranked lists; give them to `larpo train`, or rank them anew with `larpo rank`",
+                    self.path.display()
+                )));
+            }
+            Dataset::Examples(all) => {
+                for row in chosen.iter().map(|&i| &all[i]) {
+                    match &row.completion {
+                        Some(completion) => rows.push((row.line, &row.prompt, completion)),
+                        None => report.leave_out("no completion"),
+                    }
+                }
+            }
+            Dataset::Pairs(all) => {
+                say!("note: of each pair the chosen response is learned");
+                rows.extend(chosen.iter().map(|&i| (all[i].line, &all[i].prompt[..], &all[i].chosen[..])));
+            }
+            Dataset::Unpaired(all) => {
+                for row in chosen.iter().map(|&i| &all[i]) {
+                    match row.label {
+                        true => rows.push((row.line, &row.prompt, &row.completion)),
+                        false => report.leave_out("label false"),
+                    }
+                }
+            }
+        }
+        let texts: Vec<(&str, Vec<&str>)> =
+            rows.iter().map(|&(_, prompt, completion)| (prompt, vec![completion])).collect();
+        let encoded = self.encode(&policy.tokenizer, &self.settings("completions", chosen), &texts)?;
+        let front = policy.prompt_prefix()?.len();
+        let mut result = Vec::with_capacity(rows.len());
+        for ((line, ..), row) in rows.into_iter().zip(encoded) {
+            let mut response = row.responses.into_iter().next().unwrap_or_default();
+            response.extend(policy.eos_ids.first());
+            match limits.fit(&row.prompt, front, response.len(), limits.max_length) {
+                Fit::Whole => result.push(SftRow { prompt: row.prompt, response }),
+                Fit::Cut(prompt) => {
+                    report.shortened += 1;
+                    result.push(SftRow { prompt, response });
+                }
+                Fit::LeftOut(reason) => report.leave_out(reason),
+                Fit::Refused(problem) => return Err(self.refused(line, &problem)),
+            }
+        }
+        Ok((result, report))
+    }
+
+    /// Prompts to answer with up to `max_new_tokens` tokens. Of a window of plain text the first `max_prompt_length`
+    /// tokens (by default half of it) make the prompt, the rest is the reference. Labelled completions give each of their
+    /// prompts once.
+    ///
+    /// # Errors
+    /// No prompt that fits, or a text that the tokenizer cannot encode.
+    pub fn prompts<B: Backend>(
+        &self,
+        policy: &Policy<B>,
+        limits: Limits,
+        part: Part,
+        max_new_tokens: usize,
+        explicit_prompt_length: bool,
+    ) -> Result<(Vec<PromptRow>, RowReport)> {
+        let (rows, report) = match &self.records.dataset {
+            Dataset::Text(text) => {
+                self.text_prompts(policy, text, limits, part, max_new_tokens, explicit_prompt_length)?
+            }
+            _ => self.row_prompts(policy, limits, part, max_new_tokens)?,
+        };
+        match rows.is_empty() {
+            true => Err(Error::request(format!("{}: no prompts to use: {report}", self.path.display()))),
+            false => Ok((rows, report)),
+        }
+    }
+
+    fn row_prompts<B: Backend>(
+        &self,
+        policy: &Policy<B>,
+        limits: Limits,
+        part: Part,
+        max_new_tokens: usize,
+    ) -> Result<(Vec<PromptRow>, RowReport)> {
+        let positions = policy.model.config().max_position_embeddings;
+        let (chosen, mut report) = self.select("prompts", part, limits);
+        let mut seen = HashSet::new();
+        // Index, line, prompt and reference.
+        let mut rows: Vec<(usize, usize, &str, Option<&String>)> = Vec::with_capacity(chosen.len());
+        for &i in chosen {
+            rows.push(match &self.records.dataset {
+                // A row with a worked solution and nothing else to compare with is its own reference.
+                Dataset::Examples(all) => {
+                    let row = &all[i];
+                    (row.index, row.line, &row.prompt, row.reference.as_ref().or(row.completion.as_ref()))
+                }
+                Dataset::Pairs(all) => (all[i].index, all[i].line, &all[i].prompt, None),
+                Dataset::RankedLists(all) => {
+                    (all[i].index, all[i].line, &all[i].list.prompt, all[i].list.reference.as_ref())
+                }
+                Dataset::Unpaired(all) if seen.insert(&all[i].prompt) => {
+                    (all[i].index, all[i].line, &all[i].prompt, None)
+                }
+                Dataset::Unpaired(_) => {
+                    report.leave_out("prompt of an earlier row");
+                    continue;
+                }
+                Dataset::Text(_) => unreachable!("a text has no rows"),
+            });
+        }
+        let texts: Vec<(&str, Vec<&str>)> = rows.iter().map(|&(_, _, prompt, _)| (prompt, vec![])).collect();
+        let encoded = self.encode(&policy.tokenizer, &self.settings("prompts", chosen), &texts)?;
+        let front = policy.prompt_prefix()?.len();
+        let mut result = Vec::with_capacity(rows.len());
+        for ((index, line, text, reference), row) in rows.into_iter().zip(encoded) {
+            let mut prompt =
+                PromptRow { index, line, text: text.into(), ids: row.prompt, reference: reference.cloned() };
+            if prompt.ids.is_empty() {
+                report.leave_out("empty prompt");
+                continue;
+            }
+            match limits.fit(&prompt.ids, front, max_new_tokens, positions) {
+                Fit::Whole => {}
+                Fit::Cut(ids) => {
+                    report.shortened += 1;
+                    // What is scored and written down is what the model saw.
+                    prompt.text = policy.tokenizer.decode(&ids[front..], true)?;
+                    prompt.ids = ids;
+                }
+                Fit::LeftOut(_) if prompt.ids.len() <= limits.max_prompt_length => {
+                    report.leave_out(beyond(max_new_tokens, positions));
+                    continue;
+                }
+                Fit::LeftOut(reason) => {
+                    report.leave_out(reason);
+                    continue;
+                }
+                Fit::Refused(problem) => return Err(self.refused(line, &problem)),
+            }
+            result.push(prompt);
+        }
+        Ok((result, report))
+    }
+
+    fn text_prompts<B: Backend>(
+        &self,
+        policy: &Policy<B>,
+        text: &str,
+        mut limits: Limits,
+        part: Part,
+        max_new_tokens: usize,
+        explicit_prompt_length: bool,
+    ) -> Result<(Vec<PromptRow>, RowReport)> {
+        let positions = policy.model.config().max_position_embeddings;
+        if !explicit_prompt_length {
+            limits.max_prompt_length = (limits.max_length / 2).max(1);
+        }
+        let ids = self.text_ids(policy, text)?;
+        let windows = Windows::cut(&ids[part.range(ids.len())], policy.prompt_prefix()?, limits)?;
+        let mut report = windows.report();
+        let mut result = Vec::new();
+        let cut = limits.max_prompt_length.saturating_sub(windows.prefix.len()).max(1);
+        for (index, window) in windows.used().iter().enumerate() {
+            if window.len() <= cut {
+                report.leave_out("nothing after the prompt");
+                continue;
+            }
+            let ids = [&windows.prefix, &window[..cut]].concat();
+            if ids.len() + max_new_tokens > positions {
+                report.leave_out(beyond(max_new_tokens, positions));
+                continue;
+            }
+            result.push(PromptRow {
+                index,
+                line: 0,
+                text: policy.tokenizer.decode(&window[..cut], true)?,
+                ids,
+                reference: Some(policy.tokenizer.decode(&window[cut..], true)?),
+            });
+        }
+        Ok((result, report))
+    }
+
+    /// The ids of the one text.
+    fn text_ids<B: Backend>(&self, policy: &Policy<B>, text: &str) -> Result<Vec<u32>> {
+        let rows = self.encode(&policy.tokenizer, "text", &[("", vec![text])])?;
+        Ok(rows.into_iter().flat_map(|row| row.responses).flatten().collect())
+    }
+}
+
+fn beyond(max_new_tokens: usize, positions: usize) -> String {
+    format!("prompt and {max_new_tokens} new tokens exceed {positions} positions")
+}
+
+/// A text cut into windows of `max_length` tokens.
+///
+/// Where the tokenizer puts BOS in front of a prompt, every window gets it too and the windows follow one another. Without
+/// it the first token of a window has nothing before it to be predicted from, so windows overlap by one token.
+struct Windows<'a> {
+    /// What stands in front of every window.
+    prefix: Vec<u32>,
+    /// The tokens of the text.
+    texts: Vec<&'a [u32]>,
+    /// First windows to take.
+    max_samples: usize,
+}
+
+impl<'a> Windows<'a> {
+    fn cut(ids: &'a [u32], prefix: Vec<u32>, limits: Limits) -> Result<Self> {
+        let overlap = usize::from(prefix.is_empty());
+        let Some(size) = limits.max_length.checked_sub(prefix.len()).filter(|&size| size > overlap) else {
+            return Err(Error::request(format!(
+                "--max_length {} leaves no room for text after the {} token(s) that the tokenizer puts in front",
+                limits.max_length,
+                prefix.len()
+            )));
+        };
+        // A last window of one token that only repeats the end of the one before predicts nothing and is none.
+        let starts = (0..ids.len().saturating_sub(overlap)).step_by(size - overlap);
+        let texts = starts.map(|start| &ids[start..(start + size).min(ids.len())]).collect();
+        Ok(Self { prefix, texts, max_samples: limits.max_samples })
+    }
+
+    fn used(&self) -> &[&'a [u32]] {
+        &self.texts[..self.texts.len().min(self.max_samples)]
+    }
+
+    fn report(&self) -> RowReport {
+        let mut report = RowReport::new("windows", self.texts.len());
+        report.leave_out_several("beyond --max_samples", self.texts.len() - self.used().len());
+        report
+    }
+}

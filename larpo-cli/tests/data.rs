@@ -1,0 +1,323 @@
+//! Data on their way into the verbs: every row of a file is used or counted under a reason, whatever its form.
+
+use larpo_cli::{args, cmd};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A folder with a tiny model in it, removed at the end of the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("larpo-data-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("a temporary folder");
+        let folder = Self(path);
+        let rows: Vec<Value> =
+            (1..8).map(|a| json!({ "prompt": format!("{a}+1=\n"), "completion": format!("#### {}", a + 1) })).collect();
+        let letters = json!({ "prompt": "abcdefghijklmnopqrstuvwxyz ABCDEFGH:?", "completion": "-*/0123456789.,'" });
+        let data = folder.rows("model.jsonl", &[rows, vec![letters]].concat());
+        let sizes = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
+        let words = ["sft", "--dataset_name", &data, "--output_dir", &folder.path("model"), "--tokenizer", "char"];
+        let rest = ["--max_steps", "10", "--learning_rate", "1e-2", "--max_position_embeddings", "48"];
+        larpo(&[&words[..], &sizes, &rest].concat()).expect("sft");
+        folder
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        fs::write(self.0.join(name), bytes).expect("writes");
+        self.path(name)
+    }
+
+    fn rows(&self, name: &str, rows: &[Value]) -> String {
+        self.file(name, rows.iter().map(|row| format!("{row}\n")).collect::<String>())
+    }
+
+    /// Runs a verb on a file, on the tiny model, into a new folder.
+    fn run(&self, verb: &str, file: &str, extra: &[&str]) -> Result<Value, String> {
+        let out = self.path("out");
+        let _ = fs::remove_dir_all(&out);
+        let words = [verb, "--model_name_or_path", &self.path("model"), "--dataset_name", file, "--output_dir", &out];
+        larpo(&[&words[..], extra].concat())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn larpo(words: &[&str]) -> Result<Value, String> {
+    let line = std::iter::once("larpo").chain(words.iter().copied()).map(Into::into);
+    let cli = args::parse(line.collect::<Vec<std::ffi::OsString>>()).map_err(|e| e.to_string())?;
+    cmd::run(&cli).map_err(|e| e.to_string())
+}
+
+/// Rows in = rows used + rows left out; the rows used and the reasons.
+fn counts(result: &Value) -> (u64, u64, Value) {
+    let data = &result["data"];
+    let left_out = data["left_out"].as_object().expect("reasons");
+    let rows = data["rows"].as_u64().expect("a number");
+    let out: u64 = left_out.values().map(|n| n.as_u64().expect("a number")).sum();
+    assert_eq!(data["used"].as_u64(), Some(rows - out), "{data}");
+    (rows, rows - out, data["left_out"].clone())
+}
+
+fn metrics(folder: &Folder) -> Vec<Value> {
+    let text = fs::read_to_string(folder.0.join("out/metrics.jsonl")).expect("metrics");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn pairs() -> Vec<Value> {
+    let prompts = ["what is 2+2?", "name a colour", "say hi", "1+1=", "how old?", "where is it?"];
+    let pair = |(i, prompt): (usize, &&str)| {
+        let (chosen, rejected) = (format!(" well {i}, fine."), format!(" no {}", "x".repeat(i + 1)));
+        let turn = format!("Human: {prompt}\n\nAssistant:");
+        match i % 2 {
+            0 => json!({ "prompt": turn, "chosen": chosen, "rejected": rejected }),
+            _ => json!({ "chosen": format!("{turn}{chosen}"), "rejected": format!("{turn}{rejected}") }),
+        }
+    };
+    prompts.iter().enumerate().map(pair).collect()
+}
+
+#[test]
+fn pairs_train_as_lists_of_two_and_two_losses_agree() {
+    let folder = Folder::new("pairs");
+    let file = folder.rows("pairs.jsonl", &pairs());
+    let train = |loss: &str| {
+        let extra =
+            ["--loss_type", loss, "--max_steps", "6", "--per_device_train_batch_size", "2", "--logging_steps", "1"];
+        let result = folder.run("train", &file, &extra).expect("trains");
+        assert_eq!(counts(&result), (6, 6, json!({})));
+        metrics(&folder)
+    };
+    // With two responses ListMLE is -log sigma(g1 - g2), and so is the mean over the one pair.
+    let (pairwise, listmle) = (train("pairwise"), train("listmle"));
+    assert_eq!((pairwise.len(), listmle.len()), (6, 6));
+    for (a, b) in pairwise.iter().zip(&listmle) {
+        for (name, value) in a.as_object().expect("a row") {
+            let (x, y) = (value.as_f64().expect("a number"), b[name].as_f64().expect("a number"));
+            assert!((x - y).abs() <= 1e-6 * (1.0 + x.abs()), "{name}: {x} and {y}");
+        }
+    }
+    // The same pairs as ranked lists give the same bits.
+    let lists: Vec<Value> = pairs()
+        .iter()
+        .map(|row| {
+            let (chosen, rejected) = (row["chosen"].as_str().expect("text"), row["rejected"].as_str().expect("text"));
+            let end = if row.get("prompt").is_some() { 0 } else { chosen.find("Assistant:").expect("a turn") + 10 };
+            let prompt = row["prompt"].as_str().unwrap_or(&chosen[..end]);
+            json!({ "prompt": prompt, "responses": [&chosen[end..], &rejected[end..]], "ranks": [1, 2] })
+        })
+        .collect();
+    let extra =
+        ["--loss_type", "listmle", "--max_steps", "6", "--per_device_train_batch_size", "2", "--logging_steps", "1"];
+    folder.run("train", &folder.rows("lists.jsonl", &lists), &extra).expect("trains");
+    assert_eq!(metrics(&folder), listmle);
+}
+
+#[test]
+fn labelled_completions_are_put_together_by_prompt() {
+    let folder = Folder::new("unpaired");
+    let row = |prompt: &str, completion: &str, label: bool| json!({ "prompt": prompt, "completion": completion, "label": label });
+    let rows = [
+        row("1+1=", "2", true),
+        row("2+2=", "4", true),
+        row("1+1=", "3", false),
+        row("3+3=", "6", true),
+        row("3+3=", "six", true),
+        row("1+1=", "4", false),
+        row("4+4=", "0", false),
+    ];
+    let file = folder.rows("labels.jsonl", &rows);
+    let result = folder.run("train", &file, &["--loss_type", "listmle", "--select", "full"]).expect("trains");
+    let reasons = json!({ "equal rewards": 2, "fewer than two different responses": 2 });
+    assert_eq!(counts(&result), (7, 3, reasons));
+    assert_eq!(result["lists"]["lists"], json!(4));
+    assert_eq!(result["lists"]["contributing"], json!(1));
+    // Fine-tuning learns the good ones, sampling takes each prompt once.
+    let sft = folder.run("sft", &file, &["--max_steps", "1"]).expect("sft");
+    assert_eq!(counts(&sft), (7, 4, json!({ "label false": 3 })));
+    let sample = folder.run("sample", &file, &["--k", "1", "--max_new_tokens", "2"]).expect("samples");
+    assert_eq!(sample["prompts"], json!(4));
+}
+
+#[test]
+fn every_row_is_used_or_counted() {
+    let folder = Folder::new("counts");
+    let good = |i: usize| json!({ "prompt": format!("{i}+1="), "completion": "#### 2" });
+    let mut lines: Vec<String> = (0..20).map(|i| good(i).to_string()).collect();
+    lines[3] = r#"{"prompt": "1", "prompt": "2", "completion": "3"}"#.into();
+    lines[5] = r#"{"prompt": 1, "completion": "3"}"#.into();
+    lines[8] = "not JSON".into();
+    lines[9] = r#"{"prompt": "1+1="}"#.into();
+    lines[11] = json!({ "prompt": "1".repeat(40), "completion": "2222222222" }).to_string();
+    let file = folder.file("rows.jsonl", lines.join("\n"));
+    let error = folder.run("sft", &file, &[]).expect_err("a bad row");
+    assert!(error.contains("rows.jsonl:4: field `prompt`") && error.contains("--on_bad_row skip"), "{error}");
+    let skip = ["--on_bad_row", "skip", "--max_steps", "1"];
+    let sft = |extra: &[&str]| counts(&folder.run("sft", &file, &[&skip[..], extra].concat()).expect("trains"));
+    let mut reasons =
+        json!({ "malformed `prompt`": 2, "not valid JSON": 1, "no completion": 1, "longer than 48 tokens": 1 });
+    assert_eq!(sft(&[]), (20, 15, reasons.clone()));
+    // The last rows held back, the first few of the others taken.
+    reasons["held back for validation"] = json!(3);
+    assert_eq!(sft(&["--validation_fraction", "0.2"]), (20, 12, reasons));
+    let few = json!({ "malformed `prompt`": 2, "not valid JSON": 1, "held back for validation": 3, "beyond --max_samples": 9 });
+    assert_eq!(sft(&["--validation_fraction", "0.2", "--max_samples", "5"]), (20, 5, few));
+    // All at once, but in an order of the seed: other rows are the first.
+    let shuffled = |seed: &str| {
+        let extra =
+            ["--shuffle_seed", seed, "--max_samples", "4", "--max_steps", "1", "--per_device_train_batch_size", "4"];
+        let result = folder.run("sft", &file, &[&["--on_bad_row", "skip"][..], &extra].concat()).expect("trains");
+        (counts(&result).0, result["loss"].as_f64().expect("a loss"))
+    };
+    assert_eq!(shuffled("1"), shuffled("1"));
+    assert_ne!(shuffled("1"), shuffled("2"));
+    let text = folder.file("a.txt", "abc abc abc abc abc");
+    assert!(folder.run("sft", &text, &["--shuffle_seed", "1"]).expect_err("one text").contains("--shuffle_seed"));
+    // Too long: cut, or refused.
+    let cut = |mode: &str| folder.run("sft", &file, &[&skip[..], &["--truncation_mode", mode]].concat());
+    let kept = cut("keep_end").expect("trains");
+    let reasons = json!({ "malformed `prompt`": 2, "not valid JSON": 1, "no completion": 1 });
+    assert_eq!((counts(&kept), kept["data"]["shortened"].clone()), ((20, 16, reasons), json!(1)));
+    let error = cut("error").expect_err("a long row");
+    assert!(error.contains("rows.jsonl:12: ") && error.contains("--truncation_mode"), "{error}");
+}
+
+#[test]
+fn a_schema_can_be_chosen_where_several_fit() {
+    let folder = Folder::new("schema");
+    let row = json!({ "prompt": "1+1=", "completion": "2", "chosen": "2", "rejected": "3" });
+    let file = folder.rows("both.jsonl", &[row]);
+    let error = folder.run("train", &file, &[]).expect_err("ambiguous");
+    assert!(error.contains("--dataset_schema prompt_completion or --dataset_schema preference"), "{error}");
+    folder.run("train", &file, &["--dataset_schema", "preference"]).expect("trains");
+    folder.run("sft", &file, &["--dataset_schema", "prompt_completion", "--max_steps", "1"]).expect("trains");
+    let error = folder.run("train", &file, &["--dataset_schema", "prompt_completion"]).expect_err("nothing ranked");
+    assert!(error.contains("rank nothing"), "{error}");
+    assert!(folder.run("train", &file, &["--dataset_schema", "pairs"]).expect_err("no schema").contains("preference"));
+}
+
+#[test]
+fn the_token_cache_changes_nothing() {
+    let folder = Folder::new("cache");
+    let file = folder.rows("pairs.jsonl", &pairs());
+    let cache = folder.path("cache");
+    let train = |extra: &[&str]| {
+        folder.run("train", &file, extra).expect("trains");
+        (metrics(&folder), fs::read(folder.0.join("out/model.safetensors")).expect("weights"))
+    };
+    let files = || {
+        let mut files: Vec<_> = fs::read_dir(&cache).expect("a folder").map(|e| e.expect("an entry").path()).collect();
+        files.sort();
+        files
+    };
+    let without = train(&["--no_cache"]);
+    assert!(!Path::new(&cache).exists());
+    let with = ["--cache_dir", &cache[..]];
+    assert!(train(&with) == without && files().len() == 1);
+    let kept = fs::read(&files()[0]).expect("reads");
+    assert!(train(&with) == without && files().len() == 1);
+    // Damaged, or put there by somebody else: made anew, with the same bytes.
+    let mut damaged = kept.clone();
+    damaged[kept.len() / 2] ^= 4;
+    for bytes in [damaged, b"something else".to_vec(), vec![]] {
+        fs::write(&files()[0], bytes).expect("writes");
+        assert!(train(&with) == without);
+        assert!(fs::read(&files()[0]).expect("reads") == kept);
+    }
+    // Other rows, other settings, another tokenizer: another file.
+    train(&["--cache_dir", &cache, "--max_samples", "3"]);
+    assert_eq!(files().len(), 2);
+    folder.rows("pairs.jsonl", &pairs()[..4]);
+    train(&with);
+    assert_eq!(files().len(), 3);
+    folder.rows("pairs.jsonl", &pairs());
+    let tokenizer = folder.0.join("model/tokenizer.json");
+    let text = fs::read_to_string(&tokenizer).expect("reads");
+    fs::write(&tokenizer, format!("{text}\n")).expect("writes");
+    assert!(train(&with) == without && files().len() == 4);
+}
+
+#[test]
+fn inspect_tells_what_a_file_holds() {
+    let folder = Folder::new("inspect");
+    let file = folder.rows("pairs.jsonl", &pairs());
+    let found = larpo(&["inspect", &file, "--tokenizer", &folder.path("model"), "--lines", "2"]).expect("inspects");
+    assert_eq!(counts(&found), (6, 6, json!({})));
+    assert_eq!((&found["schema"], &found["why"]), (&json!("preference"), &json!("every row has `chosen`, `rejected`")));
+    assert_eq!(found["ranking"]["best_first"], json!(6));
+    // A tokenizer of characters sees no neighbours.
+    assert_eq!(found["tokenisation"]["rows_joint_differs"], json!(0));
+    assert_eq!(found["lengths"]["response_tokens"]["count"], json!(12));
+    assert_eq!(found["lengths"]["response_tokens"]["max"], found["lengths"]["response_characters"]["max"]);
+    let error = larpo(&["inspect", &file, "--lines", "2,70"]).expect_err("no such line");
+    assert!(error.contains("pairs.jsonl:70:"), "{error}");
+    let repeated = json!({ "prompt": "p", "responses": ["a", "a", "b"], "rewards": [1, 1, 1] });
+    let lists = folder.rows("lists.jsonl", &[repeated.clone(), repeated, json!({ "prompt": "q" })]);
+    let skip = ["--on_bad_row", "skip"];
+    let found = larpo(&[&["inspect", &lists][..], &skip].concat()).expect("inspects");
+    assert_eq!(counts(&found), (3, 2, json!({ "malformed `responses`": 1 })));
+    assert_eq!((&found["duplicates"]["prompts"], &found["duplicates"]["responses"]), (&json!(1), &json!(2)));
+    assert_eq!(found["ranking"]["all_equal"], json!(2));
+    let both = folder.rows("both.jsonl", &[json!({ "prompt": "p", "completion": "c", "responses": ["a"] })]);
+    let error = larpo(&["inspect", &both]).expect_err("ambiguous");
+    assert!(error.contains("--dataset_schema prompt_completion or --dataset_schema ranked_list"), "{error}");
+    let text = folder.file("text.txt", "abc\ndéf");
+    let found = larpo(&["inspect", &text, "--tokenizer", &folder.path("model")]).expect_err("no é in the vocabulary");
+    assert!(found.contains("no token for the character 'é'"), "{found}");
+    assert_eq!(larpo(&["inspect", &text]).expect("inspects")["lines"], json!(2));
+}
+
+#[test]
+fn inspect_tells_the_story_of_a_run() {
+    let folder = Folder::new("story");
+    let prompts: Vec<Value> = (0..6).map(|i| json!({ "prompt": format!("{i}+1=") })).collect();
+    let file = folder.rows("prompts.jsonl", &prompts);
+    let sizes = ["--iterations", "2", "--prompts_per_iteration", "4", "--k", "4", "--max_new_tokens", "5"];
+    folder.run("align", &file, &[&sizes[..], &["--reward_funcs", "length"]].concat()).expect("aligns");
+    let out = folder.path("out");
+    let told = larpo(&["inspect", &out]).expect("inspects");
+    let iterations = told["iterations"].as_array().expect("a list");
+    assert_eq!((iterations.len(), &told["notes"]), (2, &json!([])));
+    for (i, iteration) in iterations.iter().enumerate() {
+        assert_eq!((&iteration["iteration"], &iteration["finished"]), (&json!(i + 1), &json!(true)));
+        let (told, seen) = (&iteration["report"]["mean_reward"], &iteration["candidates"]["mean_reward"]);
+        let (told, seen) = (told.as_f64().expect("a number"), seen.as_f64().expect("a number"));
+        assert!((told - seen).abs() < 1e-9, "{told} and {seen}");
+    }
+    // Edited by hand, and cut off before its end.
+    let second = folder.0.join("out/iteration-2");
+    let rows = fs::read_to_string(second.join("candidates.jsonl")).expect("reads");
+    let mut row: Value = serde_json::from_str(rows.lines().next().expect("a row")).expect("JSON");
+    row["rewards"] = json!([100, 100, 100, 100]);
+    fs::write(second.join("candidates.jsonl"), format!("{row}\n")).expect("writes");
+    let notes = larpo(&["inspect", &out]).expect("inspects")["notes"].to_string();
+    assert!(notes.contains("iteration 2: candidates.jsonl has changed"), "{notes}");
+    fs::remove_file(second.join("manifest.json")).expect("removes");
+    let notes = larpo(&["inspect", &out]).expect("inspects")["notes"].to_string();
+    assert!(notes.contains("iteration 2 is not finished"), "{notes}");
+    fs::write(second.join("manifest.json"), "{\n\"version\"").expect("writes");
+    assert!(larpo(&["inspect", &out]).expect_err("damaged").contains("manifest.json:2: "));
+    // Two stories in one folder, one log, one data file, several, none.
+    fs::write(folder.0.join("out/metrics.jsonl"), "{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2}\n").expect("writes");
+    assert!(larpo(&["inspect", &out]).expect_err("ambiguous").contains("more than one run"));
+    for n in ["iteration-1", "iteration-2"] {
+        fs::remove_dir_all(folder.0.join("out").join(n)).expect("removes");
+    }
+    assert_eq!(larpo(&["inspect", &out]).expect("inspects")["last"], json!({ "step": 2 }));
+    fs::remove_file(folder.0.join("out/metrics.jsonl")).expect("removes");
+    assert!(larpo(&["inspect", &out]).expect_err("a model alone").contains("neither iteration-<n>/"));
+    fs::write(folder.0.join("out/a.csv"), "prompt\np\n").expect("writes");
+    assert_eq!(larpo(&["inspect", &out]).expect("inspects")["schema"], json!("prompt_only"));
+    fs::write(folder.0.join("out/b.txt.gz"), "").expect("writes");
+    assert!(larpo(&["inspect", &out]).expect_err("two files").contains("a.csv, b.txt.gz"));
+}

@@ -1,0 +1,168 @@
+//! The kinds of rows, and which of them the rows of a file are.
+
+use super::rows::{Row, verdict};
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// A kind of row. The names are those of TRL's dataset types, where it has the type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Schema {
+    /// Plain text, to be cut into windows.
+    Text,
+    /// `prompt`, perhaps with a `reference`.
+    PromptOnly,
+    /// `prompt` and `completion`.
+    PromptCompletion,
+    /// `question` and `answer`, the answer with its final line `#### N`.
+    Gsm8k,
+    /// `chosen` and `rejected`, with a `prompt` or with one that both begin with.
+    Preference,
+    /// `prompt`, `completion` and `label`.
+    UnpairedPreference,
+    /// `prompt`, `responses`, and `rewards` or `ranks`.
+    RankedList,
+}
+
+impl Schema {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Text,
+        Self::PromptOnly,
+        Self::PromptCompletion,
+        Self::Gsm8k,
+        Self::Preference,
+        Self::UnpairedPreference,
+        Self::RankedList,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::PromptOnly => "prompt_only",
+            Self::PromptCompletion => "prompt_completion",
+            Self::Gsm8k => "gsm8k",
+            Self::Preference => "preference",
+            Self::UnpairedPreference => "unpaired_preference",
+            Self::RankedList => "ranked_list",
+        }
+    }
+
+    /// The fields that it is told by.
+    pub fn signature(self) -> &'static str {
+        match self {
+            Self::Text => "a file named .txt",
+            Self::PromptOnly => "`prompt`",
+            Self::PromptCompletion => "`completion`",
+            Self::Gsm8k => "`question`",
+            Self::Preference => "`chosen`, `rejected`",
+            Self::UnpairedPreference => "`completion`, `label`",
+            Self::RankedList => "`responses`",
+        }
+    }
+
+    /// A row of it.
+    pub fn example(self) -> &'static str {
+        match self {
+            Self::Text => "any text",
+            Self::PromptOnly => r#"{"prompt": "2 + 2 =", "reference": "4"}"#,
+            Self::PromptCompletion => r#"{"prompt": "2 + 2 =", "completion": " 4"}"#,
+            Self::Gsm8k => r#"{"question": "How many are 2 and 2?", "answer": "2 + 2 = 4\n#### 4"}"#,
+            Self::Preference => r#"{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}"#,
+            Self::UnpairedPreference => r#"{"prompt": "2 + 2 =", "completion": " 4", "label": true}"#,
+            Self::RankedList => r#"{"prompt": "2 + 2 =", "responses": [" 4", " 5"], "rewards": [1, 0]}"#,
+        }
+    }
+
+    /// The fields that are read.
+    pub(super) fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Text => &[],
+            Self::PromptOnly | Self::PromptCompletion => &["prompt", "completion", "reference", "answer"],
+            Self::Gsm8k => &["question", "answer"],
+            Self::Preference => &["prompt", "chosen", "rejected"],
+            Self::UnpairedPreference => &["prompt", "completion", "label"],
+            Self::RankedList => &crate::candidates::FIELDS,
+        }
+    }
+}
+
+impl fmt::Display for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Schema {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let named = Self::ALL.into_iter().find(|schema| schema.name() == text);
+        named.ok_or_else(|| format!("unknown schema; choose from {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+/// The schema of the rows and, in words, why.
+///
+/// # Errors
+/// Rows of no known kind, or of more than one.
+pub(super) fn detect(path: &Path, rows: &[&Row]) -> Result<(Schema, String)> {
+    let labelled = rows.iter().any(|row| row.has("completion") && is_verdict(row));
+    // Of every schema that fits a row: the line of the first one, and how many there are.
+    let mut fits: BTreeMap<Schema, (usize, usize)> = BTreeMap::new();
+    let mut prompts = 0;
+    for row in rows {
+        let found = [
+            (row.has("responses"), Schema::RankedList),
+            (row.has("chosen") || row.has("rejected"), Schema::Preference),
+            (row.has("question"), Schema::Gsm8k),
+            (row.has("question") && row.has("prompt"), Schema::PromptOnly),
+            (row.has("completion") && labelled, Schema::UnpairedPreference),
+            (row.has("completion") && !labelled, Schema::PromptCompletion),
+        ];
+        for (_, schema) in found.into_iter().filter(|(holds, _)| *holds) {
+            fits.entry(schema).or_insert((row.line, 0)).1 += 1;
+        }
+        prompts += usize::from(row.has("prompt"));
+    }
+    // A prompt is part of most schemas; alone it is one too.
+    if fits.is_empty() && prompts > 0 {
+        fits.insert(Schema::PromptOnly, (0, prompts));
+    }
+    let mut schemas = fits.iter();
+    match (schemas.next(), schemas.next()) {
+        (Some((&schema, &(_, count))), None) => {
+            let all = if count == rows.len() {
+                "every row has".into()
+            } else {
+                format!("{count} of {} rows have", rows.len())
+            };
+            let only = if schema == Schema::PromptOnly { " and no responses" } else { "" };
+            Ok((schema, format!("{all} {}{only}", schema.signature())))
+        }
+        (Some(_), Some(_)) => {
+            let fits = fits.into_iter().map(|(schema, (line, _))| (schema, line)).collect();
+            Err(Error::Ambiguous { path: path.into(), fits })
+        }
+        _ => Err(unknown(rows[0])),
+    }
+}
+
+fn is_verdict(row: &Row) -> bool {
+    row.get("label").is_some_and(|value: &Value| verdict(row, value).is_some())
+}
+
+fn unknown(row: &Row) -> Error {
+    let keys = row.object.keys().map(|k| format!("\"{k}\"")).collect::<Vec<_>>().join(", ");
+    row.error("", "a row of a known kind", format!("one with the fields {{{keys}}}"), accepted())
+}
+
+/// What is accepted, for people.
+pub(super) fn accepted() -> String {
+    let rows: Vec<String> = Schema::ALL[1..].iter().map(|schema| format!("{} ({schema})", schema.example())).collect();
+    format!("Accepted rows: {}. Plain text must be in a file named .txt", rows.join("; "))
+}
