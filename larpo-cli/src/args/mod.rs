@@ -51,7 +51,7 @@ pub enum Command {
     Train(Box<TrainVerbArgs>),
     /// Sample, rank, train on the lists, and repeat
     Align(Box<AlignArgs>),
-    /// Greedy accuracy, Recall@N and mean reward on a data set
+    /// Accuracy, Recall@N, votes, ranking and KL on a data set, of one model or several side by side
     Eval(Box<EvalArgs>),
     /// Time a training step, sampling, matrix products, memory traffic or list losses
     Bench(BenchArgs),

@@ -233,6 +233,11 @@ pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     count(text, 1, "")
 }
 
+/// A number of resamples: enough for the tails of an interval.
+pub(super) fn resamples(text: &str) -> Result<usize, String> {
+    count(text, 100, " (the tails of an interval need them)")
+}
+
 /// A whole number from 2 up: a row of one token has nothing to predict.
 pub(super) fn at_least_two(text: &str) -> Result<usize, String> {
     count(text, 2, " (one token predicts nothing)")

@@ -51,10 +51,7 @@ fn read_prompts<B: Backend>(
     let explicit = data.max_prompt_length.is_some();
     let (prompts, report) = Source::open(path)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
     say!("data: {report}");
-    let bare = prompts
-        .iter()
-        .filter(|p| p.reference.as_deref().is_none_or(|reference| reference.trim().is_empty()))
-        .collect::<Vec<_>>();
+    let bare: Vec<_> = prompts.iter().filter(|p| !p.has_reference()).collect();
     match bare.first() {
         Some(first) if needs_reference => Err(Error::request(format!(
             "{}, row {}: no reference for the reward `answer` to compare with ({} of {} prompts lack it); add a field \
