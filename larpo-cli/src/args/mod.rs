@@ -53,6 +53,8 @@ pub enum Command {
     Align(Box<AlignArgs>),
     /// Accuracy, Recall@N, votes, ranking and KL on a data set, of one model or several side by side
     Eval(Box<EvalArgs>),
+    /// One HTML page about a run: curves, samples, hardest prompts, settings
+    Report(ReportArgs),
     /// Time a training step, sampling, matrix products, memory traffic or list losses
     Bench(BenchArgs),
 }
@@ -68,6 +70,7 @@ impl Command {
             Command::Train(_) => "train",
             Command::Align(_) => "align",
             Command::Eval(_) => "eval",
+            Command::Report(_) => "report",
             Command::Bench(_) => "bench",
         }
     }
@@ -82,6 +85,7 @@ impl Command {
             Command::Train(a) => &a.common,
             Command::Align(a) => &a.common,
             Command::Eval(a) => &a.common,
+            Command::Report(a) => &a.common,
             Command::Bench(a) => &a.common,
         }
     }
@@ -89,7 +93,7 @@ impl Command {
     /// Checks that need more than one flag at a time; the message says what to change.
     fn validate(&self) -> Result<(), String> {
         match self {
-            Command::Demo(_) | Command::Bench(_) => Ok(()),
+            Command::Demo(_) | Command::Report(_) | Command::Bench(_) => Ok(()),
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),

@@ -327,6 +327,25 @@ impl EvalArgs {
     }
 }
 
+/// Flags of `larpo report`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct ReportArgs {
+    /// Folder of a run: the --output_dir of align, demo, sft or train
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// The page to write [default: RUN/report.html]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// A response counts as correct from this reward on
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true,
+          value_parser = finite)]
+    pub correct_threshold: f64,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
 /// Flags of `larpo bench`.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]

@@ -4,7 +4,7 @@ use super::read_prompts;
 use crate::args::EvalArgs;
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
-use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Measure, compare, evaluate};
+use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
 use crate::generate::sampling_config;
 use crate::policy::Policy;
 use crate::reward::RuleReranker;
@@ -115,14 +115,15 @@ fn same_tokens<B: Backend>(reference: &Policy<B>, at: &Path, model: &Path, promp
 
 /// Tables for people, JSON for programs.
 fn report(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Result<Value> {
-    for line in tables(args, names, results) {
+    let short = short_names(&args.models());
+    for line in tables(args, &short, results) {
         say!("{line}");
     }
     let mut comparisons = Vec::new();
-    for (name, result) in names.iter().zip(results).skip(1) {
+    for ((name, short_name), result) in names.iter().zip(&short).zip(results).skip(1) {
         let compared = compare(result, &results[0]).map_err(|error| Error::request(error.to_string()))?;
-        say!("\n{name} less {}:", names[0]);
-        say!("{}", comparison_table(&compared).to_string().trim_end());
+        say!("\n{short_name} less {}:", short[0]);
+        say!("{}", comparison_table(&compared, args.sampling.temperature.len()).to_string().trim_end());
         comparisons.extend(compared.iter().map(|c| {
             let mut value = c.json();
             value["model"] = json!(name);
@@ -159,19 +160,27 @@ fn report(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Result<V
     Ok(json!({ "prompts": results[0].prompts, "models": models, "comparisons": comparisons, "settings": settings }))
 }
 
+/// The folders without the leading part that all of them share, for the headings of tables.
+fn short_names(models: &[&Path]) -> Vec<String> {
+    let parts: Vec<Vec<_>> = models.iter().map(|model| model.components().collect()).collect();
+    // Something is left of each.
+    let most = parts.iter().map(Vec::len).min().unwrap_or(1).saturating_sub(1);
+    let same = |at: &usize| parts.iter().all(|p| p[*at] == parts[0][*at]);
+    let common = if models.len() > 1 { (0..most).take_while(same).count() } else { 0 };
+    parts.iter().map(|p| p[common..].iter().collect::<std::path::PathBuf>().display().to_string()).collect()
+}
+
 /// A table of the greedy responses and one of every temperature: a row a metric, a column a model.
 fn tables(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Vec<String> {
     let mut lines = Vec::new();
     let temperatures = args.sampling.temperature.iter().copied().map(Some);
     for temperature in std::iter::once(None).chain(temperatures) {
         let mut table = Table::new(std::iter::once("").chain(names.iter().map(String::as_str)));
-        let mut rows: BTreeMap<usize, Vec<String>> = BTreeMap::new();
-        let order: Vec<&Measure> = results.iter().flat_map(|r| &r.measures).collect();
+        let mut rows: BTreeMap<(Metric, Option<usize>), Vec<String>> = BTreeMap::new();
         for (column, result) in results.iter().enumerate() {
             for measure in result.measures.iter().filter(|m| m.temperature == temperature) {
                 let Some(estimate) = measure.estimate(result.resampling) else { continue };
-                let row = order.iter().position(|m| m.is_like(measure)).unwrap_or(order.len());
-                let cells = rows.entry(row).or_insert_with(|| vec![measure.label()]);
+                let cells = rows.entry((measure.metric, measure.at)).or_insert_with(|| vec![measure.label()]);
                 cells.resize(column + 1, String::new());
                 let mut cell = measure.metric.show_estimate(&estimate);
                 if estimate.n < result.prompts {
@@ -200,15 +209,28 @@ fn tables(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Vec<Stri
     lines
 }
 
-fn comparison_table(compared: &[Comparison]) -> Table {
+fn comparison_table(compared: &[Comparison], temperatures: usize) -> Table {
     let mut table = Table::new(["", "difference", "p"]);
     for c in compared {
         let label = match c.measure.temperature {
-            Some(t) => format!("{} at {t}", c.measure.label()),
-            None => c.measure.label(),
+            Some(t) if temperatures > 1 => format!("{}, t = {t}", c.measure.label()),
+            _ => c.measure.label(),
         };
         let p = if c.p < 0.001 { "< 0.001".to_string() } else { format!("{:.3}", c.p) };
         table.row([label, c.measure.metric.show_estimate(&c.difference), p]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headings_leave_out_what_all_models_share() {
+        let of = |models: &[&str]| short_names(&models.iter().map(Path::new).collect::<Vec<_>>());
+        assert_eq!(of(&["runs/a/model", "runs/b"]), ["a/model", "b"]);
+        assert_eq!(of(&["demo/sft", "demo"]), ["demo/sft", "demo"]);
+        assert_eq!(of(&["/x/run/model"]), ["/x/run/model"]);
+    }
 }

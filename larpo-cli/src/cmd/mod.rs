@@ -5,6 +5,7 @@ pub mod bench;
 pub mod demo;
 pub mod eval;
 pub mod rank;
+pub mod report;
 pub mod sample;
 pub mod sft;
 pub mod train;
@@ -32,6 +33,7 @@ pub fn run(cli: &Cli) -> Result<Value> {
         Command::Train(args) => train::run(args, &backend),
         Command::Align(args) => align::run(args, &backend),
         Command::Eval(args) => eval::run(args, &backend),
+        Command::Report(args) => report::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }

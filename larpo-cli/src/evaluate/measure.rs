@@ -3,8 +3,8 @@
 use larpo_core::metrics::{Estimate, MetricError, Resampling, bootstrap_estimate, mcnemar_p, sign_flip_p};
 use serde_json::{Map, Value, json};
 
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What is measured, in the order in which it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Metric {
     /// Whether the greedy response is correct.
     Greedy,
@@ -14,10 +14,10 @@ pub enum Metric {
     Recall,
     /// Whether a vote among N samples is correct, over all subsets and random tie-breaking.
     Maj,
-    /// Reward of the best of N samples, over all subsets.
-    BestOf,
     /// Mean reward of the samples.
     Reward,
+    /// Reward of the best of N samples, over all subsets.
+    BestOf,
     /// Mean length of the samples in tokens.
     Tokens,
     /// NDCG@k of the order by γ.
