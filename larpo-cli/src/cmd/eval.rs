@@ -59,14 +59,16 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     report(args, &names, &results)
 }
 
-/// The prompts of every model, in its own tokens: those that all of them can take. With them comes the policy, where there
-/// is only one.
+/// A model's prompts, in its own tokens.
+type Rows = Vec<PromptRow>;
+
+/// The prompts of every model: those that all of them can take. With them comes the policy, where there is only one.
 fn same_prompts<B: Backend>(
     args: &EvalArgs,
     models: &[&Path],
     backend: &B,
     must_score: bool,
-) -> Result<(Option<Policy<B>>, Vec<Vec<PromptRow>>)> {
+) -> Result<(Option<Policy<B>>, Vec<Rows>)> {
     let (mut kept, mut rows) = (None, Vec::with_capacity(models.len()));
     for (i, &folder) in models.iter().enumerate() {
         let policy = Policy::open(backend, folder)?;

@@ -43,7 +43,7 @@ pub fn bootstrap_estimate(values: &[f64], with: Resampling) -> Option<Estimate> 
 
 /// A number in `0..n` from 32 random bits; its bias is below `n / 2^32`.
 fn below(n: usize, bits: u32) -> usize {
-    (u64::from(bits) * n as u64 >> 32) as usize
+    ((u64::from(bits) * n as u64) >> 32) as usize
 }
 
 /// Quantile of sorted values with linear interpolation (type 7 of Hyndman and Fan 1996).

@@ -40,7 +40,7 @@ pub fn number(value: f64) -> String {
     match value.abs() {
         _ if !value.is_finite() => value.to_string(),
         0.0 => "0".into(),
-        a if a >= 1e6 || a < 1e-3 => format!("{value:.2e}"),
+        a if !(1e-3..1e6).contains(&a) => format!("{value:.2e}"),
         a => {
             let decimals = (3 - a.log10().floor() as i32).clamp(0, 6) as usize;
             let text = format!("{value:.decimals$}");

@@ -136,7 +136,9 @@ fn header(run: &Run, points: &[Point], body: &mut String) {
     }
     body.push_str("</div>");
     if let Some(command) = &run.command {
-        put(body, format_args!("<h3>To repeat it</h3><pre>{}</pre>", escape(command)));
+        // A line breaks between words, not behind the hyphens of a flag.
+        let words: Vec<String> = command.split(' ').map(|word| format!("<span>{}</span>", escape(word))).collect();
+        put(body, format_args!("<h3>To repeat it</h3><pre>{}</pre>", words.join(" ")));
     }
 }
 
@@ -147,7 +149,8 @@ fn thousands(n: usize) -> String {
 }
 
 fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
+    // A space that does not break.
+    format!("{:.1}\u{a0}%", 100.0 * share)
 }
 
 /// A section of charts; names of those without a point go to `left_out`.
@@ -291,48 +294,50 @@ fn hardest(run: &Run, threshold: f64, body: &mut String) {
         body,
         format_args!(
             "<h2>Hardest prompts</h2><p>Lowest reward of the best sample, over all iterations. {} of {} prompts have no sample \
-             with a reward of {} or more.</p><div class=\"scroll\"><table class=\"wide\"><thead><tr><th>best</th><th>mean</th>\
-             <th>samples</th><th>prompt</th><th>its best response</th></tr></thead><tbody>",
+             with a reward of {} or more.</p><div class=\"pairs\">",
             thousands(unsolved),
             thousands(total),
             number(threshold)
         ),
     );
     for p in order.iter().take(HARDEST) {
-        let reference = match &p.list.reference {
-            Some(reference) => format!("<br><small>reference: {}</small>", text_block(reference, FOLD)),
-            None => String::new(),
-        };
         put(
             body,
             format_args!(
-                "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}{reference}</td><td>{}</td></tr>",
-                number(p.best),
-                number(mean(p)),
+                "<div class=\"sample\">{}<dl><div><dt>best of {} samples, their mean is {}</dt>{}</div></dl></div>",
+                prompt_head(&p.list.prompt, p.list.reference.as_deref()),
                 p.samples,
-                text_block(p.list.prompt.trim_end(), FOLD),
-                text_block(p.best_text, FOLD)
+                number(mean(p)),
+                response(p.best_text, Some(p.best), 1, threshold)
             ),
         );
     }
-    body.push_str("</tbody></table></div>");
+    body.push_str("</div>");
 }
 
-fn response(text: &str, reward: Option<f64>, threshold: f64) -> String {
+/// A response with its reward; `times` is how often it was drawn.
+fn response(text: &str, reward: Option<f64>, times: usize, threshold: f64) -> String {
     let class = if reward.is_some_and(|r| r >= threshold - 1e-9) { " class=\"good\"" } else { "" };
-    let score = reward.map(|r| format!("<span class=\"score\">{}</span>", number(r))).unwrap_or_default();
+    let times = if times > 1 { format!(" × {times}") } else { String::new() };
+    let score = reward.map(|r| format!("<span class=\"score\">{}{times}</span>", number(r))).unwrap_or_default();
     format!("<dd{class}>{score}{}</dd>", text_block(text, FOLD))
 }
 
-/// Best, middle and worst of a list.
+/// Best, middle and worst of the distinct responses of a list.
 fn three(list: &CandidateList, threshold: f64) -> String {
     let scores = list.scores().unwrap_or_default();
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    let mut picked: Vec<usize> = [0, order.len() / 2, order.len().saturating_sub(1)].to_vec();
+    let mut distinct: Vec<(&str, f64, usize)> = Vec::new();
+    for (text, score) in list.responses.iter().zip(scores) {
+        match distinct.iter_mut().find(|d| d.0 == text && d.1 == score) {
+            Some(known) => known.2 += 1,
+            None => distinct.push((text, score, 1)),
+        }
+    }
+    distinct.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let mut picked: Vec<usize> = [0, distinct.len() / 2, distinct.len().saturating_sub(1)].to_vec();
     picked.dedup();
-    let shown = picked.iter().filter_map(|&at| order.get(at));
-    shown.map(|&i| response(&list.responses[i], Some(scores[i]), threshold)).collect()
+    let shown = picked.iter().filter_map(|&at| distinct.get(at));
+    shown.map(|&(text, score, times)| response(text, Some(score), times, threshold)).collect()
 }
 
 fn prompt_head(prompt: &str, reference: Option<&str>) -> String {
@@ -364,9 +369,9 @@ fn samples(run: &Run, threshold: f64, body: &mut String) {
                     "<div class=\"sample\">{}<dl><div><dt>{}</dt>{}</div><div><dt>{}</dt>{}</div></dl></div>",
                     prompt_head(&text(a, "prompt"), a["reference"].as_str()),
                     label(before),
-                    response(&text(a, "response"), a["reward"].as_f64(), threshold),
+                    response(&text(a, "response"), a["reward"].as_f64(), 1, threshold),
                     label(after),
-                    response(&text(b, "response"), b["reward"].as_f64(), threshold)
+                    response(&text(b, "response"), b["reward"].as_f64(), 1, threshold)
                 ),
             );
         }
@@ -384,7 +389,10 @@ fn samples(run: &Run, threshold: f64, body: &mut String) {
     };
     let (a, b) = (first.number, last.number);
     let side = |list: &CandidateList, number: u32| {
-        format!("<div><dt>iteration {number}, best, middle and worst sample</dt>{}</div>", three(list, threshold))
+        format!(
+            "<div><dt>iteration {number}, best, middle and worst of the distinct samples</dt>{}</div>",
+            three(list, threshold)
+        )
     };
     let sample = |head: String, sides: String| format!("<div class=\"sample\">{head}<dl>{sides}</dl></div>");
     let head = |list: &CandidateList| prompt_head(&list.prompt, list.reference.as_deref());

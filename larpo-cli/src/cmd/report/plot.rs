@@ -10,7 +10,7 @@ use std::ops::Range;
 /// Drawn at twice the size at which it is mostly seen, because plotters knows whole pixels only.
 const SIZE: (u32, u32) = (840, 480);
 /// Size of labels; plotters writes it over 1.24.
-const FONT: f64 = 24.0 * 1.24;
+const FONT: f64 = 28.0 * 1.24;
 /// Stand-ins for colours of the style sheet.
 const TEXT: RGBColor = RGBColor(10, 0, 0);
 const GRID: RGBColor = RGBColor(11, 0, 0);
@@ -91,10 +91,11 @@ impl Chart {
         let whole = |v: &f64| if v.fract().abs() < 1e-9 { format!("{v:.0}") } else { String::new() };
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
-            .margin(10)
-            .margin_right(28)
-            .x_label_area_size(46)
-            .y_label_area_size(118)
+            .margin(12)
+            .margin_top(24)
+            .margin_right(32)
+            .x_label_area_size(44)
+            .y_label_area_size(122)
             .build_cartesian_2d(x.clone(), y.clone())?;
         chart
             .configure_mesh()
@@ -110,14 +111,25 @@ impl Chart {
             .draw()?;
         let vertical = |x: f64| PathElement::new(vec![(x, y.start), (x, y.end)], GRID.stroke_width(2));
         chart.draw_series(self.marks.iter().map(|&x| vertical(x)))?;
+        // Lines with intervals stand a little beside each other, so that the bars do not cover one another.
+        let beside = |i: usize| match self.x {
+            X::Few => (i as f64 - (series.len() - 1) as f64 / 2.0) * 0.014 * (x.end - x.start),
+            X::Steps => 0.0,
+        };
         for (i, one) in series.iter().enumerate() {
             let style = colour(i).stroke_width(4);
-            let bar = |&(x, low, high): &(f64, f64, f64)| PathElement::new(vec![(x, low), (x, high)], style);
+            let shift = if one.intervals.is_empty() { 0.0 } else { beside(i) };
+            let bar =
+                |&(x, low, high): &(f64, f64, f64)| PathElement::new(vec![(x + shift, low), (x + shift, high)], style);
             chart.draw_series(one.intervals.iter().map(bar))?;
-            chart.draw_series(std::iter::once(PathElement::new(one.points.clone(), style)))?;
-            if one.points.len() <= 40 {
+            let points: Vec<(f64, f64)> = one.points.iter().map(|&(x, y)| (x + shift, y)).collect();
+            // A line does not cross a mark: what follows began anew.
+            let stretch = |x: f64| self.marks.iter().filter(|&&mark| mark < x).count();
+            let stretches = points.chunk_by(|a, b| stretch(a.0) == stretch(b.0));
+            chart.draw_series(stretches.map(|points| PathElement::new(points.to_vec(), style)))?;
+            if points.len() <= 40 {
                 let dot = |&point: &(f64, f64)| Circle::new(point, 7, colour(i).filled());
-                chart.draw_series(one.points.iter().map(dot))?;
+                chart.draw_series(points.iter().map(dot))?;
             }
         }
         root.present()?;
@@ -154,16 +166,17 @@ impl Bars {
         let root = SVGBackend::with_string(svg, (SIZE.0, SIZE.1 * 3 / 4)).into_drawing_area();
         let top = if self.highest > 0.0 { 1.05 * self.highest } else { 1.0 };
         let mut chart = ChartBuilder::on(&root)
-            .margin(10)
-            .margin_right(28)
-            .x_label_area_size(46)
-            .y_label_area_size(118)
+            .margin(12)
+            .margin_top(24)
+            .margin_right(32)
+            .x_label_area_size(44)
+            .y_label_area_size(122)
             .build_cartesian_2d(-0.5..n as f64 - 0.5, 0.0..top)?;
         // As many labels as have room side by side.
         let widest = self.bins.iter().map(|b| b.0.chars().count()).max().unwrap_or(1);
-        let every = (n * (widest + 2)).div_ceil(44).max(1);
+        let every = (n * (widest + 2)).div_ceil(40).max(1);
         let label = |v: &f64| {
-            let whole = v.fract().abs() < 1e-9 && *v >= 0.0 && (*v as usize) % every == 0;
+            let whole = v.fract().abs() < 1e-9 && *v >= 0.0 && (*v as usize).is_multiple_of(every);
             self.bins.get(*v as usize).filter(|_| whole).map(|b| b.0.clone()).unwrap_or_default()
         };
         chart

@@ -118,17 +118,18 @@ pub fn by_iteration(run: &Run, points: &[Point]) -> Vec<Chart> {
         Series { name: name.into(), points: run.iterations.iter().filter_map(share).collect(), intervals: vec![] }
     };
     let accuracy = over("accuracy", &|p| p.recall.first().filter(|r| r.0 == 1).map(|r| r.1));
+    let reference = match run.iterations.iter().find_map(|i| i.manifest["config"]["reference"].as_str()) {
+        Some("initial") => "the first policy",
+        Some("previous") => "the policy at the start of the iteration",
+        _ => "the reference",
+    };
+    let kl = format!("from {reference}: k3 estimate a response in nats, last quarter of each iteration's updates");
     vec![
         chart("Reward", fresh, false, vec![over("mean", &|p| Some(p.reward)), over(&best, &|p| Some(p.best))]),
         chart("Accuracy of a sample", fresh, true, vec![accuracy]),
         chart("Recall@N", "by iteration: is one of N samples correct", true, ns.iter().map(|&n| recall(n)).collect()),
         chart("Recall@N by N", "how much more samples help", true, shown.iter().map(|&i| curve(&points[i])).collect()),
-        chart(
-            "KL to the reference",
-            "k3 estimate a response, in nats, last quarter of each iteration's updates",
-            false,
-            vec![logged("KL", "kl")],
-        ),
+        chart("KL to the reference", &kl, false, vec![logged("KL", "kl")]),
         chart(
             "Ranking by the policy",
             "order by γ against the rewards, last quarter of each iteration's updates",
