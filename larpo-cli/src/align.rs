@@ -1,12 +1,13 @@
 //! Algorithm 1 (Jin et al. 2025): sample, rank, train on the ranked lists, repeat.
 
-use crate::args::{AlignArgs, Memory as MemoryArg, Reference};
+use crate::args::{AlignArgs, Memory as MemoryArg, Reference, ReportTo};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::generate::{candidates, sampling_config};
-use crate::metrics_log::MetricsLog;
+use crate::metrics_log::{MetricsLog, Row};
 use crate::policy::Policy;
 use crate::reward::to_row;
+use crate::tensorboard::EventFile;
 use crate::training::{Journal, ListOutcome, LoopConfig, list_training, selection, train_lists};
 use larpo_core::backend::Backend;
 use larpo_core::candidates::{CandidateList, CandidateMemory, ListCounts, Memory, training_lists};
@@ -142,6 +143,23 @@ pub struct IterationReport {
 }
 
 impl IterationReport {
+    /// Its numbers for curves over iterations.
+    fn scalars(&self) -> Row {
+        let row = Row::new()
+            .count("step", self.iteration as usize)
+            .number("iteration/mean_reward", self.mean_reward)
+            .number("iteration/best_reward", self.best_reward)
+            .count("iteration/lists", self.counts.contributing);
+        match self.outcome {
+            Some(o) => row
+                .number("iteration/loss", o.loss)
+                .number("iteration/kl", o.metrics.kl)
+                .number("iteration/ndcg", o.metrics.ndcg)
+                .number("iteration/kendall_tau", o.metrics.kendall_tau),
+            None => row,
+        }
+    }
+
     /// As an object.
     pub fn json(&self) -> Value {
         json!({
@@ -274,9 +292,14 @@ impl<B: Backend> Run<'_, B> {
             proofs: None,
             outcome: None,
         };
+        let report_to = self.config.training.report_to;
         let mut log = match folder.as_ref().map(|folder| folder.join("metrics.jsonl")) {
             // Also where no list contributes: every iteration leaves the same files.
-            Some(path) => Some((MetricsLog::create(&path).map_err(Error::io(&path, "create"))?, path)),
+            Some(path) => {
+                let beside = path.parent().unwrap_or(&path);
+                let log = MetricsLog::create(&path).and_then(|log| log.report_to(report_to, beside));
+                Some((log.map_err(Error::io(&path, "create"))?, path))
+            }
             None => None,
         };
         let policy = match lists.is_empty() {
@@ -302,6 +325,10 @@ impl<B: Backend> Run<'_, B> {
         if let Some(folder) = &folder {
             policy.save(&folder.join("model"))?;
             self.write_manifest(folder, prompts, &report)?;
+        }
+        if let (Some(folder), ReportTo::Tensorboard) = (self.folder, report_to) {
+            let write = |mut events: EventFile| events.write(&report.scalars().into());
+            EventFile::create(folder).and_then(write).map_err(Error::io(folder, "write events to"))?;
         }
         Ok((policy, report))
     }

@@ -24,5 +24,6 @@ pub mod policy;
 pub mod progress;
 pub mod reward;
 pub mod table;
+pub mod tensorboard;
 pub mod threads;
 pub mod training;

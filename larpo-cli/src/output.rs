@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 /// Files that a run leaves in its output folder.
-const FILES: [&str; 5] = ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl", DEMO];
+const FILES: [&str; 7] =
+    ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl", "eval.json", "report.html", DEMO];
 /// Folders that it leaves there, one an iteration or checkpoint.
 const FOLDERS: [&str; 2] = ["iteration-", CHECKPOINT];
 const CHECKPOINT: &str = "checkpoint-";
@@ -122,7 +123,8 @@ fn traces(folder: &Path) -> Result<Vec<String>> {
     for entry in entries {
         let name = entry.map_err(Error::io(folder, "read"))?.file_name().to_string_lossy().into_owned();
         let numbered = |prefix: &str| name.strip_prefix(prefix).is_some_and(|n| n.parse::<u64>().is_ok());
-        if FILES.contains(&name.as_str()) || FOLDERS.iter().any(|prefix| numbered(prefix)) {
+        let events = name.starts_with(crate::tensorboard::PREFIX);
+        if events || FILES.contains(&name.as_str()) || FOLDERS.iter().any(|prefix| numbered(prefix)) {
             names.push(name);
         }
     }

@@ -1,6 +1,6 @@
 //! Training loops that the verbs share: fine-tuning on rows, list training on ranked lists, with progress and metrics.
 
-use crate::args::{LIST_LEARNING_RATE, ListArgs, SFT_LEARNING_RATE, TrainArgs};
+use crate::args::{LIST_LEARNING_RATE, ListArgs, ReportTo, SFT_LEARNING_RATE, TrainArgs};
 use crate::error::{Error, Result};
 use crate::metrics_log::{MetricsLog, Row};
 use crate::policy::Policy;
@@ -30,6 +30,8 @@ pub struct LoopConfig {
     pub max_steps: Option<u64>,
     /// Updates between lines of the log.
     pub logging_steps: usize,
+    /// Where metrics go beside the log.
+    pub report_to: ReportTo,
     /// Updates between checkpoints.
     pub save_steps: Option<usize>,
     /// Seed of the order.
@@ -57,6 +59,7 @@ impl LoopConfig {
             epochs: args.num_train_epochs,
             max_steps: args.step_limit().map(|n| n as u64),
             logging_steps: args.logging_steps,
+            report_to: args.report_to,
             save_steps: args.save_steps,
             seed,
             stream: 0,

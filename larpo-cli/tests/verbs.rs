@@ -172,6 +172,47 @@ fn align_leaves_its_iterations_and_repeats_itself() {
     assert!(proofs["logp_difference_max"].as_f64().is_some_and(|d| d <= 1e-4), "{proofs}");
 }
 
+/// Records of the event files of a folder.
+fn events(folder: &Path) -> usize {
+    let mut records = 0;
+    for entry in fs::read_dir(folder).expect("reads") {
+        let path = entry.expect("an entry").path();
+        if !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("events.out.tfevents.")) {
+            continue;
+        }
+        let data = fs::read(path).expect("reads");
+        let mut at = 0;
+        while at < data.len() {
+            at += 16 + u64::from_le_bytes(data[at..at + 8].try_into().expect("a length")) as usize;
+            records += 1;
+        }
+    }
+    records
+}
+
+#[test]
+fn tensorboard_gets_what_the_logs_get() {
+    let folder = Folder::new("events");
+    let (data, model) = tiny(&folder);
+    assert_eq!(events(Path::new(&model)), 0, "only where it is asked for");
+    let out = folder.path("out");
+    let words = ["align", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &out, "--k", "4"];
+    let rest =
+        ["--iterations", "2", "--prompts_per_iteration", "8", "--max_new_tokens", "6", "--reward_funcs", "length"];
+    let more = ["--report_to", "tensorboard", "--logging_steps", "1", "--max_steps", "3"];
+    larpo(&[&words[..], &rest, &more].concat()).expect("align");
+    for n in [1, 2] {
+        let folder = Path::new(&out).join(format!("iteration-{n}"));
+        let lines = read(folder.join("metrics.jsonl")).lines().count();
+        assert_eq!((lines, events(&folder)), (3, 4), "a version, then a record a line");
+    }
+    // A file an iteration, with a version and a record each.
+    assert_eq!(events(Path::new(&out)), 4);
+    let again = [&words[..], &rest, &["--overwrite_output_dir"]].concat();
+    larpo(&again).expect("align");
+    assert_eq!(events(Path::new(&out)), 0, "the earlier run's are gone with it");
+}
+
 #[test]
 fn an_iteration_without_a_list_keeps_the_policy() {
     let folder = Folder::new("equal");

@@ -125,6 +125,9 @@ pub struct TrainArgs {
     /// Updates between lines of metrics.jsonl
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     pub logging_steps: usize,
+    /// Where metrics go beside metrics.jsonl
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = ReportTo::None)]
+    pub report_to: ReportTo,
     /// Updates between checkpoints, written to checkpoint-STEP/ [default: none]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub save_steps: Option<usize>,

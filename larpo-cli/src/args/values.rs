@@ -50,6 +50,17 @@ impl Split {
     }
 }
 
+/// Where metrics go beside metrics.jsonl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum ReportTo {
+    /// nowhere else
+    #[default]
+    None,
+    /// event files for TensorBoard, beside every metrics.jsonl
+    Tensorboard,
+}
+
 /// What `bench` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

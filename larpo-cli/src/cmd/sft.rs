@@ -38,7 +38,8 @@ pub fn run<B: Backend>(args: &SftArgs, backend: &B) -> Result<Value> {
     }
     output.clear()?;
     let path = args.output_dir.join("metrics.jsonl");
-    let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
+    let log = MetricsLog::create(&path).and_then(|log| log.report_to(args.train.report_to, &args.output_dir));
+    let mut log = log.map_err(Error::io(&path, "create"))?;
     let config = LoopConfig::sft(&args.train, args.common.seed);
     let journal =
         Journal { label: "sft".into(), log: Some((&mut log, path)), checkpoints: Some(args.output_dir.clone()) };

@@ -78,7 +78,8 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
     say!("{}", describe(&proofs));
     output.clear()?;
     let path = args.output_dir.join("metrics.jsonl");
-    let mut log = MetricsLog::create(&path).map_err(Error::io(&path, "create"))?;
+    let log = MetricsLog::create(&path).and_then(|log| log.report_to(args.train.report_to, &args.output_dir));
+    let mut log = log.map_err(Error::io(&path, "create"))?;
     let journal =
         Journal { label: "train".into(), log: Some((&mut log, path)), checkpoints: Some(args.output_dir.clone()) };
     let (policy, outcome) = train_lists(policy, &training, &settings, &config, journal)?;

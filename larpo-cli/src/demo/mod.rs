@@ -7,7 +7,7 @@ mod recipe;
 pub use recipe::Recipe;
 
 use crate::align::{AlignConfig, align};
-use crate::args::Reference;
+use crate::args::{Reference, ReportTo};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::evaluate::{CORRECT, EvalConfig, Evaluation, Judges, RESAMPLES, evaluate};
@@ -179,6 +179,7 @@ fn sft_loop(recipe: &Recipe, rate: f64, seed: u64) -> LoopConfig {
         epochs: 1.0,
         max_steps: None,
         logging_steps: 50,
+        report_to: ReportTo::None,
         save_steps: None,
         seed,
         stream: 0,
@@ -212,6 +213,7 @@ fn align_config<B: Backend>(recipe: &Recipe, policy: &Policy<B>, seed: u64) -> A
             epochs: 1.0,
             max_steps: None,
             logging_steps: 5,
+            report_to: ReportTo::None,
             save_steps: None,
             seed,
             stream: 0,
