@@ -31,6 +31,7 @@ pub mod run_record;
 pub mod samples;
 pub mod stop;
 pub mod table;
+pub mod tensorboard;
 pub mod threads;
 pub mod training;
 pub mod watch;

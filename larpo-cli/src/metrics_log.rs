@@ -1,5 +1,7 @@
 //! `metrics.jsonl`: one JSON object a line, readable while the run goes on.
 
+use crate::args::ReportTo;
+use crate::tensorboard::EventFile;
 use serde_json::{Map, Number, Value};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -39,6 +41,8 @@ impl From<Row> for Map<String, Value> {
 #[derive(Debug)]
 pub struct MetricsLog {
     file: File,
+    /// The same numbers for TensorBoard.
+    events: Option<EventFile>,
 }
 
 impl MetricsLog {
@@ -47,7 +51,7 @@ impl MetricsLog {
     /// # Errors
     /// Where the file cannot be created; the caller knows the path to name.
     pub fn create(path: &Path) -> io::Result<MetricsLog> {
-        Ok(MetricsLog { file: File::create(path)? })
+        Ok(MetricsLog { file: File::create(path)?, events: None })
     }
 
     /// Continues the file after the update `step`: rows of later updates, and a line that was cut short, are dropped.
@@ -68,7 +72,19 @@ impl MetricsLog {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         // Nothing is lost if this is cut short: it is done again.
         file.set_len(kept.len() as u64)?;
-        Ok(MetricsLog { file })
+        Ok(MetricsLog { file, events: None })
+    }
+
+    /// Also writes what `to` asks for, into `folder`.
+    ///
+    /// # Errors
+    /// Where its file cannot be created.
+    pub fn report_to(mut self, to: ReportTo, folder: &Path) -> io::Result<MetricsLog> {
+        self.events = match to {
+            ReportTo::None => None,
+            ReportTo::Tensorboard => Some(EventFile::create(folder)?),
+        };
+        Ok(self)
     }
 
     /// Waits until all rows are on disk.
@@ -84,7 +100,11 @@ impl MetricsLog {
     /// # Errors
     /// Where the line cannot be written, for instance to a full disk.
     pub fn write(&mut self, row: impl Into<Map<String, Value>>) -> io::Result<()> {
-        let mut line = Value::Object(row.into()).to_string();
+        let row = row.into();
+        if let Some(events) = &mut self.events {
+            events.write(&row)?;
+        }
+        let mut line = Value::Object(row).to_string();
         line.push('\n');
         self.file.write_all(line.as_bytes())?;
         self.file.flush()

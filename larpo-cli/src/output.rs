@@ -12,8 +12,17 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 /// Files that a run leaves in its output folder. The record is removed last: while it is there, the run is known.
-const FILES: [&str; 7] =
-    ["config.json", "model.safetensors", "metrics.jsonl", "candidates.jsonl", START, DEMO, run_record::FILE];
+const FILES: [&str; 9] = [
+    "config.json",
+    "model.safetensors",
+    "metrics.jsonl",
+    "candidates.jsonl",
+    "eval.json",
+    "report.html",
+    START,
+    DEMO,
+    run_record::FILE,
+];
 /// Folders that it leaves there, one an iteration or checkpoint.
 const FOLDERS: [&str; 2] = [ITERATION, CHECKPOINT];
 /// Locked by the run at work in the folder. The lock is the kernel's and ends with the process, however that ends; the file
@@ -162,7 +171,8 @@ fn traces(folder: &Path) -> Result<Vec<String>> {
     for entry in entries {
         let name = entry.map_err(Error::io(folder, "read"))?.file_name().to_string_lossy().into_owned();
         let numbered = |prefix: &str| name.strip_prefix(prefix).is_some_and(|n| n.parse::<u64>().is_ok());
-        if FILES.contains(&name.as_str()) || FOLDERS.iter().any(|prefix| numbered(prefix)) {
+        let events = name.starts_with(crate::tensorboard::PREFIX);
+        if events || FILES.contains(&name.as_str()) || FOLDERS.iter().any(|prefix| numbered(prefix)) {
             names.push(name);
         }
     }

@@ -50,6 +50,11 @@ impl RuleReranker {
         Ok(Self { warned: true, ..Self::answer()? })
     }
 
+    /// The rules.
+    pub fn rules(&self) -> &RuleSet {
+        &self.rules
+    }
+
     /// Files that the rules were made from.
     pub fn files(&self) -> Vec<&Path> {
         self.rules.files()

@@ -1,6 +1,6 @@
 //! Training loops that the verbs share: fine-tuning on rows, list training on ranked lists, with progress and metrics.
 
-use crate::args::{LIST_LEARNING_RATE, ListArgs, SFT_LEARNING_RATE, TrainArgs};
+use crate::args::{LIST_LEARNING_RATE, ListArgs, ReportTo, SFT_LEARNING_RATE, TrainArgs};
 use crate::checkpoint::{self, Counters, Kind, TrainerState};
 use crate::error::{Error, Result};
 use crate::metrics_log::{MetricsLog, Row};
@@ -36,6 +36,8 @@ pub struct LoopConfig {
     pub max_steps: Option<u64>,
     /// Updates between lines of the log.
     pub logging_steps: usize,
+    /// Where metrics go beside the log.
+    pub report_to: ReportTo,
     /// Updates between checkpoints.
     pub save_steps: Option<usize>,
     /// Checkpoints that are kept, the newest ones.
@@ -65,6 +67,7 @@ impl LoopConfig {
             epochs: args.num_train_epochs,
             max_steps: args.step_limit().map(|n| n as u64),
             logging_steps: args.logging_steps,
+            report_to: args.report_to,
             save_steps: args.save_steps,
             save_total_limit: args.save_total_limit,
             seed,
@@ -182,6 +185,8 @@ impl<'a, B: Backend> Loop<'a, B> {
                     0 => MetricsLog::create(path),
                     step => MetricsLog::resume(path, step),
                 };
+                let beside = path.parent().unwrap_or(path);
+                let log = log.and_then(|log| log.report_to(config.report_to, beside));
                 Some((log.map_err(Error::io(path, "write"))?, path.clone()))
             }
         };

@@ -172,6 +172,47 @@ fn align_leaves_its_iterations_and_repeats_itself() {
     assert!(proofs["logp_difference_max"].as_f64().is_some_and(|d| d <= 1e-4), "{proofs}");
 }
 
+/// Records of the event files of a folder.
+fn events(folder: &Path) -> usize {
+    let mut records = 0;
+    for entry in fs::read_dir(folder).expect("reads") {
+        let path = entry.expect("an entry").path();
+        if !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("events.out.tfevents.")) {
+            continue;
+        }
+        let data = fs::read(path).expect("reads");
+        let mut at = 0;
+        while at < data.len() {
+            at += 16 + u64::from_le_bytes(data[at..at + 8].try_into().expect("a length")) as usize;
+            records += 1;
+        }
+    }
+    records
+}
+
+#[test]
+fn tensorboard_gets_what_the_logs_get() {
+    let folder = Folder::new("events");
+    let (data, model) = tiny(&folder);
+    assert_eq!(events(Path::new(&model)), 0, "only where it is asked for");
+    let out = folder.path("out");
+    let words = ["align", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &out, "--k", "4"];
+    let rest =
+        ["--iterations", "2", "--prompts_per_iteration", "8", "--max_new_tokens", "6", "--reward_funcs", "length"];
+    let more = ["--report_to", "tensorboard", "--logging_steps", "1", "--max_steps", "3"];
+    larpo(&[&words[..], &rest, &more].concat()).expect("align");
+    for n in [1, 2] {
+        let folder = Path::new(&out).join(format!("iteration-{n}"));
+        let lines = read(folder.join("metrics.jsonl")).lines().count();
+        assert_eq!((lines, events(&folder)), (3, 4), "a version, then a record a line");
+    }
+    // A file an iteration, with a version and a record each.
+    assert_eq!(events(Path::new(&out)), 4);
+    let again = [&words[..], &rest, &["--overwrite_output_dir"]].concat();
+    larpo(&again).expect("align");
+    assert_eq!(events(Path::new(&out)), 0, "the earlier run's are gone with it");
+}
+
 #[test]
 fn an_iteration_without_a_list_keeps_the_policy() {
     let folder = Folder::new("equal");
@@ -351,6 +392,140 @@ fn recall_and_rewards_are_reported_with_their_errors() {
     assert!(recall("1") <= recall("3") && recall("3") <= 1.0);
     assert_eq!(result["prompts"], json!(8));
     assert!(result["sample_reward"]["mean"].is_number());
+}
+
+/// The entry of `metrics` with these keys.
+fn metric<'a>(result: &'a Value, name: &str, at: Option<usize>, temperature: f64) -> &'a Value {
+    let entries = result["metrics"].as_array().expect("metrics");
+    let found = entries.iter().find(|m| {
+        m["metric"] == name
+            && m["at"].as_u64() == at.map(|n| n as u64)
+            && m["temperature"].as_f64() == Some(temperature)
+    });
+    found.unwrap_or_else(|| panic!("{name} {at:?} at {temperature} in {result}"))
+}
+
+#[test]
+fn eval_measures_what_sample_draws() {
+    let folder = Folder::new("eval-samples");
+    let (data, model) = tiny(&folder);
+    let longer = folder.path("longer");
+    let sft = ["sft", "--dataset_name", &data, "--output_dir", &longer, "--model_name_or_path", &model];
+    larpo(&[&sft[..], &["--max_steps", "10", "--learning_rate", "1e-2"]].concat()).expect("sft");
+    let reward = ["--reward_funcs", "length:target=4"];
+    let draw = ["--dataset_name", &data, "--max_samples", "9", "--k", "5", "--max_new_tokens", "8"];
+    let words = [&["eval", &longer, "--ref_model", &model][..], &draw, &reward].concat();
+    let more = ["--recall_at", "1,3", "--temperature", "1.0,0.7", "--correct_threshold", "-1", "--ndcg_at", "3"];
+    let result = larpo(&[&words[..], &more].concat()).expect("eval");
+
+    let backend = larpo_core::cpu::Cpu::new();
+    let reference = larpo_cli::policy::Policy::open(&backend, Path::new(&model)).expect("the reference");
+    for temperature in ["1.0", "0.7"] {
+        let out = folder.path(&format!("samples-{temperature}"));
+        let sample = ["sample", "--model_name_or_path", &longer, "--output_dir", &out, "--temperature", temperature];
+        larpo(&[&sample[..], &draw].concat()).expect("sample");
+        let t = temperature.parse().expect("a number");
+        let (mut recall, mut best, mut reward, mut kl, mut tau, mut ordered) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+        let text = read(Path::new(&out).join("candidates.jsonl"));
+        for line in text.lines() {
+            let row: larpo_data::candidates::CandidateList = {
+                let path = folder.0.join("one.jsonl");
+                fs::write(&path, line).expect("writes");
+                larpo_data::candidates::read(&path).expect("a row").remove(0)
+            };
+            let rewards: Vec<f64> = row.token_ids.iter().map(|ids| -(ids.len().abs_diff(4) as f64)).collect();
+            reward += rewards.iter().sum::<f64>() / 5.0 / 9.0;
+            // All ten subsets of three samples.
+            for mask in (0..1u32 << 5).filter(|m| m.count_ones() == 3) {
+                let most = (0..5).filter(|i| mask >> i & 1 == 1).map(|i| rewards[i]).fold(f64::NEG_INFINITY, f64::max);
+                best += most / 10.0 / 9.0;
+                recall += f64::from(u8::from(most >= -1.0)) / 10.0 / 9.0;
+            }
+            let prompt = row.prompt_token_ids.clone().expect("ids");
+            let gamma: Vec<f64> = (0..5)
+                .map(|i| {
+                    let packed = larpo_core::lists::PackedLists::pack([(&prompt[..], [&row.token_ids[i][..]])]);
+                    let other = reference.model.score(&packed).expect("scores");
+                    let own = row.logps[i].iter().map(|&v| f64::from(v));
+                    own.zip(other).map(|(own, other)| own - other).sum()
+                })
+                .collect();
+            kl += gamma.iter().sum::<f64>() / 5.0 / 9.0;
+            let order = larpo_core::metrics::kendall_tau_b(&gamma, &rewards).expect("finite");
+            tau += order.tau.unwrap_or(0.0);
+            ordered += f64::from(u8::from(order.tau.is_some()));
+        }
+        let close = |name: &str, at: Option<usize>, expected: f64, tolerance: f64| {
+            let got = metric(&result, name, at, t)["mean"].as_f64().expect("a mean");
+            assert!((got - expected).abs() <= tolerance, "{name} at {temperature}: {got} is not {expected}");
+        };
+        close("recall", Some(3), recall, 1e-9);
+        close("best_of", Some(3), best, 1e-9);
+        close("reward", None, reward, 1e-9);
+        close("kendall_tau", None, tau / ordered, 1e-6);
+        // Samples of another temperature are not the policy's own.
+        match t == 1.0 {
+            true => close("kl_k1", None, kl, 1e-4),
+            false => assert!(
+                result["metrics"]
+                    .as_array()
+                    .expect("metrics")
+                    .iter()
+                    .all(|m| { m["metric"] != "kl_k1" || m["temperature"] == json!(1.0) })
+            ),
+        }
+        assert!(metric(&result, "ndcg", Some(3), t)["mean"].as_f64().is_some_and(|v| 0.0 < v && v <= 1.0));
+        let interval = metric(&result, "reward", None, t)["interval"].as_array().expect("an interval").clone();
+        assert!(interval[0].as_f64() < Some(reward) && Some(reward) < interval[1].as_f64(), "{interval:?} {reward}");
+    }
+    let missing = result["missing"].to_string();
+    assert!(missing.contains("--reward_funcs answer") && !missing.contains("--ref_model"), "{missing}");
+}
+
+#[test]
+fn models_side_by_side_are_compared_in_pairs() {
+    let folder = Folder::new("eval-pairs");
+    let (data, model) = tiny(&folder);
+    let copy = folder.path("copy");
+    fs::create_dir(&copy).expect("a folder");
+    for entry in fs::read_dir(&model).expect("reads") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), Path::new(&copy).join(entry.file_name())).expect("copies");
+    }
+    let untrained = folder.path("untrained");
+    let shape =
+        ["--tokenizer", &model, "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
+    let words = ["sft", "--dataset_name", &data, "--output_dir", &untrained, "--max_steps", "1"];
+    larpo(&[&words[..], &shape, &["--max_position_embeddings", "48"]].concat()).expect("sft");
+    let base = ["eval", &model, &copy, &untrained, "--dataset_name", &data, "--max_samples", "12"];
+    let rest = ["--recall_at", "1,4", "--max_new_tokens", "8", "--ref_model", &model];
+    let result = larpo(&[&base[..], &rest].concat()).expect("eval");
+    let models = result["models"].as_array().expect("models");
+    assert_eq!((models.len(), &result["prompts"]), (3, &json!(12)));
+    assert!(metric(&models[0], "maj", Some(4), 1.0)["mean"].is_number());
+    // A policy that is its own reference: no divergence, and no order of its own.
+    assert_eq!(metric(&models[0], "kl_k3", None, 1.0)["mean"], json!(0.0));
+    assert!(models[0]["metrics"].as_array().expect("metrics").iter().all(|m| m["metric"] != "kendall_tau"));
+    let compared = result["comparisons"].as_array().expect("comparisons");
+    let of = |name: &str| compared.iter().filter(|c| c["model"] == name).collect::<Vec<_>>();
+    assert!(of(&copy).iter().all(|c| c["difference"] == 0.0 && c["p"] == 1.0), "equal models, equal seeds");
+    let greedy = of(&untrained).into_iter().find(|c| c["metric"] == "greedy").expect("greedy").clone();
+    assert_eq!((&greedy["test"], &greedy["against"]), (&json!("mcnemar"), &json!(model)));
+    let kl = of(&untrained).into_iter().find(|c| c["metric"] == "kl_k1").expect("kl").clone();
+    assert!(kl["difference"].as_f64().is_some_and(|d| d > 0.1) && kl["p"].as_f64().is_some_and(|p| p < 0.01), "{kl}");
+}
+
+#[test]
+fn without_references_only_what_needs_none_is_measured() {
+    let folder = Folder::new("eval-bare");
+    let (_, model) = tiny(&folder);
+    let bare = folder.write("bare.jsonl", &[json!({ "prompt": "1+2\n" }), json!({ "prompt": "2+2\n" })]);
+    let words = ["eval", &model, "--dataset_name", &bare, "--recall_at", "2", "--max_new_tokens", "4"];
+    let error = larpo(&words).expect_err("nothing to compare with");
+    assert!(error.contains("bare.jsonl, row 1") && error.contains("--reward_funcs"), "{error}");
+    let result = larpo(&[&words[..], &["--ref_model", &model]].concat()).expect("KL needs no reward");
+    assert!(metric(&result, "kl_k1", None, 1.0)["mean"].is_number() && result["greedy"].is_null(), "{result}");
+    assert!(result["missing"].to_string().contains("no `reference`"), "{result}");
 }
 
 #[test]

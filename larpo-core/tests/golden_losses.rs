@@ -28,7 +28,10 @@ const COVERED: &[&str] = &[
     "kl",
     "select_list",
     "pass_at_k",
+    "maj_at_n",
+    "best_of_n",
     "ndcg",
+    "mrr",
     "kendall_tau_b",
     "pair_accuracy",
     "accuracy",
@@ -49,9 +52,6 @@ const LATER: &[&str] = &[
     "bt_reward",
     "rm_list",
     "pairwise_aggregate",
-    "maj_at_n",
-    "best_of_n",
-    "mrr",
     "win_rate",
     "mixeval_overall",
     "lc_win_rate",
@@ -289,6 +289,55 @@ fn golden_losses_pass_at_k() {
         } else {
             case.close("value", metrics::pass_at_k(count(n), count(c), k).unwrap());
         }
+    });
+}
+
+#[test]
+fn golden_losses_maj_at_n() {
+    each_case("maj_at_n", |case| {
+        let text = |v: &Value| v.as_str().expect("a text").to_string();
+        let answers: Vec<Option<String>> =
+            array(case.input("answers")).iter().map(|a| (!a.is_null()).then(|| text(a))).collect();
+        let gold = text(case.input("gold"));
+        let vote = metrics::maj_at_n(&answers, &gold);
+        let want = &case.json["value"];
+        let winner = vote.winner.map(|index| answers[index].clone().expect("an answer that could be read"));
+        assert_eq!(winner, (!want["winner"].is_null()).then(|| text(&want["winner"])), "{}", case.at);
+        case.same("correct", vote.correct, number(&want["correct"]));
+        case.same("fractional", vote.fractional, number(&want["fractional"]));
+        if !answers.is_empty() {
+            // There is one subset of all answers.
+            let expected = metrics::expected_maj_at_n(&answers, &gold, answers.len()).unwrap();
+            case.same("expected", expected, number(&want["fractional"]));
+        }
+    });
+}
+
+#[test]
+fn golden_losses_best_of_n() {
+    each_case("best_of_n", |case| {
+        let n = count(case.param("n"));
+        let best = metrics::best_of_n(&case.inputs("rewards"), &case.inputs("gold"), n).unwrap();
+        let want = &case.json["value"];
+        assert_eq!(best.selected, Some(count(&want["selected"])), "{}", case.at);
+        case.close_or_null("selected_gold", best.selected_gold, &want["selected_gold"]);
+        case.same("expected_max", best.expected_max, number(&want["expected_max"]));
+        case.same("expected_gold", best.expected_gold, number(&want["expected_gold"]));
+    });
+}
+
+#[test]
+fn golden_losses_mrr() {
+    each_case("mrr", |case| {
+        let k = Some(case.param("k")).filter(|k| !k.is_null()).map(count);
+        let queries: Vec<(Vec<f64>, Vec<f64>)> = array(case.input("queries"))
+            .iter()
+            .map(|query| (numbers(&query["scores"]), numbers(&query["relevance"])))
+            .collect();
+        let slices: Vec<(&[f64], &[f64])> = queries.iter().map(|(s, r)| (&s[..], &r[..])).collect();
+        case.close("value", metrics::mean_reciprocal_rank(&slices, k).unwrap().unwrap_or(0.0));
+        let each: Vec<f64> = slices.iter().map(|(s, r)| metrics::reciprocal_rank(s, r, k).unwrap()).collect();
+        case.close_all("per_query", &each, &case.json["per_query"]);
     });
 }
 

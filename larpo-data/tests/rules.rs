@@ -87,6 +87,17 @@ fn answers_that_are_numbers_are_compared_as_numbers() {
 }
 
 #[test]
+fn equal_answers_vote_alike() {
+    let rules = RuleSet::parse("length,answer", None, None).expect("rules");
+    let vote = |text: &str| rules.answer(text);
+    assert_eq!(vote("#### 3\n#### $1,000."), vote("so #### 1000.0"));
+    assert_eq!((vote("no answer"), vote("#### "), vote("#### 0")), (None, None, Some("0".into())));
+    assert_eq!(rules.reference_answer("18.0"), vote("#### 18"), "a bare reference");
+    let none = RuleSet::parse("length", None, None).expect("rules");
+    assert!(rules.has_answers() && !none.has_answers() && none.answer("#### 1").is_none());
+}
+
+#[test]
 fn answer_takes_the_last_match_and_a_bare_reference() {
     assert_eq!(score("answer", "#### 17\nno, wait\n#### $18.00"), 1.0);
     assert_eq!(score("answer", "#### 18\n#### 17"), 0.0);

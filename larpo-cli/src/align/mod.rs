@@ -6,13 +6,14 @@ mod report;
 pub use config::AlignConfig;
 pub use report::{IterationReport, describe};
 
-use crate::args::Reference;
+use crate::args::{Reference, ReportTo};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::policy::Policy;
 use crate::resume::{AlignPoint, ITERATION, MANIFEST};
 use crate::samples::{self, Request};
 use crate::stop::Stop;
+use crate::tensorboard::EventFile;
 use crate::training::{Journal, train_lists};
 use crate::watch::{self, Look};
 use larpo_core::backend::Backend;
@@ -319,6 +320,10 @@ impl<B: Backend> Run<'_, B> {
                 Ok::<(), Error>(checksums::seal(folder)?)
             })?;
             self.write_manifest(folder, prompts, &report)?;
+        }
+        if let (Some(place), ReportTo::Tensorboard) = (self.place, self.config.training.report_to) {
+            let write = |mut events: EventFile| events.write(&report.scalars().into());
+            EventFile::create(&place.folder).and_then(write).map_err(Error::io(&place.folder, "write events to"))?;
         }
         Ok((policy, report))
     }

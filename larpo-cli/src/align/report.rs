@@ -1,5 +1,6 @@
 //! What iterations report, to manifests and to people.
 
+use crate::metrics_log::Row;
 use crate::training::ListOutcome;
 use crate::watch::Look;
 use larpo_core::candidates::{CandidateList, ListCounts};
@@ -30,6 +31,23 @@ pub struct IterationReport {
 }
 
 impl IterationReport {
+    /// Its numbers for curves over iterations.
+    pub fn scalars(&self) -> Row {
+        let row = Row::new()
+            .count("step", self.iteration as usize)
+            .number("iteration/mean_reward", self.mean_reward)
+            .number("iteration/best_reward", self.best_reward)
+            .count("iteration/lists", self.counts.contributing);
+        match self.outcome {
+            Some(o) => row
+                .number("iteration/loss", o.loss)
+                .number("iteration/kl", o.metrics.kl)
+                .number("iteration/ndcg", o.metrics.ndcg)
+                .number("iteration/kendall_tau", o.metrics.kendall_tau),
+            None => row,
+        }
+    }
+
     /// As an object.
     pub fn json(&self) -> Value {
         json!({

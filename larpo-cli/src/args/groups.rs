@@ -159,6 +159,9 @@ pub struct TrainArgs {
     /// Updates between lines of metrics.jsonl
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     pub logging_steps: usize,
+    /// Where metrics go beside metrics.jsonl
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = ReportTo::None)]
+    pub report_to: ReportTo,
     /// Updates between checkpoints, written to checkpoint-STEP/ [default: none]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Checkpoints")]
     pub save_steps: Option<usize>,
@@ -228,7 +231,7 @@ pub struct SamplingArgs {
     /// Most tokens a response may have
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
     pub max_new_tokens: usize,
-    /// Sampling temperature; for align one per iteration, the last one repeated
+    /// Sampling temperature; for align one per iteration, the last one repeated; for eval each in turn
     #[arg(long, value_name = "T[,T...]", value_delimiter = ',', default_value = "1.0",
           value_parser = temperature)]
     pub temperature: Vec<f64>,
@@ -257,10 +260,7 @@ impl SamplingArgs {
     pub(super) fn one_temperature(&self) -> Result<(), String> {
         match self.temperature.len() {
             0 | 1 => Ok(()),
-            n => Err(format!(
-                "--temperature takes one value here, not {n}; only align has iterations to spread \
-                 a list over"
-            )),
+            n => Err(format!("--temperature takes one value here, not {n}; only align and eval take a list")),
         }
     }
 }

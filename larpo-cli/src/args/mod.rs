@@ -56,10 +56,12 @@ pub enum Command {
     Train(Box<TrainVerbArgs>),
     /// Sample, rank, train on the lists, and repeat
     Align(Box<AlignArgs>),
-    /// Greedy accuracy, Recall@N and mean reward on a data set
+    /// Accuracy, Recall@N, votes, ranking and KL on a data set, of one model or several side by side
     Eval(Box<EvalArgs>),
     /// Show what a data file or a run folder holds: schema, counts, lengths, tokens, ties, duplicates
     Inspect(InspectArgs),
+    /// One HTML page about a run: curves, samples, hardest prompts, settings
+    Report(ReportArgs),
     /// Time a training step, sampling, matrix products, memory traffic or list losses
     Bench(BenchArgs),
 }
@@ -76,6 +78,7 @@ impl Command {
             Command::Align(_) => "align",
             Command::Eval(_) => "eval",
             Command::Inspect(_) => "inspect",
+            Command::Report(_) => "report",
             Command::Bench(_) => "bench",
         }
     }
@@ -96,6 +99,7 @@ impl Command {
             Command::Align(a) => &a.common,
             Command::Eval(a) => &a.common,
             Command::Inspect(a) => &a.common,
+            Command::Report(a) => &a.common,
             Command::Bench(a) => &a.common,
         }
     }
@@ -103,7 +107,7 @@ impl Command {
     /// Checks that need more than one flag at a time; the message says what to change.
     fn validate(&self) -> Result<(), String> {
         match self {
-            Command::Demo(_) | Command::Inspect(_) | Command::Bench(_) => Ok(()),
+            Command::Demo(_) | Command::Inspect(_) | Command::Report(_) | Command::Bench(_) => Ok(()),
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),

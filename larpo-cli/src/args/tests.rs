@@ -269,7 +269,14 @@ fn contradictions_are_refused() {
     assert_eq!(align("--labels reward --loss_type lipo_lambda").list.labels, Some(LipoLabels::Reward));
     let eval = "eval --model_name_or_path m --dataset_name d";
     assert!(err(&format!("{eval} --recall_at 1,20 --k 8")).contains("at least 20 samples"));
-    assert!(err(&format!("{eval} --temperature 1,2")).contains("one value"));
+    assert!(err(&format!("{eval} m")).contains("given twice"));
+    assert!(err(&format!("{eval} --temperature 1,1")).contains("twice"));
+    assert!(err(&format!("{eval} --bootstrap_samples 10")).contains("from 100"));
+    assert!(err("eval --dataset_name d").contains("DIR"));
+    let Command::Eval(e) = ok(&format!("{eval} b c --temperature 1,2 --correct_threshold -3")) else {
+        panic!("not eval")
+    };
+    assert_eq!((e.models(), e.correct_threshold), (vec![Path::new("m"), Path::new("b"), Path::new("c")], -3.0));
     let sample = "sample --model_name_or_path m";
     assert!(err(sample).contains("--dataset_name"));
     assert!(err(&format!("{sample} --prompt p --dataset_name d")).contains("cannot be used"));

@@ -94,6 +94,17 @@ pub enum TruncationMode {
     KeepStart,
 }
 
+/// Where metrics go beside metrics.jsonl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum ReportTo {
+    /// nowhere else
+    #[default]
+    None,
+    /// event files for TensorBoard, beside every metrics.jsonl
+    Tensorboard,
+}
+
 /// What `bench` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -275,6 +286,11 @@ pub(super) fn whole(text: &str) -> Result<usize, String> {
 /// A whole number from 1 up.
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     count(text, 1, "")
+}
+
+/// A number of resamples: enough for the tails of an interval.
+pub(super) fn resamples(text: &str) -> Result<usize, String> {
+    count(text, 100, " (the tails of an interval need them)")
 }
 
 /// A whole number from 2 up: a row of one token has nothing to predict.

@@ -5,7 +5,7 @@ use super::values::*;
 use crate::resume::ResumeFrom;
 use clap::Args;
 use larpo_core::objective::LossType;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Flags of `larpo demo`.
 #[derive(Debug, Clone, Args)]
@@ -299,16 +299,35 @@ impl AlignArgs {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
 pub struct EvalArgs {
-    /// The policy.
-    #[command(flatten)]
-    pub model: ModelArgs,
+    /// Model folders, side by side on the same prompts and seeds; each is compared with the first
+    #[arg(value_name = "DIR", required_unless_present = "model_name_or_path")]
+    pub models: Vec<PathBuf>,
+    /// The same, as a flag that may be repeated; these come first
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub model_name_or_path: Vec<PathBuf>,
+    /// Model folder of the reference: adds KL, and how the order by log πθ − log πref agrees with that of the
+    /// rewards (NDCG, MRR, Kendall τ)
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub ref_model: Option<PathBuf>,
     /// Rows with prompts and reference solutions: JSONL, a JSON array, CSV, each also .gz, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
-    /// Every N of Recall@N: is a good response among N samples
+    /// Every N of Recall@N, maj@N and best-of-N, all unbiased over the subsets of the samples
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,5,20",
           value_parser = at_least_one, help_heading = "Evaluation")]
     pub recall_at: Vec<usize>,
+    /// A response counts as correct from this reward on
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true,
+          value_parser = finite, help_heading = "Evaluation")]
+    pub correct_threshold: f64,
+    /// k of NDCG@k
+    #[arg(long, value_name = "K", default_value_t = 10, value_parser = at_least_one,
+          help_heading = "Evaluation")]
+    pub ndcg_at: usize,
+    /// Resamples of the prompts behind every interval and p-value
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = resamples,
+          help_heading = "Evaluation")]
+    pub bootstrap_samples: usize,
     /// Responses sampled for each prompt [default: the largest N of --recall_at]
     #[arg(long, visible_alias = "k", value_name = "K", value_parser = at_least_one,
           help_heading = "Sampling")]
@@ -331,6 +350,11 @@ pub struct EvalArgs {
 }
 
 impl EvalArgs {
+    /// The models, given either way.
+    pub fn models(&self) -> Vec<&Path> {
+        self.model_name_or_path.iter().chain(&self.models).map(PathBuf::as_path).collect()
+    }
+
     /// How many responses to sample for each prompt.
     pub fn samples(&self) -> usize {
         let largest = self.recall_at.iter().copied().max().unwrap_or(1);
@@ -342,10 +366,40 @@ impl EvalArgs {
         if let Some(n) = self.recall_at.iter().find(|&&n| n > k) {
             return Err(format!("--recall_at {n} needs at least {n} samples, but --num_generations is {k}"));
         }
-        self.sampling.one_temperature()?;
+        fn twice<T: PartialEq>(items: &[T]) -> Option<&T> {
+            items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)).map(|(_, item)| item)
+        }
+        if let Some(model) = twice(&self.models()) {
+            return Err(format!("{} is given twice; name each model once", model.display()));
+        }
+        if let Some(n) = twice(&self.recall_at) {
+            return Err(format!("--recall_at names {n} twice"));
+        }
+        if let Some(temperature) = twice(&self.sampling.temperature) {
+            return Err(format!("--temperature names {temperature} twice"));
+        }
         self.reward.validate()?;
         self.split.validate()
     }
+}
+
+/// Flags of `larpo report`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct ReportArgs {
+    /// Folder of a run: the --output_dir of align, demo, sft or train
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// The page to write [default: RUN/report.html]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// A response counts as correct from this reward on
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true,
+          value_parser = finite)]
+    pub correct_threshold: f64,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 /// Flags of `larpo bench`.

@@ -1,16 +1,19 @@
-//! `larpo eval`: greedy accuracy, Recall@N and mean reward.
+//! `larpo eval`: one model or several side by side, on the same prompts and seeds.
 
 use super::read_prompts;
 use crate::args::EvalArgs;
-use crate::error::Result;
-use crate::evaluate::evaluate;
+use crate::dataset::PromptRow;
+use crate::error::{Error, Result};
+use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
 use crate::generate::sampling_config;
 use crate::policy::Policy;
 use crate::reward::RuleReranker;
 use crate::table::Table;
 use larpo_core::backend::Backend;
-use larpo_core::metrics::Estimate;
-use serde_json::Value;
+use larpo_core::metrics::Resampling;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Runs the verb.
 ///
@@ -18,34 +21,218 @@ use serde_json::Value;
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     let mut reranker = RuleReranker::new(&args.reward)?;
-    let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let prompts = read_prompts(
-        &policy,
-        &args.dataset_name,
-        &args.data,
-        &args.split,
-        args.sampling.max_new_tokens,
-        reranker.needs_reference(),
-    )?;
-    let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
-    let result = evaluate(&policy, &prompts, &config, &args.sampling.stop, &args.recall_at, &mut reranker, "eval")?;
-    reranker.report();
-    let headings = result.recall.iter().map(|(n, _)| format!("Recall@{n}"));
-    let mut table = Table::new(["model".into(), "greedy".into()].into_iter().chain(headings));
-    let name = args.model.model_name_or_path.display().to_string();
-    table.row(std::iter::once(name).chain(result.cells()));
-    say!("{}", table.to_string().trim_end());
-    say!("mean reward, greedy: {}", interval(&result.greedy_reward));
-    if let Some(samples) = &result.sample_reward {
-        let samples_are = if config.num_generations == 1 { "sample" } else { "samples" };
-        say!("mean reward, {} {samples_are} a prompt: {}", config.num_generations, interval(samples));
+    let reference = args.ref_model.as_deref().map(|folder| Policy::open(backend, folder)).transpose()?;
+    let models = args.models();
+    // KL needs no reward, so it is measured where the rewards lack what they compare with.
+    let must_score = reranker.needs_reference() && reference.is_none();
+    let (mut first, rows) = same_prompts(args, &models, backend, must_score)?;
+    let rules = reranker.rules().clone();
+    let scored = !reranker.needs_reference() || rows[0].iter().all(|p| p.has_reference());
+    let mut results = Vec::with_capacity(models.len());
+    for (&folder, prompts) in models.iter().zip(&rows) {
+        let policy = match first.take() {
+            Some(policy) => policy,
+            None => Policy::open(backend, folder)?,
+        };
+        if let Some(reference) = &reference {
+            same_tokens(reference, args.ref_model.as_deref().unwrap_or(folder), folder, prompts)?;
+        }
+        let config = EvalConfig {
+            sampling: sampling_config(&args.sampling, &policy, args.samples(), args.common.seed),
+            temperatures: args.sampling.temperature.clone(),
+            stop: args.sampling.stop.clone(),
+            recall_at: args.recall_at.clone(),
+            ndcg_at: args.ndcg_at,
+            threshold: args.correct_threshold,
+            resampling: Resampling { seed: args.common.seed, resamples: args.bootstrap_samples },
+        };
+        let mut judges = Judges {
+            reranker: scored.then_some(&mut reranker as _),
+            rules: scored.then_some(&rules),
+            reference: reference.as_ref(),
+        };
+        let label = if models.len() == 1 { "eval".to_string() } else { folder.display().to_string() };
+        results.push(evaluate(&policy, prompts, &config, &mut judges, &label)?);
     }
-    Ok(result.json())
+    reranker.report();
+    let names: Vec<String> = models.iter().map(|folder| folder.display().to_string()).collect();
+    report(args, &names, &results)
 }
 
-fn interval(estimate: &Estimate) -> String {
-    match estimate.interval {
-        Some((low, high)) => format!("{:.4} (95 % interval {low:.4} to {high:.4})", estimate.mean),
-        None => format!("{:.4}", estimate.mean),
+/// A model's prompts, in its own tokens.
+type Rows = Vec<PromptRow>;
+
+/// The prompts of every model: those that all of them can take. With them comes the policy, where there is only one.
+fn same_prompts<B: Backend>(
+    args: &EvalArgs,
+    models: &[&Path],
+    backend: &B,
+    must_score: bool,
+) -> Result<(Option<Policy<B>>, Vec<Rows>)> {
+    let (mut kept, mut rows) = (None, Vec::with_capacity(models.len()));
+    for (i, &folder) in models.iter().enumerate() {
+        let policy = Policy::open(backend, folder)?;
+        let tokens = args.sampling.max_new_tokens;
+        let prompts = read_prompts(&policy, &args.dataset_name, &args.data, &args.split, tokens, must_score)?;
+        rows.push(prompts);
+        // Weights are heavy: they are read again when it is this model's turn.
+        kept = (i == 0 && models.len() == 1).then_some(policy);
+    }
+    // By text too: a text is cut into windows by each model's own tokens.
+    let of = |p: &PromptRow| (p.index, p.text.clone());
+    let mut common: BTreeSet<(usize, String)> = rows[0].iter().map(of).collect();
+    for prompts in &rows[1..] {
+        let these: BTreeSet<_> = prompts.iter().map(of).collect();
+        common.retain(|prompt| these.contains(prompt));
+    }
+    if common.is_empty() {
+        return Err(Error::request(
+            "no prompt that all models can take: their tokenizers cut this text into different prompts; evaluate them on \
+             a file with one prompt a row",
+        ));
+    }
+    let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+    if most > common.len() {
+        say!("note: compared on the {} prompts that every model can take, of {most}", common.len());
+    }
+    rows.iter_mut().for_each(|prompts| prompts.retain(|p| common.contains(&of(p))));
+    Ok((kept, rows))
+}
+
+/// A reference scores the ids that the policy drew, so both must mean the same by them.
+fn same_tokens<B: Backend>(reference: &Policy<B>, at: &Path, model: &Path, prompts: &[PromptRow]) -> Result<()> {
+    for prompt in prompts {
+        if reference.encode_prompt(&prompt.text)? != prompt.ids {
+            return Err(Error::request(format!(
+                "--ref_model {} has another tokenizer than {}: they encode row {} differently; give a reference with the \
+                 same tokenizer, such as the model that training started from",
+                at.display(),
+                model.display(),
+                prompt.index + 1
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Tables for people, JSON for programs.
+fn report(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Result<Value> {
+    let short = short_names(&args.models());
+    for line in tables(args, &short, results) {
+        say!("{line}");
+    }
+    let mut comparisons = Vec::new();
+    for ((name, short_name), result) in names.iter().zip(&short).zip(results).skip(1) {
+        let compared = compare(result, &results[0]).map_err(|error| Error::request(error.to_string()))?;
+        say!("\n{short_name} less {}:", short[0]);
+        say!("{}", comparison_table(&compared, args.sampling.temperature.len()).to_string().trim_end());
+        comparisons.extend(compared.iter().map(|c| {
+            let mut value = c.json();
+            value["model"] = json!(name);
+            value["against"] = json!(names[0]);
+            value
+        }));
+    }
+    if !comparisons.is_empty() {
+        say!(
+            "p: McNemar's exact test for greedy accuracy, random sign flips otherwise; not corrected for their number"
+        );
+    }
+    // What is missing is missing in all, but for the prompts and rewards that a model meets.
+    let missing: BTreeSet<&String> = results.iter().flat_map(|r| &r.missing).collect();
+    missing.iter().for_each(|line| say!("{line}"));
+    let settings = json!({
+        "dataset_name": args.dataset_name,
+        "num_generations": args.samples(),
+        "temperature": args.sampling.temperature,
+        "correct_threshold": args.correct_threshold,
+        "ref_model": args.ref_model,
+        "seed": args.common.seed,
+    });
+    let object = |(name, result): (&String, &Evaluation)| {
+        let mut value = result.json();
+        value["model"] = json!(name);
+        value
+    };
+    let mut models: Vec<Value> = names.iter().zip(results).map(object).collect();
+    if let [model] = &mut models[..] {
+        model["settings"] = settings;
+        return Ok(model.take());
+    }
+    Ok(json!({ "prompts": results[0].prompts, "models": models, "comparisons": comparisons, "settings": settings }))
+}
+
+/// The folders without the leading part that all of them share, for the headings of tables.
+fn short_names(models: &[&Path]) -> Vec<String> {
+    let parts: Vec<Vec<_>> = models.iter().map(|model| model.components().collect()).collect();
+    // Something is left of each.
+    let most = parts.iter().map(Vec::len).min().unwrap_or(1).saturating_sub(1);
+    let same = |at: &usize| parts.iter().all(|p| p[*at] == parts[0][*at]);
+    let common = if models.len() > 1 { (0..most).take_while(same).count() } else { 0 };
+    parts.iter().map(|p| p[common..].iter().collect::<std::path::PathBuf>().display().to_string()).collect()
+}
+
+/// A table of the greedy responses and one of every temperature: a row a metric, a column a model.
+fn tables(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let temperatures = args.sampling.temperature.iter().copied().map(Some);
+    for temperature in std::iter::once(None).chain(temperatures) {
+        let mut table = Table::new(std::iter::once("").chain(names.iter().map(String::as_str)));
+        let mut rows: BTreeMap<(Metric, Option<usize>), Vec<String>> = BTreeMap::new();
+        for (column, result) in results.iter().enumerate() {
+            for measure in result.measures.iter().filter(|m| m.temperature == temperature) {
+                let Some(estimate) = measure.estimate(result.resampling) else { continue };
+                let cells = rows.entry((measure.metric, measure.at)).or_insert_with(|| vec![measure.label()]);
+                cells.resize(column + 1, String::new());
+                let mut cell = measure.metric.show_estimate(&estimate);
+                if estimate.n < result.prompts {
+                    cell.push_str(&format!(" ({} prompts)", estimate.n));
+                }
+                cells.push(cell);
+            }
+        }
+        if rows.is_empty() {
+            continue;
+        }
+        rows.into_values().for_each(|cells| {
+            table.row(cells);
+        });
+        let title = match temperature {
+            None => format!("\n{} prompts, greedy decoding [95 % interval]", results[0].prompts),
+            Some(t) => {
+                let count = args.samples();
+                let samples = if count == 1 { "sample" } else { "samples" };
+                format!("\n{count} {samples} a prompt at temperature {t}")
+            }
+        };
+        lines.push(title);
+        lines.push(table.to_string().trim_end().to_string());
+    }
+    lines
+}
+
+fn comparison_table(compared: &[Comparison], temperatures: usize) -> Table {
+    let mut table = Table::new(["", "difference", "p"]);
+    for c in compared {
+        let label = match c.measure.temperature {
+            Some(t) if temperatures > 1 => format!("{}, t = {t}", c.measure.label()),
+            _ => c.measure.label(),
+        };
+        let p = if c.p < 0.001 { "< 0.001".to_string() } else { format!("{:.3}", c.p) };
+        table.row([label, c.measure.metric.show_estimate(&c.difference), p]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headings_leave_out_what_all_models_share() {
+        let of = |models: &[&str]| short_names(&models.iter().map(Path::new).collect::<Vec<_>>());
+        assert_eq!(of(&["runs/a/model", "runs/b"]), ["a/model", "b"]);
+        assert_eq!(of(&["demo/sft", "demo"]), ["demo/sft", "demo"]);
+        assert_eq!(of(&["/x/run/model"]), ["/x/run/model"]);
     }
 }

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod rank;
+pub mod report;
 pub mod sample;
 pub mod sft;
 pub mod train;
@@ -43,6 +44,7 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
         Command::Align(args) => align::run(args, settings, stop, &backend),
         Command::Eval(args) => eval::run(args, &backend),
         Command::Inspect(args) => inspect::run(args),
+        Command::Report(args) => report::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
@@ -62,10 +64,7 @@ fn read_prompts<B: Backend>(
     let explicit = data.max_prompt_length.is_some();
     let (prompts, report) = Source::open(path, data)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
     say!("data: {report}");
-    let bare = prompts
-        .iter()
-        .filter(|p| p.reference.as_deref().is_none_or(|reference| reference.trim().is_empty()))
-        .collect::<Vec<_>>();
+    let bare: Vec<_> = prompts.iter().filter(|p| !p.has_reference()).collect();
     match bare.first() {
         Some(first) if needs_reference => Err(Error::request(format!(
             "{}:{}: no reference for the reward `answer` to compare with ({} of {} prompts lack it); add a field \

@@ -37,6 +37,13 @@ pub struct PromptRow {
     pub reference: Option<String>,
 }
 
+impl PromptRow {
+    /// Whether there is anything to compare a response with.
+    pub fn has_reference(&self) -> bool {
+        self.reference.as_deref().is_some_and(|reference| !reference.trim().is_empty())
+    }
+}
+
 /// How rows are cut and limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

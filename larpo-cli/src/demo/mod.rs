@@ -7,10 +7,10 @@ mod recipe;
 pub use recipe::Recipe;
 
 use crate::align::{AlignConfig, Place, align};
-use crate::args::Reference;
+use crate::args::{Reference, ReportTo};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::{CORRECT, EvalConfig, Evaluation, Judges, RESAMPLES, evaluate};
 use crate::policy::Policy;
 use crate::reward::RuleReranker;
 use crate::table::Table;
@@ -22,6 +22,7 @@ use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::candidates::Memory;
 use larpo_core::cpu::par;
+use larpo_core::metrics::Resampling;
 use larpo_core::model::ModelConfig;
 use larpo_core::objective::Objective;
 use larpo_core::optim::{OptimizerConfig, Schedule};
@@ -102,9 +103,18 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
     say!("model: {} parameters, tokenizer of {} tokens", init.model.config().parameters(), init.tokenizer.vocab_size());
     let held_out = prompt_rows(&init, &corpus.eval)?;
     let evaluation = |policy: &Policy<B>, name: &str| {
-        let config = sampling(recipe, policy, RECALL_AT[2], seed);
+        let config = EvalConfig {
+            sampling: sampling(recipe, policy, RECALL_AT[2], seed),
+            temperatures: vec![1.0],
+            stop: Vec::new(),
+            recall_at: RECALL_AT.to_vec(),
+            ndcg_at: 10,
+            threshold: CORRECT,
+            resampling: Resampling { seed, resamples: RESAMPLES },
+        };
         let mut reranker = RuleReranker::quiet_answer()?;
-        evaluate(policy, &held_out, &config, &[], &RECALL_AT, &mut reranker, &format!("evaluate {name}"))
+        let mut judges = Judges { reranker: Some(&mut reranker), rules: None, reference: None };
+        evaluate(policy, &held_out, &config, &mut judges, &format!("evaluate {name}"))
     };
     let before = evaluation(&init, "init")?;
 
@@ -172,6 +182,7 @@ fn sft_loop(recipe: &Recipe, rate: f64, seed: u64) -> LoopConfig {
         epochs: 1.0,
         max_steps: None,
         logging_steps: 50,
+        report_to: ReportTo::None,
         save_steps: None,
         save_total_limit: None,
         seed,
@@ -206,6 +217,7 @@ fn align_config<B: Backend>(recipe: &Recipe, policy: &Policy<B>, seed: u64) -> A
             epochs: 1.0,
             max_steps: None,
             logging_steps: 5,
+            report_to: ReportTo::None,
             save_steps: None,
             save_total_limit: None,
             seed,

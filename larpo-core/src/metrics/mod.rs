@@ -7,12 +7,18 @@
 mod kl;
 mod ranking;
 mod recall;
+mod resample;
 mod stats;
+mod vote;
 
 pub use kl::{KlEstimate, KlEstimator, kl};
-pub use ranking::{Gain, KendallTau, Ndcg, PairAccuracy, kendall_tau_b, ndcg, pair_accuracy};
+pub use ranking::{
+    Gain, KendallTau, Ndcg, PairAccuracy, kendall_tau_b, mean_reciprocal_rank, ndcg, pair_accuracy, reciprocal_rank,
+};
 pub use recall::{Accuracy, accuracy, mean_pass_at_k, pass_at_k};
+pub use resample::{Resampling, bootstrap_estimate, mcnemar_p, sign_flip_p};
 pub use stats::{Estimate, mean_estimate, paired_difference, student_t_975};
+pub use vote::{BestOfN, Vote, best_of_n, expected_maj_at_n, maj_at_n};
 
 use std::fmt;
 
@@ -46,6 +52,13 @@ pub enum MetricError {
         /// Samples drawn.
         k: usize,
     },
+    /// A group of `n` needs `1 ≤ n ≤` samples.
+    Draws {
+        /// Samples.
+        total: usize,
+        /// Samples of a group.
+        n: usize,
+    },
 }
 
 impl fmt::Display for MetricError {
@@ -62,6 +75,9 @@ impl fmt::Display for MetricError {
                 "pass@{k} of {n} samples with {c} correct is not defined: \
                  k must be from 1 to the number of samples, and no more samples can be correct than there are"
             ),
+            Self::Draws { total, n } => {
+                write!(f, "a group of {n} out of {total} samples is not defined: its size must be from 1 to {total}")
+            }
         }
     }
 }

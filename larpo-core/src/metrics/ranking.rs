@@ -60,6 +60,34 @@ fn descending(values: &[f64]) -> Vec<usize> {
     order
 }
 
+/// `1/rank` of the first item with relevance above 0 in the order of the scores (descending, ties by index); 0 where there
+/// is none among the first `k`. `k = None` looks at the whole list.
+///
+/// Shapes: `scores (m)`, `relevance (m)`. Source: Voorhees, TREC-8 question answering track, 1999.
+///
+/// # Errors
+/// Lengths that disagree, a number that is not finite.
+pub fn reciprocal_rank(scores: &[f64], relevance: &[f64], k: Option<usize>) -> Result<f64, MetricError> {
+    check_len("relevance", relevance.len(), scores.len())?;
+    check_finite("scores", scores)?;
+    check_finite("relevance", relevance)?;
+    let order = descending(scores);
+    let first = order.iter().take(k.unwrap_or(order.len())).position(|&item| relevance[item] > 0.0);
+    Ok(first.map_or(0.0, |position| 1.0 / (position as f64 + 1.0)))
+}
+
+/// Mean of [`reciprocal_rank`] over queries of `(scores, relevance)`; `None` for no query.
+///
+/// # Errors
+/// As [`reciprocal_rank`] for any of the queries.
+pub fn mean_reciprocal_rank(queries: &[(&[f64], &[f64])], k: Option<usize>) -> Result<Option<f64>, MetricError> {
+    let mut sum = 0.0;
+    for (scores, relevance) in queries {
+        sum += reciprocal_rank(scores, relevance, k)?;
+    }
+    Ok((!queries.is_empty()).then(|| sum / queries.len() as f64))
+}
+
 /// Kendall's τ_b and the counts it is made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KendallTau {

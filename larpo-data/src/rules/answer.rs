@@ -28,15 +28,17 @@ pub fn extract_answer<'t>(pattern: &Regex, text: &'t str) -> Option<&'t str> {
 /// Whether two final answers are the same: as exact decimal numbers where both are numbers (1,000 = 1000.0 = $1000 =
 /// 1000. = 1000%), otherwise as texts without white space around them. A blank answer equals nothing.
 pub fn same_answer(a: &str, b: &str) -> bool {
-    let (a, b) = (a.trim(), b.trim());
-    match (normal_number(a), normal_number(b)) {
-        (Some(a), Some(b)) => a == b,
-        _ => !a.is_empty() && a == b,
-    }
+    normal_answer(a).is_some_and(|a| normal_answer(b) == Some(a))
+}
+
+/// One spelling for all answers that are the same ([`same_answer`]), to count votes by; `None` for a blank one.
+pub fn normal_answer(text: &str) -> Option<String> {
+    let text = text.trim();
+    normal_number(text).or_else(|| (!text.is_empty()).then(|| text.to_string()))
 }
 
 /// The number a text stands for, in one spelling per number: sign, whole digits without leading zeros, fraction
-/// without trailing zeros. Digits are compared as text, so no precision is lost.
+/// without trailing zeros; 0 as "0". Each is a number itself, so no other text is spelled like it. Digits are compared as text, so no precision is lost.
 fn normal_number(text: &str) -> Option<String> {
     let mut text = text.trim();
     let mut negative = false;
@@ -63,7 +65,9 @@ fn normal_number(text: &str) -> Option<String> {
         return None;
     }
     let (whole, fraction) = (whole.trim_start_matches('0'), fraction.trim_end_matches('0'));
-    let zero = whole.is_empty() && fraction.is_empty();
-    let sign = if negative && !zero { "-" } else { "" };
+    if whole.is_empty() && fraction.is_empty() {
+        return Some("0".into());
+    }
+    let sign = if negative { "-" } else { "" };
     Some(format!("{sign}{whole}.{fraction}"))
 }

@@ -16,7 +16,7 @@ mod answer;
 mod expression;
 mod spec;
 
-pub use answer::{DEFAULT_ANSWER_PATTERN, extract_answer, same_answer};
+pub use answer::{DEFAULT_ANSWER_PATTERN, extract_answer, normal_answer, same_answer};
 pub use expression::{Statements, check_statements};
 pub use spec::RuleSpec;
 
@@ -231,6 +231,30 @@ impl RuleSet {
     /// Whether a rule that looks for a final answer finds one in the response; `None` where no rule does.
     pub fn finds_answer(&self, response: &str) -> Option<bool> {
         self.rules.iter().filter_map(|(rule, _)| rule.finds_answer(response)).reduce(|a, b| a || b)
+    }
+
+    /// Whether a rule looks for final answers.
+    pub fn has_answers(&self) -> bool {
+        self.answer_pattern().is_some()
+    }
+
+    /// The final answer of a response under the first rule `answer`, spelled so that equal answers are equal texts
+    /// ([`normal_answer`]); `None` where the response has none or no rule looks for one.
+    pub fn answer(&self, response: &str) -> Option<String> {
+        extract_answer(self.answer_pattern()?, response).and_then(normal_answer)
+    }
+
+    /// The correct answer, in the same spelling as [`RuleSet::answer`].
+    pub fn reference_answer(&self, reference: &str) -> Option<String> {
+        // A reference is often the bare answer.
+        normal_answer(extract_answer(self.answer_pattern()?, reference).unwrap_or(reference))
+    }
+
+    fn answer_pattern(&self) -> Option<&Regex> {
+        self.rules.iter().find_map(|(rule, _)| match rule {
+            Rule::Answer(pattern) => Some(pattern),
+            _ => None,
+        })
     }
 
     /// Sum of weight × score.

@@ -1,0 +1,95 @@
+//! HTML text: everything that comes from a file passes through [`escape`].
+
+use std::fmt::Write;
+
+/// A text as HTML, inside an element or a quoted attribute. Control characters, which HTML cannot hold, are shown as the
+/// replacement character.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A text of a file as a block that keeps its line breaks; what is beyond `limit` characters is folded away.
+pub fn text_block(text: &str, limit: usize) -> String {
+    let cut = text.char_indices().nth(limit).map(|(at, _)| at);
+    match cut {
+        _ if text.trim().is_empty() => "<span class=\"none\">(empty)</span>".into(),
+        None => format!("<span class=\"text\">{}</span>", escape(text)),
+        Some(at) => format!(
+            "<details class=\"fold\"><summary><span class=\"text\">{}…</span></summary><span class=\"text\">…{}</span></details>",
+            escape(&text[..at]),
+            escape(&text[at..])
+        ),
+    }
+}
+
+/// A number with about four digits.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        _ if !value.is_finite() => value.to_string(),
+        0.0 => "0".into(),
+        a if !(1e-3..1e6).contains(&a) => format!("{value:.2e}"),
+        a => {
+            let decimals = (3 - a.log10().floor() as i32).clamp(0, 6) as usize;
+            let text = format!("{value:.decimals$}");
+            match text.contains('.') {
+                true => text.trim_end_matches('0').trim_end_matches('.').to_string(),
+                false => text,
+            }
+        }
+    }
+}
+
+/// A table: the first column is text, the others are numbers. Cells are HTML already.
+pub fn table(headings: &[String], rows: &[Vec<String>]) -> String {
+    let mut out = String::from("<div class=\"scroll\"><table><thead><tr>");
+    headings.iter().for_each(|h| {
+        // Writing to a String cannot fail, here and below.
+        let _ = write!(out, "<th>{h}</th>");
+    });
+    out.push_str("</tr></thead><tbody>");
+    for row in rows {
+        out.push_str("<tr>");
+        row.iter().for_each(|cell| {
+            let _ = write!(out, "<td>{cell}</td>");
+        });
+        out.push_str("</tr>");
+    }
+    out.push_str("</tbody></table></div>");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_stays_text() {
+        let hostile = "<script>alert('x')</script>\" onload=\"&amp;\u{0}\u{1b}[31m\n";
+        let escaped = escape(hostile);
+        assert!(!escaped.contains(['<', '>', '"', '\'']), "{escaped}");
+        assert!(!escaped.chars().any(|c| c.is_control() && c != '\n'), "{escaped:?}");
+        assert!(escaped.contains("&amp;amp;"), "{escaped}");
+        // A cut falls between characters, not inside an escape or a code point.
+        let cut = text_block("äöü<<<", 4);
+        assert!(cut.contains("äöü&lt;…") && cut.contains("…&lt;&lt;"), "{cut}");
+    }
+
+    #[test]
+    fn numbers_have_about_four_digits() {
+        let shown = [0.0, 1.0, 0.123456, 12.3456, 123456.0, 2.5e7, 1e-5, -0.25, f64::NAN].map(number);
+        assert_eq!(shown, ["0", "1", "0.1235", "12.35", "123456", "2.50e7", "1.00e-5", "-0.25", "NaN"]);
+    }
+}

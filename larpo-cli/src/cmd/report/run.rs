@@ -1,0 +1,179 @@
+//! What a run left in its folder, read back. A file that is missing or damaged makes a note, not a failure: a report of a
+//! run that broke off is worth having.
+
+use super::command;
+use crate::error::{Error, Result};
+use larpo_data::candidates::{self, CandidateList};
+use serde_json::{Map, Value};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A run folder.
+pub struct Run {
+    /// Where it is.
+    pub folder: PathBuf,
+    /// The command that repeats it, as far as it is known.
+    pub command: Option<String>,
+    /// Names and values of the settings.
+    pub settings: Vec<(String, String)>,
+    /// Iterations, by number.
+    pub iterations: Vec<Iteration>,
+    /// Lines of the folder's own metrics.jsonl.
+    pub training: Vec<Map<String, Value>>,
+    /// What `larpo eval --json` found, where it was put into the folder.
+    pub eval: Option<Value>,
+    /// What could not be read.
+    pub notes: Vec<String>,
+}
+
+/// An `iteration-<n>/` folder.
+pub struct Iteration {
+    /// n.
+    pub number: u32,
+    /// Its manifest; null where there is none.
+    pub manifest: Value,
+    /// Its fresh candidates.
+    pub lists: Vec<CandidateList>,
+    /// Lines of its metrics.jsonl.
+    pub training: Vec<Map<String, Value>>,
+}
+
+/// The file in the run folder that `larpo eval --json` may be written to.
+pub const EVAL: &str = "eval.json";
+
+impl Run {
+    /// Reads a folder.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed, or in which no verb left anything to report.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let mut notes = Vec::new();
+        let mut iterations = Vec::new();
+        for (number, path) in iteration_folders(folder)? {
+            iterations.push(read_iteration(number, &path, &mut notes)?);
+        }
+        let training = read_metrics(&folder.join("metrics.jsonl"), &mut notes)?.unwrap_or_default();
+        let read = |name: &str, notes: &mut Vec<String>| read_json(&folder.join(name), notes);
+        let (record, demo, eval) =
+            (read("run.json", &mut notes)?, read("demo.json", &mut notes)?, read(EVAL, &mut notes)?);
+        if iterations.is_empty() && training.is_empty() && eval.is_null() {
+            return Err(Error::request(format!(
+                "{} holds nothing to report: no iteration-<n>/ of `larpo align` or `larpo demo`, no metrics.jsonl of \
+                 `larpo sft` or `larpo train`; name the --output_dir of a run",
+                folder.display()
+            )));
+        }
+        let manifest = iterations.iter().rev().map(|i| &i.manifest).find(|m| m.is_object()).unwrap_or(&Value::Null);
+        let command = [&record, manifest].into_iter().find_map(command::recorded).or_else(|| {
+            let words = command::of_demo(&demo, folder).or_else(|| command::of_align(&manifest["config"], folder));
+            words.map(|words| command::joined(&words))
+        });
+        let mut settings = Vec::new();
+        if let Some(version) = manifest["larpo"].as_str() {
+            settings.push(("larpo".into(), version.into()));
+        }
+        for (value, name) in [(&record, "run.json"), (&demo, "demo.json"), (&manifest["config"], "manifest.json")] {
+            flatten("", value, &mut settings, name);
+        }
+        Ok(Self {
+            folder: folder.into(),
+            command,
+            settings,
+            iterations,
+            training,
+            eval: Some(eval).filter(Value::is_object),
+            notes,
+        })
+    }
+
+    /// The model that the run started from, where the manifests name it.
+    pub fn start(&self) -> Option<&str> {
+        self.iterations.iter().find_map(|i| i.manifest["config"]["source"]["model_name_or_path"].as_str())
+    }
+}
+
+/// `iteration-<n>` folders, by n.
+fn iteration_folders(folder: &Path) -> Result<Vec<(u32, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
+        let path = entry.map_err(Error::io(folder, "read"))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Some(number) = name.strip_prefix("iteration-").and_then(|n| n.parse().ok()) {
+            found.push((number, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read_iteration(number: u32, folder: &Path, notes: &mut Vec<String>) -> Result<Iteration> {
+    let manifest = read_json(&folder.join("manifest.json"), notes)?;
+    let path = folder.join("candidates.jsonl");
+    let lists = match path.is_file() {
+        true => candidates::read(&path).unwrap_or_else(|error| {
+            notes.push(format!("left out: {error}"));
+            Vec::new()
+        }),
+        false => Vec::new(),
+    };
+    let training = read_metrics(&folder.join("metrics.jsonl"), notes)?;
+    if manifest.is_null() {
+        notes.push(format!("iteration {number} has no manifest.json: it was not finished"));
+    }
+    Ok(Iteration { number, manifest, lists, training: training.unwrap_or_default() })
+}
+
+/// The bytes of a file as text; `None` where there is none.
+fn read_text(path: &Path) -> Result<Option<String>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(path, "read")(error)),
+    }
+}
+
+/// A JSON file; null where there is none or where it is damaged, of which there is a note.
+fn read_json(path: &Path, notes: &mut Vec<String>) -> Result<Value> {
+    let Some(text) = read_text(path)? else { return Ok(Value::Null) };
+    Ok(serde_json::from_str(&text).unwrap_or_else(|error| {
+        notes.push(format!("left out: {} is no JSON ({error})", path.display()));
+        Value::Null
+    }))
+}
+
+/// The lines of a metrics file; damaged ones (the last of a run that was killed) are counted in a note.
+fn read_metrics(path: &Path, notes: &mut Vec<String>) -> Result<Option<Vec<Map<String, Value>>>> {
+    let Some(text) = read_text(path)? else { return Ok(None) };
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let rows: Vec<_> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    if rows.len() < lines.len() {
+        let count = lines.len() - rows.len();
+        notes.push(format!(
+            "{}: {count} of {} lines are no JSON objects and are left out",
+            path.display(),
+            lines.len()
+        ));
+    }
+    Ok(Some(rows))
+}
+
+/// `a.b: value` for every leaf that is set; a later source does not repeat what an earlier one said.
+fn flatten(prefix: &str, value: &Value, out: &mut Vec<(String, String)>, source: &str) {
+    let text = match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                flatten(&name, value, out, source);
+            }
+            return;
+        }
+        Value::Null => return,
+        Value::Array(items) if items.is_empty() => return,
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let name = if prefix.is_empty() { source.to_string() } else { prefix.to_string() };
+    if !out.iter().any(|(known, _)| *known == name) {
+        out.push((name, text));
+    }
+}

@@ -1,0 +1,372 @@
+//! The numbers behind the page: what each iteration drew, how its training went, and what an evaluation found.
+
+use super::html::number;
+use super::plot::{Bars, Chart, Series, X};
+use super::run::{Iteration, Run};
+use larpo_core::metrics::{Estimate, Resampling, best_of_n, bootstrap_estimate, pass_at_k};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Intervals of a report are the same each time it is made.
+const RESAMPLING: Resampling = Resampling { seed: 1, resamples: 1000 };
+/// N of Recall@N, as far as there are samples.
+const RECALL_AT: [usize; 8] = [1, 2, 5, 10, 20, 50, 100, 1000];
+/// A weighted sum of rewards may miss the threshold by its rounding.
+const SLACK: f64 = 1e-9;
+/// Distributions shown side by side.
+const DISTRIBUTIONS: usize = 9;
+
+/// What the fresh samples of an iteration say; means over prompts.
+pub struct Point {
+    /// The iteration.
+    pub iteration: u32,
+    /// Prompts.
+    pub prompts: usize,
+    /// Samples.
+    pub samples: usize,
+    /// Mean reward.
+    pub reward: Estimate,
+    /// Reward of the best sample.
+    pub best: Estimate,
+    /// (N, Recall@N); empty where no reward of the run reaches the threshold.
+    pub recall: Vec<(usize, Estimate)>,
+    /// Mean length in tokens, where the ids are recorded.
+    pub tokens: Option<Estimate>,
+}
+
+fn estimate(values: Vec<f64>) -> Option<Estimate> {
+    bootstrap_estimate(&values, RESAMPLING)
+}
+
+/// A point for every iteration with candidates.
+pub fn points(run: &Run, threshold: f64) -> Vec<Point> {
+    let correct = |r: f64| r >= threshold - SLACK;
+    let rewards = |i: &Iteration| -> Vec<Vec<f64>> { i.lists.iter().filter_map(|l| l.scores()).collect() };
+    let all: Vec<(u32, Vec<Vec<f64>>)> = run.iterations.iter().map(|i| (i.number, rewards(i))).collect();
+    let any = all.iter().flat_map(|(_, lists)| lists).flatten().any(|&r| correct(r));
+    let longest = all.iter().flat_map(|(_, lists)| lists).map(Vec::len).max().unwrap_or(0);
+    let ns: BTreeSet<usize> = RECALL_AT.into_iter().filter(|&n| n <= longest).chain([longest]).collect();
+    let point = |(iteration, lists): (u32, Vec<Vec<f64>>)| {
+        let recall_at = |n: usize| {
+            let right = |l: &Vec<f64>| l.iter().filter(|&&r| correct(r)).count();
+            // A list with fewer samples, perhaps edited by hand, says nothing about N.
+            estimate(lists.iter().filter_map(|l| pass_at_k(l.len(), right(l), n).ok()).collect())
+        };
+        let tokens = run.iterations.iter().find(|i| i.number == iteration).into_iter().flat_map(|i| &i.lists);
+        let length = |ids: &Vec<Vec<u32>>| ids.iter().map(Vec::len).sum::<usize>() as f64 / ids.len() as f64;
+        Some(Point {
+            iteration,
+            prompts: lists.len(),
+            samples: lists.iter().map(Vec::len).sum(),
+            reward: estimate(lists.iter().map(|l| l.iter().sum::<f64>() / l.len() as f64).collect())?,
+            best: estimate(
+                lists.iter().filter_map(|l| best_of_n(l, l, l.len()).ok()).map(|best| best.expected_max).collect(),
+            )?,
+            recall: match any {
+                true => ns.iter().filter_map(|&n| Some((n, recall_at(n)?))).collect(),
+                false => Vec::new(),
+            },
+            tokens: estimate(tokens.map(|l| &l.token_ids).filter(|ids| !ids.is_empty()).map(length).collect()),
+        })
+    };
+    all.into_iter().filter_map(point).collect()
+}
+
+/// A line through means with their intervals.
+fn line(name: String, values: impl Iterator<Item = (f64, Estimate)>) -> Series {
+    let mut series = Series { name, ..Series::default() };
+    for (x, e) in values {
+        series.points.push((x, e.mean));
+        series.intervals.extend(e.interval.map(|(low, high)| (x, low, high)));
+    }
+    series
+}
+
+fn chart(title: &str, caption: &str, share: bool, series: Vec<Series>) -> Chart {
+    Chart { title: title.into(), caption: caption.into(), x: X::Few, share, series, marks: Vec::new() }
+}
+
+/// Curves over iterations.
+pub fn by_iteration(run: &Run, points: &[Point]) -> Vec<Chart> {
+    let over = |name: &str, of: &dyn Fn(&Point) -> Option<Estimate>| {
+        line(name.into(), points.iter().filter_map(|p| Some((f64::from(p.iteration), of(p)?))))
+    };
+    let best = match points.iter().map(|p| p.samples / p.prompts.max(1)).max() {
+        Some(k) => format!("best of {k}"),
+        None => String::new(),
+    };
+    let fresh = "fresh samples of each iteration; bars are 95 % intervals over prompts";
+    let ns: BTreeSet<usize> = points.iter().flat_map(|p| &p.recall).map(|r| r.0).collect();
+    let recall = |n: usize| {
+        let of = move |p: &Point| p.recall.iter().find(|r| r.0 == n).map(|r| r.1);
+        over(&format!("Recall@{n}"), &of)
+    };
+    // The first and the last, and what lies evenly between them.
+    let shown = spread(points.len(), 4);
+    let curve = |p: &Point| line(format!("iteration {}", p.iteration), p.recall.iter().map(|&(n, e)| (n as f64, e)));
+    let logged = |name: &str, key: &str| {
+        let mean = |i: &Iteration| Some((f64::from(i.number), last_quarter(&i.training, key)?));
+        Series { name: name.into(), points: run.iterations.iter().filter_map(mean).collect(), intervals: vec![] }
+    };
+    let lists = |name: &str, key: &str| {
+        let share = |i: &Iteration| {
+            let counts = &i.manifest["report"]["lists"];
+            let all = counts["lists"].as_f64().filter(|&n| n > 0.0)?;
+            Some((f64::from(i.number), counts[key].as_f64()? / all))
+        };
+        Series { name: name.into(), points: run.iterations.iter().filter_map(share).collect(), intervals: vec![] }
+    };
+    let accuracy = over("accuracy", &|p| p.recall.first().filter(|r| r.0 == 1).map(|r| r.1));
+    let reference = match run.iterations.iter().find_map(|i| i.manifest["config"]["reference"].as_str()) {
+        Some("initial") => "the first policy",
+        Some("previous") => "the policy at the start of the iteration",
+        _ => "the reference",
+    };
+    let kl = format!("from {reference}: k3 estimate a response in nats, last quarter of each iteration's updates");
+    vec![
+        chart("Reward", fresh, false, vec![over("mean", &|p| Some(p.reward)), over(&best, &|p| Some(p.best))]),
+        chart("Accuracy of a sample", fresh, true, vec![accuracy]),
+        chart("Recall@N", "by iteration: is one of N samples correct", true, ns.iter().map(|&n| recall(n)).collect()),
+        chart("Recall@N by N", "how much more samples help", true, shown.iter().map(|&i| curve(&points[i])).collect()),
+        chart("KL to the reference", &kl, false, vec![logged("KL", "kl")]),
+        chart(
+            "Ranking by the policy",
+            "order by γ against the rewards, last quarter of each iteration's updates",
+            false,
+            vec![logged("NDCG", "rank/ndcg"), logged("Kendall τ-b", "rank/kendall_tau")],
+        ),
+        chart(
+            "Lists",
+            "what became of the candidates",
+            true,
+            vec![lists("trained on", "contributing"), lists("equal rewards", "equal"), lists("too short", "too_short")],
+        ),
+        chart("Response length", "mean tokens of the fresh samples", false, vec![over("tokens", &|p| p.tokens)]),
+    ]
+}
+
+/// At most `most` of `0..n`, evenly, with both ends.
+fn spread(n: usize, most: usize) -> Vec<usize> {
+    match n {
+        0 => Vec::new(),
+        n if n <= most => (0..n).collect(),
+        n => (0..most).map(|i| i * (n - 1) / (most - 1)).collect(),
+    }
+}
+
+/// Mean of `key` over the last quarter of the lines that have it.
+pub fn last_quarter(rows: &[Map<String, Value>], key: &str) -> Option<f64> {
+    let values: Vec<f64> = rows.iter().filter_map(|row| row.get(key)?.as_f64()).collect();
+    let last = &values[values.len() - values.len().div_ceil(4)..];
+    (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
+}
+
+/// Curves over the updates of training, the iterations one after another.
+pub fn by_step(run: &Run) -> Vec<Chart> {
+    let stretches: Vec<&[Map<String, Value>]> = match run.training.is_empty() {
+        true => run.iterations.iter().map(|i| &i.training[..]).collect(),
+        false => vec![&run.training],
+    };
+    let step = |row: &Map<String, Value>| row.get("step").and_then(Value::as_f64);
+    let (mut offsets, mut total) = (Vec::new(), 0.0);
+    for rows in &stretches {
+        offsets.push(total);
+        total += rows.iter().filter_map(step).fold(0.0, f64::max);
+    }
+    let curve = |name: &str, key: &str| {
+        let of = |(rows, offset): (&&[Map<String, Value>], f64)| -> Vec<(f64, f64)> {
+            rows.iter().filter_map(|row| Some((offset + step(row)?, row.get(key)?.as_f64()?))).collect()
+        };
+        let points = stretches.iter().zip(offsets.iter().copied()).flat_map(of).collect();
+        Series { name: name.into(), points, intervals: vec![] }
+    };
+    let marks: Vec<f64> = offsets.iter().copied().filter(|&o| o > 0.0 && o < total).collect();
+    let caption = if marks.is_empty() { "by update" } else { "by update; vertical lines where an iteration begins" };
+    let chart = |title: &str, share: bool, lines: &[(&str, &str)]| Chart {
+        x: X::Steps,
+        marks: marks.clone(),
+        ..chart(title, caption, share, lines.iter().map(|(name, key)| curve(name, key)).collect())
+    };
+    vec![
+        chart("Loss", false, &[("training", "loss"), ("validation", "eval_loss")]),
+        chart("Rewards (γ)", false, &[("chosen", "rewards/chosen"), ("rejected", "rewards/rejected")]),
+        chart("rewards/margins", false, &[("rewards/margins", "rewards/margins")]),
+        chart("rewards/accuracies", true, &[("rewards/accuracies", "rewards/accuracies")]),
+        chart("KL to the reference", false, &[("kl", "kl")]),
+        chart("Ranking by the policy", false, &[("NDCG", "rank/ndcg"), ("Kendall τ-b", "rank/kendall_tau")]),
+        chart("Log-probabilities", false, &[("chosen", "logps/chosen"), ("rejected", "logps/rejected")]),
+        chart("Gradient norm", false, &[("grad_norm", "grad_norm")]),
+        chart("Learning rate", false, &[("learning_rate", "learning_rate")]),
+    ]
+}
+
+/// How the rewards of the fresh samples are distributed, an iteration a chart.
+pub fn distributions(run: &Run) -> Vec<Bars> {
+    let rewards: Vec<(u32, Vec<f64>)> = run
+        .iterations
+        .iter()
+        .map(|i| (i.number, i.lists.iter().filter_map(|l| l.scores()).flatten().collect()))
+        .filter(|(_, rewards): &(u32, Vec<f64>)| !rewards.is_empty())
+        .collect();
+    let mut distinct: Vec<f64> = rewards.iter().flat_map(|(_, r)| r.iter().copied()).collect();
+    distinct.sort_by(f64::total_cmp);
+    distinct.dedup();
+    let Some((&low, &high)) = distinct.first().zip(distinct.last()) else { return Vec::new() };
+    // A few values are shown as they are, more in 16 bins of equal width.
+    const BINS: usize = 16;
+    let width = (high - low) / BINS as f64;
+    let edges: Vec<f64> = match distinct.len() <= 12 {
+        true => distinct.clone(),
+        false => (0..BINS).map(|i| low + i as f64 * width).collect(),
+    };
+    let bin_of = |reward: f64| edges.partition_point(|&edge| edge <= reward).saturating_sub(1);
+    let caption = match distinct.len() <= 12 {
+        true => "share of the samples with each reward".to_string(),
+        false => format!("share of the samples in bins of {}, named by their lower ends", number(width)),
+    };
+    let mut charts: Vec<Bars> = spread(rewards.len(), DISTRIBUTIONS)
+        .into_iter()
+        .map(|i| {
+            let (iteration, rewards) = &rewards[i];
+            let mut counts = vec![0usize; edges.len()];
+            rewards.iter().for_each(|&r| counts[bin_of(r)] += 1);
+            let share = |count: usize| count as f64 / rewards.len() as f64;
+            Bars {
+                title: format!("Iteration {iteration}"),
+                caption: caption.clone(),
+                bins: edges.iter().zip(counts).map(|(&edge, count)| (number(edge), share(count))).collect(),
+                highest: 0.0,
+            }
+        })
+        .collect();
+    let highest = charts.iter().flat_map(|c| &c.bins).map(|b| b.1).fold(0.0, f64::max);
+    charts.iter_mut().for_each(|chart| chart.highest = highest);
+    charts
+}
+
+/// The models of an evaluation.
+pub fn eval_models(eval: &Value) -> Vec<&Value> {
+    match eval["models"].as_array() {
+        Some(models) => models.iter().collect(),
+        None => vec![eval],
+    }
+}
+
+/// The iteration whose policy a model folder of an evaluation is; 0 for the one the run started from.
+fn eval_iteration(run: &Run, model: &str) -> Option<u32> {
+    let path = Path::new(model);
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix("iteration-")?.parse().ok();
+    let same = |a: &Path, b: &Path| a.components().eq(b.components());
+    match path.file_name()?.to_str()? {
+        "model" => number(path.parent()?),
+        _ if same(path, &run.folder) => run.iterations.last().map(|i| i.number),
+        _ if run.start().is_some_and(|start| same(path, Path::new(start))) => Some(0),
+        // Where the demo leaves the model before the first iteration.
+        "sft" if path.parent().is_some_and(|parent| same(parent, &run.folder)) => Some(0),
+        _ => None,
+    }
+}
+
+/// Metric, N or k, temperature.
+type Key = (String, Option<u64>, Option<f64>);
+
+/// Held-out curves over iterations, from an evaluation.
+pub fn held_out(run: &Run) -> Vec<Chart> {
+    let Some(eval) = &run.eval else { return Vec::new() };
+    let at = |m: &'_ Value| eval_iteration(run, m["model"].as_str()?);
+    let mut models: Vec<(u32, &Value)> = eval_models(eval).into_iter().filter_map(|m| Some((at(m)?, m))).collect();
+    models.sort_by_key(|(iteration, _)| *iteration);
+    let mut keys: Vec<Key> = Vec::new();
+    let key_of = |m: &Value| Some((m["metric"].as_str()?.to_string(), m["at"].as_u64(), m["temperature"].as_f64()));
+    for metric in models.iter().flat_map(|(_, m)| m["metrics"].as_array().into_iter().flatten()) {
+        if let Some(key) = key_of(metric).filter(|key| !keys.contains(key)) {
+            keys.push(key);
+        }
+    }
+    let curve = |key: &Key, name: String| {
+        let mut series = Series { name, ..Series::default() };
+        for (iteration, model) in &models {
+            let metrics = model["metrics"].as_array().into_iter().flatten();
+            let Some(metric) = metrics.into_iter().find(|m| key_of(m).as_ref() == Some(key)) else { continue };
+            let Some(mean) = metric["mean"].as_f64() else { continue };
+            let x = f64::from(*iteration);
+            series.points.push((x, mean));
+            if let (Some(low), Some(high)) = (metric["interval"][0].as_f64(), metric["interval"][1].as_f64()) {
+                series.intervals.push((x, low, high));
+            }
+        }
+        series
+    };
+    let mut temperatures: Vec<f64> = Vec::new();
+    keys.iter().filter_map(|key| key.2).for_each(|t| {
+        if !temperatures.contains(&t) {
+            temperatures.push(t);
+        }
+    });
+    let caption = "held-out prompts by iteration, 0 is the start; bars are 95 % intervals over prompts";
+    let of = |names: &[&str], temperature: Option<f64>| -> Vec<Series> {
+        let wanted = keys.iter().filter(|key| names.contains(&key.0.as_str()) && key.2 == temperature);
+        wanted.map(|key| curve(key, eval_label(&key.0, key.1, None))).collect()
+    };
+    let mut charts = vec![chart("Held-out accuracy, greedy", caption, true, of(&["greedy"], None))];
+    // Lines of several temperatures would be too many for one chart.
+    for &t in &temperatures {
+        let at = if temperatures.len() > 1 { format!(", t = {t}") } else { String::new() };
+        let mut add = |title: &str, share: bool, names: &[&str]| {
+            charts.push(chart(&format!("{title}{at}"), caption, share, of(names, Some(t))));
+        };
+        add("Held-out Recall@N", true, &["recall"]);
+        add("Held-out majority vote", true, &["maj"]);
+        add("Held-out reward", false, &["reward", "best_of"]);
+        add("Held-out ranking", false, &["ndcg", "mrr", "kendall_tau"]);
+        add("Held-out KL", false, &["kl_k1", "kl_k3"]);
+    }
+    charts
+}
+
+/// The name of a metric of an evaluation.
+pub fn eval_label(name: &str, at: Option<u64>, temperature: Option<f64>) -> String {
+    let metric = match name {
+        "greedy" => "greedy accuracy",
+        "greedy_reward" => "greedy reward",
+        "recall" => "Recall",
+        "maj" => "maj",
+        "best_of" => "best-of reward",
+        "reward" => "mean reward",
+        "tokens" => "response tokens",
+        "ndcg" => "NDCG",
+        "mrr" => "MRR",
+        "kendall_tau" => "Kendall τ-b",
+        "pair_accuracy" => "pair accuracy",
+        "kl_k1" => "KL (k1)",
+        "kl_k3" => "KL (k3)",
+        other => other,
+    };
+    let at = at.map(|n| format!("@{n}")).unwrap_or_default();
+    // Samples of temperature 1 are the rule.
+    let at_temperature = temperature.filter(|&t| t != 1.0).map(|t| format!(", t = {t}")).unwrap_or_default();
+    format!("{metric}{at}{at_temperature}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_last_quarter_is_the_mean_of_its_lines() {
+        let rows: Vec<Map<String, Value>> =
+            (0..9).map(|i| json!({ "kl": i }).as_object().cloned().expect("an object")).collect();
+        assert_eq!(last_quarter(&rows, "kl"), Some(7.0), "6, 7 and 8 of nine");
+        assert_eq!(last_quarter(&rows[..1], "kl"), Some(0.0));
+        assert_eq!(last_quarter(&rows, "loss"), None);
+    }
+
+    #[test]
+    fn what_is_shown_of_many_has_both_ends() {
+        assert_eq!(spread(3, 4), [0, 1, 2]);
+        assert_eq!(spread(10, 4), [0, 3, 6, 9]);
+        assert_eq!(spread(0, 4), Vec::<usize>::new());
+    }
+}

@@ -1,0 +1,253 @@
+//! `larpo report`: what it shows of a run, that hostile text stays text, and that a damaged folder still makes a page.
+
+use larpo_cli::args::{self, Command};
+use larpo_cli::cmd;
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A folder that is removed at the end of the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("larpo-report-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("creates");
+        fs::write(path, text).expect("writes");
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn parse(words: &[String]) -> Command {
+    args::parse(words.iter().map(OsString::from).collect::<Vec<_>>())
+        .unwrap_or_else(|e| panic!("{words:?}: {e}"))
+        .command
+}
+
+fn larpo(words: &[&str]) -> Result<Value, String> {
+    let line = std::iter::once("larpo").chain(words.iter().copied()).map(OsString::from);
+    let cli = args::parse(line.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+    cmd::run(&cli).map_err(|e| e.to_string())
+}
+
+fn report(run: &str) -> (Value, String) {
+    let result = larpo(&["report", run]).expect("report");
+    let page = fs::read_to_string(Path::new(run).join("report.html")).expect("a page");
+    (result, page)
+}
+
+/// Every tag and attribute of the page is one that the report writes itself, and nothing is loaded from anywhere.
+fn assert_tame(page: &str) {
+    const TAGS: &str = " html head meta title style body main h1 h2 h3 p div b small pre span figure figcaption svg line \
+        rect circle polyline polygon text details summary table thead tbody tr th td dl dt dd ul li br ";
+    const ATTRIBUTES: &str = " lang charset http-equiv content name class role aria-label width height viewBox xmlns \
+        opacity fill stroke stroke-width points x y x1 y1 x2 y2 cx cy r dy text-anchor font-family font-size open ";
+    let (_, rest) = page.split_once("-->").expect("the mark");
+    let (head, body) = rest.split_once("<style>").expect("a style");
+    let (style, body) = body.split_once("</style>").expect("its end");
+    assert!(!style.contains("url(") && !style.contains("@import"));
+    for part in [head, body] {
+        for (at, _) in part.match_indices('<') {
+            let inside = part[at + 1..].split_once('>').expect("a tag ends").0.trim_start_matches('/');
+            let (tag, mut attributes) = inside.split_once(' ').unwrap_or((inside, ""));
+            assert!(TAGS.contains(&format!(" {} ", tag.trim_end_matches('/'))), "tag {tag:?} in {inside:?}");
+            while let Some((name, value)) = attributes.split_once('=') {
+                assert!(ATTRIBUTES.contains(&format!(" {} ", name.trim())), "attribute {name:?} in {inside:?}");
+                let value = value.strip_prefix('"').unwrap_or_else(|| panic!("unquoted in {inside:?}"));
+                let (value, more) = value.split_once('"').expect("a closing quote");
+                assert!(!value.contains("//") || value == "http://www.w3.org/2000/svg", "{value:?}");
+                attributes = more;
+            }
+        }
+    }
+}
+
+fn unescape(text: &str) -> String {
+    text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#39;", "'").replace("&amp;", "&")
+}
+
+#[test]
+fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
+    let folder = Folder::new("align");
+    let rows: String = (1..8)
+        .flat_map(|a| (1..6).map(move |b| (a, b)))
+        .map(|(a, b)| {
+            format!("{}\n", json!({ "prompt": format!("{a}+{b}\n"), "completion": format!("#### {}", a + b) }))
+        })
+        .collect();
+    folder.write("rows.jsonl", &rows);
+    let (data, model, out) = (folder.path("rows.jsonl"), folder.path("model"), folder.path("it's a run"));
+    let shape =
+        ["--tokenizer", "char", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
+    let base = ["sft", "--dataset_name", &data, "--output_dir", &model, "--max_steps", "20", "--learning_rate", "1e-2"];
+    larpo(&[&base[..], &shape, &["--max_position_embeddings", "48", "--validation_fraction", "0.2"]].concat())
+        .expect("sft");
+
+    let words = format!(
+        "align --iterations 3 --prompts_per_iteration 10 --k 5 --max_new_tokens 8 --temperature 1,0.9 --top_k 20 --top_p 0.95 \
+         --min_p 0.01 --memory previous --reference initial --loss_type lipo_lambda --labels reward --ties share --beta 0.2 \
+         --sft_weight 0.01 --select top:1,bottom:2 --learning_rate 2e-4 --lr_scheduler_type cosine --warmup_ratio 0.2 \
+         --weight_decay 0.01 --max_grad_norm 2 --adam_beta1 0.8 --adam_beta2 0.99 --adam_epsilon 1e-7 \
+         --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --num_train_epochs 2 --max_length 40 \
+         --max_prompt_length 20 --max_samples 12 --validation_fraction 0.1 --split train --seed 3 --threads 2 \
+         --reward_funcs regex:pattern=[0-4],length:target=3 --reward_weights 1,-0.25 --model_name_or_path {model} \
+         --dataset_name {data}"
+    );
+    let mut words: Vec<String> = words.split_whitespace().map(String::from).collect();
+    words.extend([
+        "--stop".into(),
+        r"\n\n".into(),
+        "--stop".into(),
+        r"a\\b 'c'".into(),
+        "--output_dir".into(),
+        out.clone(),
+    ]);
+    larpo(&words.iter().map(String::as_str).collect::<Vec<_>>()).expect("align");
+    let (result, page) = report(&out);
+    assert_tame(&page);
+    assert_eq!(result["iterations"], json!(3));
+    for title in ["Reward", "Recall@N", "KL to the reference", "Ranking by the policy", "Loss", "rewards/margins"] {
+        assert!(page.contains(&format!("aria-label=\"{title}\"")), "no chart {title}");
+    }
+    for part in ["Hardest prompts", "Samples, first and last", "Settings", "Distribution of rewards", "Recall@5"] {
+        assert!(page.contains(part), "{part} is missing");
+    }
+    let missing = result["notes"].to_string();
+    assert!(missing.contains("larpo eval") && missing.contains("iteration-3/model"), "{missing}");
+
+    // The command goes through a shell and comes out as the same settings.
+    let (_, command) = page.split_once("<pre>").expect("a command");
+    let command = command.split_once("</pre>").expect("its end").0.replace("<span>", "").replace("</span>", "");
+    let script = format!("printf '%s\\n' {}", unescape(&command));
+    if let Ok(output) = std::process::Command::new("sh").args(["-c", &script]).output() {
+        let again: Vec<String> = String::from_utf8(output.stdout).expect("UTF-8").lines().map(String::from).collect();
+        let words: Vec<String> = std::iter::once("larpo".to_string()).chain(words).collect();
+        assert_eq!(format!("{:?}", parse(&again)), format!("{:?}", parse(&words)));
+    }
+
+    // Equal folders make equal pages, over the old one.
+    assert_eq!(report(&out).1, page);
+    fs::write(Path::new(&out).join("report.html"), "mine").expect("writes");
+    let error = larpo(&["report", &out]).expect_err("not a report");
+    assert!(error.contains("report.html exists") && error.contains("--output"), "{error}");
+
+    // With an evaluation in the folder come held-out curves and the same prompts before and after.
+    let first = Path::new(&out).join("iteration-1/model").display().to_string();
+    let last = Path::new(&out).join("iteration-3/model").display().to_string();
+    let eval = ["eval", &model, &first, &last, "--ref_model", &model, "--dataset_name", &data, "--max_samples", "6"];
+    let result = larpo(&[&eval[..], &["--recall_at", "1,3", "--max_new_tokens", "8"]].concat()).expect("eval");
+    fs::write(Path::new(&out).join("eval.json"), result.to_string()).expect("writes");
+    let page_at = folder.path("page.html");
+    let result = larpo(&["report", &out, "--output", &page_at]).expect("report");
+    let page = fs::read_to_string(&page_at).expect("a page");
+    assert_tame(&page);
+    for part in ["Held-out accuracy, greedy", "Held-out Recall@N", "Held-out KL", "Before and after", "Differences on"]
+    {
+        assert!(page.contains(part), "{part} is missing");
+    }
+    assert!(!result["notes"].to_string().contains("larpo eval"), "{result}");
+
+    // Fine-tuning leaves a log only, and no record of its command.
+    let (result, page) = report(&model);
+    assert!(page.contains("aria-label=\"Loss\"") && page.contains("validation"), "{page}");
+    assert!(result["notes"].to_string().contains("the command that repeats the run"), "{result}");
+}
+
+const HOSTILE: &str = "</span></pre></style><script>alert(1)</script><img src=x onerror=alert(2)>\" onload=\"x' &lt;b&gt; \u{202e}\u{0}\u{1b}[2J]]>-->";
+
+#[test]
+fn hostile_text_stays_text_wherever_it_stands() {
+    let folder = Folder::new("hostile'&amp");
+    let row = |i: usize, reward: f64| {
+        json!({
+            "prompt_index": i, "prompt": format!("{HOSTILE} {i}"), "reference": HOSTILE,
+            "responses": [HOSTILE, format!("{HOSTILE}{}", "<".repeat(900))], "rewards": [reward, 0.0],
+        })
+    };
+    let mut settings = serde_json::Map::new();
+    settings.insert(HOSTILE.into(), json!(HOSTILE));
+    let manifest = json!({
+        "larpo": HOSTILE,
+        "config": {
+            "iterations": HOSTILE,
+            "source": { "model_name_or_path": HOSTILE, "dataset_name": HOSTILE, "reward_funcs": HOSTILE },
+            "extra": settings,
+        },
+        "report": { "lists": { "lists": HOSTILE, "contributing": {} } },
+    });
+    for n in [1, 2] {
+        let rows: String = (0..3).map(|i| format!("{}\n", row(i, n as f64))).collect();
+        folder.write(&format!("iteration-{n}/candidates.jsonl"), &rows);
+        folder.write(&format!("iteration-{n}/manifest.json"), &manifest.to_string());
+        let line = json!({ "step": 1, "loss": 0.5, "kl": HOSTILE, HOSTILE: 3 });
+        folder.write(&format!("iteration-{n}/metrics.jsonl"), &format!("{line}\n"));
+    }
+    let model = json!({
+        "model": HOSTILE, "greedy": 0.5,
+        "metrics": [{ "metric": HOSTILE, "at": 3, "temperature": 1.0, "mean": 0.5, "interval": [HOSTILE, 1] }],
+        "samples": [{ "prompt_index": 0, "prompt": HOSTILE, "reference": HOSTILE, "response": HOSTILE, "reward": 1.0 }],
+    });
+    let compared = json!([{ "metric": HOSTILE, "model": HOSTILE, "against": HOSTILE, "difference": 1, "p": 0.5 }]);
+    folder.write("eval.json", &json!({ "models": [model, model], "comparisons": compared }).to_string());
+    let page = report(&folder.0.display().to_string()).1;
+    assert_tame(&page);
+    assert!(!page.contains("<script") && !page.contains("<img") && page.contains("&lt;script&gt;"));
+    let controls = page.chars().filter(|c| c.is_control() && *c != '\n').count();
+    assert_eq!(controls, 0);
+    // A recorded command wins over one made from settings.
+    folder.write("run.json", &json!({ "command": ["larpo", "align", HOSTILE] }).to_string());
+    let page = report(&folder.0.display().to_string()).1;
+    assert_tame(&page);
+    assert!(page.contains("<pre><span>larpo</span> <span>align</span>"), "{page}");
+}
+
+#[test]
+fn a_run_that_broke_off_still_has_a_page() {
+    let folder = Folder::new("broken");
+    let run = folder.0.display().to_string();
+    let error = larpo(&["report", &run]).expect_err("nothing there");
+    assert!(error.contains("nothing to report") && error.contains("--output_dir"), "{error}");
+    assert!(larpo(&["report", &folder.path("none")]).expect_err("no folder").contains("none"));
+
+    let row = json!({ "prompt": "p", "responses": ["a", "b"], "rewards": [-3.5, -7.25] });
+    folder.write("iteration-1/candidates.jsonl", &format!("{row}\n"));
+    folder.write("iteration-1/manifest.json", r#"{"config": {"seed": 3}, "report": {}}"#);
+    folder.write("iteration-1/metrics.jsonl", "{\"step\":1,\"loss\":0.7}\n{\"step\":2,\"lo");
+    folder.write("iteration-2/candidates.jsonl", "{\"prompt\": \"p\", \"resp");
+    folder.write("iteration-10/metrics.jsonl", "");
+    folder.write("iteration-notes/x", "");
+    let (result, page) = report(&run);
+    assert_tame(&page);
+    assert_eq!(result["iterations"], json!(3));
+    let notes = result["notes"].to_string();
+    for part in [
+        "1 of 2 lines are no JSON objects",
+        "iteration-2/candidates.jsonl",
+        "iteration 2 has no manifest.json",
+        "iteration 10 has no manifest.json",
+        "--correct_threshold",
+    ] {
+        assert!(notes.contains(part), "{part} is missing from {notes}");
+    }
+    assert!(page.contains("aria-label=\"Loss\"") && page.contains("aria-label=\"Reward\""), "{page}");
+    let page_at = folder.path("page.html");
+    larpo(&["report", &run, "--correct_threshold", "-5", "--output", &page_at]).expect("report");
+    assert!(fs::read_to_string(&page_at).expect("a page").contains("Recall@2"));
+}
