@@ -281,12 +281,10 @@ impl<B: Backend> Run<'_, B> {
         };
         let policy = match lists.is_empty() {
             true => {
-                say!(
-                    "warning: {name}: no list contributes ({} with equal rewards, {} too short, {} duplicate candidates); \
+                warn!(
+                    "{name}: no list contributes ({} with equal rewards, {} too short, {} duplicate candidates); \
                      the policy stays as it is. Step-0 proofs of constants, log-probabilities and gradient skipped: there is no list",
-                    counts.equal,
-                    counts.too_short,
-                    counts.duplicates
+                    counts.equal, counts.too_short, counts.duplicates
                 );
                 policy
             }

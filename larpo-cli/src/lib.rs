@@ -2,13 +2,8 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
-/// Writes a line to stderr, for people. A closed or full stderr must not stop the work that is reported on.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
-}
+#[macro_use]
+pub mod messages;
 
 pub mod align;
 pub mod args;
@@ -23,6 +18,8 @@ pub mod output;
 pub mod policy;
 pub mod progress;
 pub mod reward;
+pub mod status;
 pub mod table;
 pub mod threads;
 pub mod training;
+pub mod version;

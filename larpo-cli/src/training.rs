@@ -307,12 +307,11 @@ pub fn train_lists<B: Backend>(
     let (loss, metrics) = last_quarter.take();
     let winners = metrics.reward_chosen / settings.beta;
     if winners < -NOTABLE_FALL {
-        say!(
-            "warning: the winners' log-probabilities fell by {:.2} nats a response below the reference's (rewards/chosen \
+        warn!(
+            "the winners' log-probabilities fell by {:.2} nats a response below the reference's (rewards/chosen \
              {:.4} over the last quarter of the updates); a lower --learning_rate or an NLL term (--sft_weight) holds \
              them up",
-            -winners,
-            metrics.reward_chosen
+            -winners, metrics.reward_chosen
         );
     }
     let outcome = ListOutcome { steps: plan.steps, loss, metrics };

@@ -1,7 +1,11 @@
 //! The verbs. Each takes its flags and returns the object that `--json` prints; everything else goes to stderr.
+//!
+//! What is made from the declarations of the flags (settings, completions, manual pages) returns a text, which is printed
+//! as it is.
 
 pub mod align;
 pub mod bench;
+mod declared;
 pub mod demo;
 pub mod eval;
 pub mod rank;
@@ -9,22 +13,45 @@ pub mod sample;
 pub mod sft;
 pub mod train;
 
-use crate::args::{Cli, Command, DataArgs, SplitArgs};
+use crate::args::{Cli, Command, DataArgs, SplitArgs, Task, write_settings};
 use crate::dataset::{Limits, Part, PromptRow, Source};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
+use bench::machine;
 use larpo_core::backend::Backend;
-use larpo_core::cpu::Cpu;
+use larpo_core::cpu::{Cpu, par};
 use serde_json::Value;
 use std::path::Path;
 
-/// Runs the verb of a command line.
+/// Does what a command line asks for: a JSON object, or a text that is to be printed as it is.
 ///
 /// # Errors
 /// What the verb reports.
 pub fn run(cli: &Cli) -> Result<Value> {
+    match &cli.task {
+        Task::Run(command) => {
+            let start = std::time::Instant::now();
+            debug!("{}; {} threads", crate::version::long().replace('\n', "; "), par::threads());
+            cli.settings.iter().for_each(|setting| debug!("{setting}"));
+            let result = run_verb(command);
+            let peak =
+                machine::peak_rss_mib().map_or_else(String::new, |mib| format!(", at most {mib:.0} MiB of memory"));
+            debug!("{:.1} s{peak}", start.elapsed().as_secs_f64());
+            result
+        }
+        Task::Config(command) => Ok(Value::String(write_settings(command.name(), &cli.settings))),
+        Task::Completions { shell } => Ok(Value::String(declared::completions(*shell))),
+        Task::Man { output_dir } => declared::man(output_dir.as_deref()),
+    }
+}
+
+/// Runs a verb.
+///
+/// # Errors
+/// What it reports.
+pub fn run_verb(command: &Command) -> Result<Value> {
     let backend = Cpu::new();
-    match &cli.command {
+    match command {
         Command::Demo(args) => demo::run(args, &backend),
         Command::Sft(args) => sft::run(args, &backend),
         Command::Sample(args) => sample::run(args, &backend),

@@ -27,6 +27,16 @@ use buffer::Pool;
 use matmul::{Threads, matmul, view, view_mut};
 use std::sync::Arc;
 
+/// Features that the fast CPU backend was built with: `gemm`, `rayon`.
+pub fn features() -> &'static [&'static str] {
+    match (cfg!(feature = "gemm"), cfg!(feature = "rayon")) {
+        (true, true) => &["gemm", "rayon"],
+        (true, false) => &["gemm"],
+        (false, true) => &["rayon"],
+        (false, false) => &[],
+    }
+}
+
 /// The fast CPU backend. Clones share one pool of buffers.
 #[derive(Clone, Default)]
 pub struct Cpu {
