@@ -6,7 +6,7 @@
 
 use crate::backend::{Backend, SamplingSpec};
 use crate::error::Error;
-use crate::model::{DecodeRow, Decoder, Transformer};
+use crate::model::{DecodeRow, Decoder, ModelConfig, Transformer};
 use crate::rng::{CounterRng, Purpose};
 use serde::{Deserialize, Serialize};
 
@@ -145,8 +145,7 @@ const CACHED_FLOATS: usize = 4 << 20;
 const MAX_ROWS: usize = 512;
 
 /// Prompts decoded together: as many as keep what a step reads of keys and values below what it reads of weights.
-fn prompts_per_batch<B: Backend>(model: &Transformer<B>, config: &SamplingConfig) -> usize {
-    let shape = model.config();
+pub fn prompts_per_batch(shape: &ModelConfig, config: &SamplingConfig) -> usize {
     let per_token = shape.num_hidden_layers * shape.attention().cache_width();
     let budget = CACHED_FLOATS.max(shape.parameters() as usize);
     let by_memory = budget / (per_token * config.max_new_tokens * config.num_generations).max(1);
@@ -165,7 +164,7 @@ pub fn sample<B: Backend>(
 ) -> Result<Vec<Vec<Sample>>, Error> {
     config.validate()?;
     let mut result = Vec::with_capacity(prompts.len());
-    for batch in prompts.chunks(prompts_per_batch(model, config)) {
+    for batch in prompts.chunks(prompts_per_batch(model.config(), config)) {
         for samples in sample_batch(model, batch, config, hooks)? {
             if !hooks.finished(result.len(), &samples) {
                 return Err(Error::Stopped);

@@ -7,6 +7,7 @@ mod adamw;
 mod attention;
 mod buffer;
 mod decode;
+mod dry_run;
 mod embed;
 mod glu;
 pub mod matmul;
@@ -20,6 +21,7 @@ pub mod skinny;
 mod token_logp;
 
 pub use buffer::Buffer;
+pub use dry_run::{DryBuffer, DryRun, Memory};
 
 use crate::backend::{AdamWSpec, AttentionSpec, Backend, Draw, SamplingSpec, Store, Weight};
 use crate::lists::{PreparedLists, RankedLists};
