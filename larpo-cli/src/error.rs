@@ -6,6 +6,20 @@ use std::path::{Path, PathBuf};
 /// A result with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The codes that `larpo` exits with.
+pub mod exit_code {
+    /// The verb did its work.
+    pub const OK: u8 = 0;
+    /// The run failed, or was refused before it began.
+    pub const FAILURE: u8 = 1;
+    /// The command line or the configuration file cannot be read.
+    pub const USAGE: u8 = 2;
+    /// A bug in larpo; Rust's own code of a panic.
+    pub const BUG: u8 = 101;
+    /// Ctrl-C: 128 and the number of SIGINT, as shells have it.
+    pub const INTERRUPTED: u8 = 130;
+}
+
 /// Why a verb could not do its work. Messages are complete and may be printed as they are.
 #[derive(Debug)]
 pub enum Error {
@@ -33,6 +47,14 @@ impl Error {
     pub fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { path, action, source }
+    }
+
+    /// What the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Interrupted(_) => exit_code::INTERRUPTED,
+            Self::Data(_) | Self::Core(_) | Self::Io { .. } | Self::Request(_) => exit_code::FAILURE,
+        }
     }
 
     /// A request that cannot be met.

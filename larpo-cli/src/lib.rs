@@ -2,13 +2,8 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
-/// Writes a line to stderr, for people. A closed or full stderr must not stop the work that is reported on.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
-}
+#[macro_use]
+pub mod messages;
 
 pub mod align;
 pub mod args;
@@ -29,9 +24,11 @@ pub mod reward;
 pub mod run_folder;
 pub mod run_record;
 pub mod samples;
+pub mod status;
 pub mod stop;
 pub mod table;
 pub mod tensorboard;
 pub mod threads;
 pub mod training;
+pub mod version;
 pub mod watch;

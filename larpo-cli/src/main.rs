@@ -1,61 +1,59 @@
 //! The `larpo` command: reads the command line, runs the verb, prints and picks the exit code.
 
-use larpo_cli::args;
-use larpo_cli::cmd;
+use larpo_cli::error::{Error, exit_code};
 use larpo_cli::stop::Stop;
+use larpo_cli::{args, cmd, messages, status, threads};
+use serde_json::Value;
 use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    status::hook_panics();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let common = cli.command.common();
-    if let Err(error) = larpo_cli::threads::set(common.threads) {
-        return fail(&error);
+    let common = cli.command().map(|command| command.common());
+    if let Some(common) = common {
+        messages::set_level(common.level());
     }
     let stop = Stop::default();
-    if cli.command.can_resume()
-        && let Err(error) = on_interrupt(stop.clone())
-    {
-        return fail(&error);
-    }
-    match cmd::run_until(&cli, &stop) {
-        Ok(value) => {
-            if common.json
-                && let Err(error) = writeln!(std::io::stdout(), "{value}")
-            {
-                return fail(&format!("cannot write to standard output: {error}"));
-            }
-            ExitCode::SUCCESS
+    let done = threads::set(common.and_then(|common| common.threads)).and_then(|()| {
+        if cli.command().is_some_and(|command| command.can_resume()) {
+            on_interrupt(stop.clone())?;
         }
-        Err(error @ larpo_cli::error::Error::Interrupted(_)) => {
-            fail(&error);
-            ExitCode::from(INTERRUPTED)
+        cmd::run_until(&cli, &stop)
+    });
+    let printed = done.and_then(|value| match value {
+        Value::String(text) => print(&text),
+        value if common.is_some_and(|common| common.json) => print(&format!("{value}\n")),
+        _ => Ok(()),
+    });
+    match printed {
+        Ok(()) => ExitCode::from(exit_code::OK),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(error.exit_code())
         }
-        Err(error) => fail(&error),
     }
 }
-
-/// Exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
-const INTERRUPTED: u8 = 130;
 
 /// Ctrl-C and the system's wish to terminate: the first one ends the run where it can be gone on with, a second one at once.
-fn on_interrupt(stop: Stop) -> Result<(), ctrlc::Error> {
-    ctrlc::set_handler(move || {
+fn on_interrupt(stop: Stop) -> Result<(), Error> {
+    let handler = move || {
         let mut stderr = std::io::stderr();
         if stop.request() {
-            let _ =
-                writeln!(stderr, "\nended at once; --resume_from_checkpoint latest goes on from the last checkpoint");
-            std::process::exit(INTERRUPTED.into());
+            let _ = writeln!(stderr, "\nended at once; {}", status::how_to_resume());
+            std::process::exit(exit_code::INTERRUPTED.into());
         }
         let _ = writeln!(stderr, "\nending at the next safe point, with a checkpoint; once more to end at once");
-    })
+    };
+    ctrlc::set_handler(handler).map_err(|error| Error::request(format!("cannot listen for Ctrl-C: {error}")))
 }
 
-/// Says why on stderr, if there is one.
-fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "error: {error}");
-    ExitCode::FAILURE
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Error::request(format!("cannot write to standard output: {error}")))
 }

@@ -1,7 +1,9 @@
-//! Progress on stderr: a bar with rate and remaining time on a terminal, plain lines elsewhere.
+//! Progress on stderr: a bar with rate and remaining time on a terminal, plain lines elsewhere, nothing where only warnings
+//! are shown.
 //!
 //! stdout is never touched. Lines printed through [`Progress::message`] appear above the bar.
 
+use crate::messages::{self, Level};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
@@ -37,9 +39,12 @@ impl Progress {
     /// Starts a loop of `total` items called `unit` (such as `steps`), under `label`.
     pub fn new(label: impl Into<String>, total: u64, unit: &'static str) -> Progress {
         let label = label.into();
-        match std::io::stderr().is_terminal() {
-            true => Progress { kind: Kind::Bar(bar(&label, total, unit)), label },
-            false => Progress::plain(label, total, unit, Box::new(std::io::stderr())),
+        // A dumb terminal cannot go back to the start of a line.
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        match (messages::shows(Level::Info), std::io::stderr().is_terminal() && !dumb) {
+            (false, _) => Progress::plain(label, total, unit, Box::new(std::io::sink())),
+            (true, true) => Progress { kind: Kind::Bar(bar(&label, total, unit)), label },
+            (true, false) => Progress::plain(label, total, unit, Box::new(std::io::stderr())),
         }
     }
 

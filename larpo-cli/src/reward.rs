@@ -69,8 +69,8 @@ impl RuleReranker {
     pub fn report(&mut self) {
         if self.looked > 0 && self.found == 0 && !self.warned {
             self.warned = true;
-            say!(
-                "warning: none of {} responses has a final answer in the form that --answer_pattern describes, so the \
+            warn!(
+                "none of {} responses has a final answer in the form that --answer_pattern describes, so the \
                  reward `answer` is 0 for all",
                 self.looked
             );

@@ -16,7 +16,8 @@ const VERSION: u32 = 1;
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-const FREE: [&str; 19] = [
+const FREE: [&str; 21] = [
+    "cache_dir",
     "color",
     "config",
     "dataset_name",
@@ -27,6 +28,7 @@ const FREE: [&str; 19] = [
     "json",
     "log_level",
     "model_name_or_path",
+    "no_cache",
     "output_dir",
     "overwrite_output_dir",
     "quiet",
@@ -138,7 +140,7 @@ impl RunRecord {
             version: VERSION,
             larpo: env!("CARGO_PKG_VERSION").into(),
             verb: verb.into(),
-            flags: settings.values.clone(),
+            flags: settings.values(),
             goal: None,
             inputs: known,
             result: None,
@@ -288,10 +290,17 @@ fn shown(value: Option<&Vec<String>>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{Origin, Setting};
 
     fn record(flags: &[(&str, &str)], inputs: &[(&str, &Path)]) -> RunRecord {
-        let flags = flags.iter().map(|(name, value)| (name.to_string(), value.split(',').map(String::from).collect()));
-        RunRecord::new("align", &Settings { values: flags.collect(), ..Settings::default() }, inputs).expect("inputs")
+        let setting = |&(key, value): &(&str, &str)| Setting {
+            key: key.into(),
+            values: value.split(',').map(String::from).collect(),
+            switch: false,
+            list: false,
+            origin: Origin::Flag,
+        };
+        RunRecord::new("align", &Settings(flags.iter().map(setting).collect()), inputs).expect("inputs")
     }
 
     #[test]

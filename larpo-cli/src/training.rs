@@ -7,6 +7,7 @@ use crate::metrics_log::{MetricsLog, Row};
 use crate::policy::Policy;
 use crate::progress::Progress;
 use crate::resume::Resume;
+use crate::status;
 use crate::stop::Stop;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
@@ -168,6 +169,7 @@ impl<'a, B: Backend> Loop<'a, B> {
                 drop(model);
                 let model = Policy::open(&backend, checkpoint)?.model;
                 counters = state.counters;
+                status::set_checkpoint(checkpoint);
                 say!(
                     "{}: goes on from {}, after {} of {} updates",
                     journal.label,
@@ -233,7 +235,8 @@ impl<'a, B: Backend> Loop<'a, B> {
             log.sync().map_err(Error::io(path, "write to disk"))?;
         }
         let cursor = (self.plan, self.data, self.counters);
-        checkpoint::save(folder, &self.trainer, (&self.tokenizer, &self.eos_ids), self.kind, cursor)?;
+        let tokens = (&*self.tokenizer, &self.eos_ids[..]);
+        status::set_checkpoint(&checkpoint::save(folder, &self.trainer, tokens, self.kind, cursor)?);
         // The new one is on disk; only then an old one may go.
         self.config.save_total_limit.map_or(Ok(()), |keep| checkpoint::rotate(&self.journal.checkpoints, keep))
     }
@@ -466,12 +469,11 @@ pub fn train_lists<B: Backend>(
     let policy = training.finish();
     let winners = metrics.reward_chosen / settings.beta;
     if winners < -NOTABLE_FALL {
-        say!(
-            "warning: the winners' log-probabilities fell by {:.2} nats a response below the reference's (rewards/chosen \
+        warn!(
+            "the winners' log-probabilities fell by {:.2} nats a response below the reference's (rewards/chosen \
              {:.4} over the last quarter of the updates); a lower --learning_rate or an NLL term (--sft_weight) holds \
              them up",
-            -winners,
-            metrics.reward_chosen
+            -winners, metrics.reward_chosen
         );
     }
     let outcome = ListOutcome { steps: plan.steps, loss, metrics };

@@ -38,7 +38,9 @@ impl Drop for Folder {
 fn parse(words: &[String]) -> Command {
     args::parse(words.iter().map(OsString::from).collect::<Vec<_>>())
         .unwrap_or_else(|e| panic!("{words:?}: {e}"))
-        .command
+        .command()
+        .expect("a verb")
+        .clone()
 }
 
 fn larpo(words: &[&str]) -> Result<Value, String> {

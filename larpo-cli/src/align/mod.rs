@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::policy::Policy;
 use crate::resume::{AlignPoint, ITERATION, MANIFEST};
 use crate::samples::{self, Request};
+use crate::status;
 use crate::stop::Stop;
 use crate::tensorboard::EventFile;
 use crate::training::{Journal, train_lists};
@@ -287,12 +288,10 @@ impl<B: Backend> Run<'_, B> {
         let metrics = folder.as_ref().map(|folder| folder.join("metrics.jsonl"));
         let policy = match lists.is_empty() {
             true => {
-                say!(
-                    "warning: {name}: no list contributes ({} with equal rewards, {} too short, {} duplicate candidates); \
+                warn!(
+                    "{name}: no list contributes ({} with equal rewards, {} too short, {} duplicate candidates); \
                      the policy stays as it is. Step-0 proofs of constants, log-probabilities and gradient skipped: there is no list",
-                    counts.equal,
-                    counts.too_short,
-                    counts.duplicates
+                    counts.equal, counts.too_short, counts.duplicates
                 );
                 if let Some(path) = &metrics {
                     // Every iteration leaves the same files.
@@ -320,6 +319,7 @@ impl<B: Backend> Run<'_, B> {
                 Ok::<(), Error>(checksums::seal(folder)?)
             })?;
             self.write_manifest(folder, prompts, &report)?;
+            status::set_checkpoint(folder);
         }
         if let (Some(place), ReportTo::Tensorboard) = (self.place, self.config.training.report_to) {
             let write = |mut events: EventFile| events.write(&report.scalars().into());

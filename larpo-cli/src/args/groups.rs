@@ -1,6 +1,7 @@
 //! Groups of flags that several verbs share.
 
 use super::values::*;
+use crate::messages::Level;
 use crate::resume::ResumeFrom;
 use clap::Args;
 use larpo_core::objective::{LipoLabels, LossType, Ties};
@@ -25,6 +26,22 @@ pub struct CommonArgs {
     /// End stdout with one line that holds a JSON object
     #[arg(long)]
     pub json: bool,
+    /// Take settings from this YAML file, `name: value` a line under the names of the flags; flags given here count more
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Show warnings and errors only: no progress, no tables; results are what --json prints
+    #[arg(long)]
+    pub quiet: bool,
+    /// How much to show on stderr: error, warn, info or debug
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Level::Info, hide_possible_values = true)]
+    pub log_level: Level,
+}
+
+impl CommonArgs {
+    /// What is shown on stderr.
+    pub fn level(&self) -> Level {
+        if self.quiet { self.log_level.min(Level::Warn) } else { self.log_level }
+    }
 }
 
 /// The model to start from, where a verb needs one that exists.

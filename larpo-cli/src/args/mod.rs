@@ -5,24 +5,35 @@
 //! stands for `--num_generations` wherever that exists. Nothing here opens a file or knows a model:
 //! [`parse`] only turns words into [`Cli`], or into an error that says what to write instead.
 
+mod config;
 mod groups;
-mod settings;
 mod sft;
 mod values;
 mod verbs;
+mod yaml;
 
 #[cfg(test)]
 mod tests;
 
+pub use config::{Origin, Setting, Settings, write as write_settings};
 pub use groups::*;
-pub use settings::Settings;
 pub use sft::*;
 pub use values::*;
 pub use verbs::*;
 
 use clap::error::ErrorKind;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// The end of `larpo --help`.
+const AFTER_HELP: &str = "\
+Flags may be written with hyphens instead of underscores. Start with: larpo demo
+
+Exit codes: 0 done, 1 the run failed or was refused, 2 the command line or configuration file cannot be read,
+101 a bug in larpo, 130 interrupted";
 
 /// The whole command line.
 #[derive(Debug, Clone, Parser)]
@@ -30,15 +41,49 @@ use std::ffi::OsString;
     name = "larpo",
     version,
     about = "Align a language model by sampling, ranking and training on ranked lists",
-    after_help = "Flags may be written with hyphens instead of underscores. Start with: larpo demo"
+    after_help = AFTER_HELP
 )]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
-    /// Its flags as texts.
+    pub task: Task,
+    /// The settings of the verb and where each comes from; none where there is no verb.
     #[arg(skip)]
     pub settings: Settings,
+}
+
+/// What to do: run a verb, or something about one.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Task {
+    /// Run a verb.
+    #[command(flatten)]
+    Run(Command),
+    /// Print the settings that a command line of a verb amounts to, as a file for --config
+    #[command(subcommand)]
+    Config(Command),
+    /// Print the completions of a shell, to be stored where it looks for them
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Print the manual page, or write those of all verbs to a folder
+    #[command(rename_all = "snake_case")]
+    Man {
+        /// Folder that larpo.1 and a page for each verb are written to
+        #[arg(long, value_name = "DIR")]
+        output_dir: Option<PathBuf>,
+    },
+}
+
+impl Cli {
+    /// The verb that the command line is about.
+    pub fn command(&self) -> Option<&Command> {
+        match &self.task {
+            Task::Run(command) | Task::Config(command) => Some(command),
+            Task::Completions { .. } | Task::Man { .. } => None,
+        }
+    }
 }
 
 /// One verb with its flags.
@@ -118,31 +163,67 @@ impl Command {
     }
 }
 
-/// Reads a command line, program name first.
+/// The declarations of all verbs and flags, from which help, manual pages and completions are made too.
+pub fn declarations() -> clap::Command {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    let version: &'static str = VERSION.get_or_init(|| {
+        let long = crate::version::long();
+        long.strip_prefix("larpo ").map(String::from).unwrap_or(long)
+    });
+    // A negative number where none may stand is then refused by the flag's own message.
+    let negative = |arg: Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
+    <Cli as CommandFactory>::command()
+        .long_version(version)
+        .mut_subcommands(|verb| verb.mut_args(negative).mut_subcommands(|verb| verb.mut_args(negative)))
+}
+
+/// Reads a command line, program name first, and the configuration file that it names.
 ///
 /// # Errors
 /// clap's own error (which also carries `--help` and `--version`), or one of the same kind for
-/// flags that contradict each other. `error.exit()` prints it and ends the process.
+/// flags that contradict each other and for a configuration file. `error.exit()` prints it and ends the process.
 pub fn parse<I, T>(argv: I) -> Result<Cli, clap::Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString>,
 {
-    let argv: Vec<OsString> = underscored(argv.into_iter().map(Into::into));
-    // A negative number where none may stand is then refused by the flag's own message.
-    let negative = |arg: Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
-    let mut command = Cli::command().mut_subcommands(|verb| verb.mut_args(negative));
-    let matches = command.try_get_matches_from_mut(argv)?;
+    let mut words: Vec<OsString> = underscored(argv.into_iter().map(Into::into));
+    let mut command = declarations();
+    // Names are complete only in a command that was built.
+    command.build();
+    // Words up to the verb: `larpo sft` or `larpo config sft`.
+    let word = |at: usize| words.get(at).and_then(|word| word.to_str()).unwrap_or_default();
+    let path: Vec<String> = match word(1) {
+        about @ "config" => vec![about.into(), word(2).into()],
+        verb => vec![verb.into()],
+    };
+    let given = match descend(&mut command, &path) {
+        Some(verb) => config::merge(&mut words, 1 + path.len(), verb)
+            .map_err(|problem| verb.error(ErrorKind::ValueValidation, problem))?,
+        None => config::Given::default(),
+    };
+    let matches = command.try_get_matches_from_mut(words);
+    let explained = |command: &mut clap::Command, error| match descend(command, &path) {
+        Some(verb) => given.explain(verb, error),
+        None => error,
+    };
+    let matches = matches.map_err(|error| explained(&mut command, error))?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
-    cli.settings = Settings::new(&command, &matches);
-    if let Err(message) = cli.command.validate() {
-        let verb = command.find_subcommand_mut(cli.command.name());
-        return Err(match verb {
-            Some(verb) => verb.error(ErrorKind::ArgumentConflict, message),
-            None => command.error(ErrorKind::ArgumentConflict, message),
-        });
+    if let Some(verb) = descend(&mut command, &path)
+        && let Some(verb_matches) = path.iter().try_fold(&matches, |matches, name| matches.subcommand_matches(name))
+    {
+        cli.settings = given.settings(verb, verb_matches);
+        if let Err(message) = cli.command().map_or(Ok(()), Command::validate) {
+            let error = verb.error(ErrorKind::ArgumentConflict, message);
+            return Err(given.explain(verb, error));
+        }
     }
     Ok(cli)
+}
+
+/// The subcommand at `path`.
+fn descend<'a>(command: &'a mut clap::Command, path: &[String]) -> Option<&'a mut clap::Command> {
+    path.iter().try_fold(command, |command, name| command.find_subcommand_mut(name))
 }
 
 /// Rewrites the hyphens inside long flag names to underscores, so that each flag is declared once.

@@ -11,8 +11,16 @@ fn words(line: &str) -> Vec<String> {
 
 fn ok(line: &str) -> Command {
     match parse(words(line)) {
-        Ok(cli) => cli.command,
+        Ok(cli) => run(cli),
         Err(e) => panic!("{line}: {e}"),
+    }
+}
+
+/// The verb that a command line runs.
+fn run(cli: Cli) -> Command {
+    match cli.task {
+        Task::Run(command) => command,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -47,14 +55,19 @@ fn sft_err(extra: &str) -> String {
     err(&format!("sft --dataset_name d.txt --output_dir o {extra}"))
 }
 
+/// The verbs that do work.
+fn verbs() -> clap::Command {
+    Command::augment_subcommands(clap::Command::new("larpo"))
+}
+
 #[test]
 fn declarations_are_consistent() {
-    Cli::command().debug_assert();
+    declarations().debug_assert();
 }
 
 #[test]
 fn every_long_flag_has_underscores_only() {
-    for verb in Cli::command().get_subcommands() {
+    for verb in verbs().get_subcommands() {
         for arg in verb.get_arguments() {
             let names = arg.get_long_and_visible_aliases().unwrap_or_default();
             assert!(names.iter().all(|n| !n.contains('-')), "{} {names:?}", verb.get_name());
@@ -63,9 +76,9 @@ fn every_long_flag_has_underscores_only() {
 }
 
 #[test]
-fn every_verb_has_seed_threads_and_json() {
-    for verb in Cli::command().get_subcommands() {
-        for name in ["seed", "threads", "json"] {
+fn every_verb_has_the_common_flags() {
+    for verb in verbs().get_subcommands() {
+        for name in ["seed", "threads", "json", "config", "quiet", "log_level"] {
             let found = verb.get_arguments().any(|a| a.get_long() == Some(name));
             assert!(found, "{} --{name}", verb.get_name());
         }
@@ -86,7 +99,7 @@ fn both_spellings_mean_the_same() {
 fn hyphens_in_values_survive() {
     let argv = ["larpo", "sft", "--output-dir=a-b", "--dataset-name", "c-d", "--preset", "t1m"];
     let cli = parse(argv).expect("parses");
-    let Command::Sft(a) = cli.command else { panic!("not sft") };
+    let Command::Sft(a) = run(cli) else { panic!("not sft") };
     assert_eq!(a.output_dir, Path::new("a-b"));
     assert_eq!(a.dataset_name, Path::new("c-d"));
     let after = underscored(["--a-b", "--", "--c-d", "-e-f", "g-h"].map(Into::into).into_iter());
@@ -185,7 +198,7 @@ fn an_escaped_comma_does_not_start_another_reward() {
 fn stop_strings_are_unescaped() {
     let argv =
         ["larpo", "sample", "--model_name_or_path", "m", "--prompt", "p", "--stop", r"\n\n", "--stop_strings", r"a\\b"];
-    let Command::Sample(s) = parse(argv).expect("parses").command else { panic!("not sample") };
+    let Command::Sample(s) = run(parse(argv).expect("parses")) else { panic!("not sample") };
     assert_eq!(s.sampling.stop, ["\n\n", r"a\b"]);
     assert!(values::unescaped(r"\q").is_err() && values::unescaped("a\\").is_err());
 }
@@ -316,4 +329,166 @@ fn demo_and_presets() {
     assert_eq!((t.hidden_size, t.intermediate_size, t.num_hidden_layers), (128, 384, 4));
     let s = Preset::S15m.sizes();
     assert_eq!((s.hidden_size, s.intermediate_size, s.vocab_size), (288, 768, 32000));
+}
+
+/// A file that is removed at the end of the test.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, text: impl AsRef<[u8]>) -> Self {
+        let path = std::env::temp_dir().join(format!("larpo-config-{}-{name}", std::process::id()));
+        std::fs::write(&path, text).expect("writes");
+        Self(path)
+    }
+
+    fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn a_file_gives_settings_and_flags_override_them() {
+    let file = File::new(
+        "overridden.yaml",
+        "model_name_or_path: m\ndataset-name: d\noutput_dir: o\nk: 4\nlearning_rate: 5e-4\ntemperature: [1.0, 0.8]\n\
+         stop_strings:\n  - '\\n\\n'\n  - \"\\n\"\njson: true\nsplit: all\n",
+    );
+    let with = |extra: &str| match ok(&format!("align --config {} {extra}", file.path())) {
+        Command::Align(a) => a,
+        other => panic!("{other:?}"),
+    };
+    let a = with("");
+    assert_eq!((a.output_dir.as_path(), a.generations.num_generations), (Path::new("o"), 4));
+    assert_eq!((a.train.learning_rate, &a.sampling.temperature[..]), (Some(5e-4), &[1.0, 0.8][..]));
+    assert_eq!(a.sampling.stop, ["\n\n", "\n"]);
+    assert!(a.common.json);
+    let a = with("--num-generations 6 --learning_rate=1e-3 --temperature 0.5 --json=false --stop x");
+    assert_eq!((a.generations.num_generations, a.train.learning_rate), (6, Some(1e-3)));
+    assert_eq!((&a.sampling.temperature[..], &a.sampling.stop[..]), (&[0.5][..], &["x".to_string()][..]));
+    assert!(!a.common.json);
+    let e = err(&format!("align --config {} --k 1", file.path()));
+    assert!(e.contains("nothing to rank") && e.contains("with the settings of"), "{e}");
+    let rank = File::new("rank.yaml", "dataset_name: a.jsonl\nlabel_key: c\n");
+    let Command::Rank(r) = ok(&format!("rank b.jsonl --config {}", rank.path())) else { panic!("not rank") };
+    assert_eq!((r.path().map(PathBuf::as_path), r.label_key.as_deref()), (Some(Path::new("b.jsonl")), Some("c")));
+}
+
+#[test]
+fn what_a_file_gets_wrong_is_named_by_line_and_key() {
+    let refused = |text: &str| {
+        let file = File::new("refused.yaml", text);
+        err(&format!("align --config {}", file.path()))
+    };
+    for (text, parts) in [
+        ("\nlearning_rat: 1\n", &["yaml:2: learning_rat", "did you mean `learning_rate`?"][..]),
+        ("qqq: 1", &["yaml:1: qqq", "larpo align --help"]),
+        ("learning_rate: fast", &["yaml:1: learning_rate", "`fast`", "expected a finite number"]),
+        ("split: half", &["yaml:1: split", "`half`", "all, train, validation"]),
+        ("json: 'true'", &["json", "`true` where true or false"]),
+        ("json: [true]", &["json", "true or false"]),
+        ("learning_rate: [1, 2]", &["learning_rate", "a list of 2"]),
+        ("learning_rate:", &["learning_rate", "leave the line out"]),
+        ("temperature: []", &["temperature", "leave the line out"]),
+        ("temperature: [1, 0]", &["temperature", "`0`", "at least 0.001"]),
+        ("k: 2\nnum_generations: 3", &["yaml:2: num_generations", "line 1"]),
+        ("config: x", &["yaml:1: config", "another"]),
+        ("a: {b: 1}", &["yaml:1: a", "nested"]),
+        ("help: true", &["help", "no such setting"]),
+    ] {
+        let e = refused(text);
+        assert!(parts.iter().all(|part| e.contains(part)), "{text:?}: {e}");
+    }
+    assert!(err("align --config /no/such.yaml").contains("/no/such.yaml"));
+    let binary = File::new("binary.yaml", [0xff, 0xfe, 0x00]);
+    assert!(err(&format!("align --config {}", binary.path())).contains("UTF-8"));
+    let large = File::new("large.yaml", vec![b'#'; yaml::MAX_BYTES as usize + 1]);
+    assert!(err(&format!("align --config {}", large.path())).contains("1024 KiB"));
+    // A bad value is refused even where a flag overrides it.
+    let file = File::new("overridden-bad.yaml", "k: none\n");
+    assert!(err(&format!("align --config {} --k 3", file.path())).contains("yaml:1: k"));
+}
+
+#[test]
+fn settings_of_every_verb_are_read_back() {
+    let lines = [
+        "demo --quick --output_dir a'b",
+        "sft --dataset_name d --output_dir o --preset t1m --max_steps 7 --validation_fraction 0.1",
+        "sft --dataset_name d --output_dir -- --hidden_size 8 --num_hidden_layers 1 --num_attention_heads 1 --tokenizer bpe:512",
+        r"sample --model_name_or_path m --prompt # --prompt ~ --prompt a:b --stop \n --seed 3",
+        r"rank s.jsonl --reward_funcs regex:pattern=a\,b,length --reward_weights 1,-0.5 --list_keys a,b",
+        "train --model_name_or_path m --dataset_name d --output_dir o --overwrite_output_dir --threads 2",
+        "align --model_name_or_path m --dataset_name d --output_dir o --temperature 1.0,0.7 --quiet --memory none",
+        "eval --model_name_or_path m --dataset_name d --recall_at 1,4 --k 8 --log_level debug",
+        "bench step --preset m135m --profile",
+    ];
+    let mut seen = std::collections::BTreeSet::new();
+    for line in lines {
+        let line = line.replace("--output_dir -- ", "--output_dir=-- ");
+        let cli = parse(words(&format!("config {line}"))).unwrap_or_else(|e| panic!("{line}: {e}"));
+        let Task::Config(command) = &cli.task else { panic!("{line}") };
+        let text = write_settings(command.name(), &cli.settings);
+        let file = File::new("again.yaml", &text);
+        // Positional words are no settings.
+        let what = if let Command::Bench(_) = command { "step" } else { "" };
+        let again = parse(words(&format!("{} {what} --config {}", command.name(), file.path())));
+        let again = again.unwrap_or_else(|e| panic!("{text}\n{e}"));
+        // What the run sees is the same but for the name of the file, and for the positional path of `rank`.
+        let shown = |command: &Command| {
+            let text = format!("{command:?}").replace(&format!("config: Some({:?})", file.path()), "config: None");
+            text.replace(
+                r#"input: Some("s.jsonl"), dataset_name: None"#,
+                r#"input: None, dataset_name: Some("s.jsonl")"#,
+            )
+        };
+        assert_eq!(shown(command), shown(again.command().expect("a verb")), "{text}");
+        let values = |cli: &Cli| cli.settings.0.iter().map(|s| (s.key.clone(), s.values.clone())).collect::<Vec<_>>();
+        assert_eq!(values(&cli), values(&again), "{text}");
+        let from_file = |s: &&Setting| matches!(s.origin, Origin::File(..));
+        assert!(again.settings.0.iter().filter(from_file).count() > 2, "{text}");
+        seen.insert(command.name());
+    }
+    let all: std::collections::BTreeSet<String> = verbs().get_subcommands().map(|v| v.get_name().to_string()).collect();
+    assert_eq!(seen.into_iter().map(String::from).collect::<std::collections::BTreeSet<_>>(), all);
+}
+
+#[test]
+fn settings_say_where_they_come_from() {
+    let file = File::new("origin.yaml", "# mine\nlearning_rate: 1e-3\nbeta: 0.2\n");
+    let line = format!(
+        "config train --model_name_or_path m --dataset_name d --output_dir o --beta 0.3 --config {}",
+        file.path()
+    );
+    let cli = parse(words(&line)).expect("parses");
+    let text = write_settings("train", &cli.settings);
+    for (start, end) in [
+        ("learning_rate: 1e-3 ", &format!("# {}:2", file.path())[..]),
+        ("beta: 0.3 ", "# flag"),
+        ("ties: skip ", "# default"),
+        ("# save_steps: ", "# not set; default: none"),
+        ("# threads: ", "# not set; default: all cores"),
+    ] {
+        let found = text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {text}"));
+        assert!(found.ends_with(end), "{found}");
+    }
+    assert!(!text.contains("\nconfig:"));
+}
+
+#[test]
+fn the_help_ends_with_the_exit_codes() {
+    use crate::error::exit_code::*;
+    let help = parse(["larpo", "--help"]).expect_err("help").to_string();
+    let end = help.split("Exit codes:").nth(1).expect("exit codes");
+    for code in [OK, FAILURE, USAGE, BUG, INTERRUPTED] {
+        assert!(end.contains(&code.to_string()), "{code}: {end}");
+    }
+    assert_eq!(parse(["larpo", "sft"]).expect_err("flags are missing").exit_code(), i32::from(USAGE));
+    let version = parse(["larpo", "--version"]).expect_err("version").to_string();
+    assert!(version.starts_with(&format!("larpo {}", env!("CARGO_PKG_VERSION"))), "{version}");
+    assert!(version.contains(larpo_core::cpu::simd::instruction_set()) && version.contains("gemm, rayon"), "{version}");
 }

@@ -41,7 +41,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     };
     let mut folder = RunFolder::open(&request)?;
     let point = folder.from(&request).map(|from| align_point(&args.output_dir, from)).transpose()?.unwrap_or_default();
-    let given = settings.given.contains("iterations");
+    let given = settings.is_given("iterations");
     let goal = Goal::new(args.iterate.iterations, given, folder.earlier(), point.done as usize)?;
     let same = folder.earlier().is_some_and(|earlier| earlier.goal == Some(goal))
         && folder.unchanged("until_kl")

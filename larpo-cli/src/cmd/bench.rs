@@ -14,7 +14,7 @@
 
 mod floor;
 mod lists;
-mod machine;
+pub mod machine;
 mod model;
 mod profile;
 #[cfg(test)]

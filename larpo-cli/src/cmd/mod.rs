@@ -1,7 +1,11 @@
 //! The verbs. Each takes its flags and returns the object that `--json` prints; everything else goes to stderr.
+//!
+//! What is made from the declarations of the flags (settings, completions, manual pages) returns a text, which is printed
+//! as it is.
 
 pub mod align;
 pub mod bench;
+mod declared;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
@@ -11,17 +15,18 @@ pub mod sample;
 pub mod sft;
 pub mod train;
 
-use crate::args::{Cli, Command, DataArgs, SplitArgs};
+use crate::args::{Cli, Command, DataArgs, Settings, SplitArgs, Task, write_settings};
 use crate::dataset::{Limits, Part, PromptRow, Source};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
 use crate::stop::Stop;
+use bench::machine;
 use larpo_core::backend::Backend;
-use larpo_core::cpu::Cpu;
+use larpo_core::cpu::{Cpu, par};
 use serde_json::Value;
 use std::path::Path;
 
-/// Runs the verb of a command line.
+/// Does what a command line asks for: a JSON object, or a text that is to be printed as it is.
 ///
 /// # Errors
 /// What the verb reports.
@@ -34,8 +39,26 @@ pub fn run(cli: &Cli) -> Result<Value> {
 /// # Errors
 /// What the verb reports; [`Error::Interrupted`] after an early end.
 pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
-    let (backend, settings) = (Cpu::new(), &cli.settings);
-    match &cli.command {
+    match &cli.task {
+        Task::Run(command) => {
+            let start = std::time::Instant::now();
+            debug!("{}; {} threads", crate::version::long().replace('\n', "; "), par::threads());
+            cli.settings.0.iter().for_each(|setting| debug!("{setting}"));
+            let result = run_verb(command, &cli.settings, stop);
+            let peak =
+                machine::peak_rss_mib().map_or_else(String::new, |mib| format!(", at most {mib:.0} MiB of memory"));
+            debug!("{:.1} s{peak}", start.elapsed().as_secs_f64());
+            result
+        }
+        Task::Config(command) => Ok(Value::String(write_settings(command.name(), &cli.settings))),
+        Task::Completions { shell } => Ok(Value::String(declared::completions(*shell))),
+        Task::Man { output_dir } => declared::man(output_dir.as_deref()),
+    }
+}
+
+fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value> {
+    let backend = Cpu::new();
+    match command {
         Command::Demo(args) => demo::run(args, &backend),
         Command::Sft(args) => sft::run(args, settings, stop, &backend),
         Command::Sample(args) => sample::run(args, &backend),

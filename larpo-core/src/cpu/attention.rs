@@ -75,6 +75,11 @@ impl List {
     }
 }
 
+/// Floats of scratch that a thread needs for [`attention_grad`]; [`attention`] needs half.
+pub fn scratch_len(segments: &[u32]) -> usize {
+    lists(segments).iter().map(|list| 2 * BLOCK * list.max_keys()).max().unwrap_or(0)
+}
+
 /// Splits `x (n, heads, d)` into the rows of each list, and those into heads.
 fn split_mut<'a>(x: &'a mut [f32], lists: &[List], heads: usize, d: usize) -> Vec<Vec<ArrayViewMut2<'a, f32>>> {
     let rows = x.len() / (heads * d);

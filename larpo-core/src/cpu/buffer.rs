@@ -6,11 +6,33 @@ use std::sync::{Arc, Mutex};
 /// One cache line of floats.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+pub(super) struct Line([f32; 16]);
 
-#[derive(Default)]
-pub(super) struct Pool {
-    free: Mutex<HashMap<usize, Vec<Vec<Line>>>>,
+/// Bytes of a line.
+pub(super) const LINE: usize = size_of::<Line>();
+
+/// Memory that a pool hands out.
+pub(super) trait Block {
+    /// Its size in cache lines.
+    fn lines(&self) -> usize;
+}
+
+impl Block for Vec<Line> {
+    fn lines(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Blocks of memory to be used again, by size. Which block comes next, and when a new one is made, is decided here, for
+/// the arrays themselves and for the dry run that only counts them.
+pub(super) struct Pool<M = Vec<Line>> {
+    free: Mutex<HashMap<usize, Vec<M>>>,
+}
+
+impl<M> Default for Pool<M> {
+    fn default() -> Self {
+        Self { free: Mutex::default() }
+    }
 }
 
 /// A flat array of `f32`, aligned to a cache line.
@@ -26,21 +48,32 @@ fn size_class(lines: usize) -> usize {
     lines.div_ceil(step) * step
 }
 
-impl Pool {
-    pub(super) fn take(self: &Arc<Self>, len: usize) -> Buffer {
+impl<M: Block> Pool<M> {
+    /// A block for `len` floats, a free one or one that `make` gives for a number of lines.
+    pub(super) fn block(&self, len: usize, make: impl FnOnce(usize) -> M) -> M {
         let class = size_class(len.div_ceil(16));
         let reused = self.lock().get_mut(&class).and_then(Vec::pop);
-        let lines = reused.unwrap_or_else(|| bytemuck::zeroed_vec(class));
-        Buffer { lines, len, pool: self.clone() }
+        reused.unwrap_or_else(|| make(class))
+    }
+
+    /// Takes a block back.
+    pub(super) fn give(&self, block: M) {
+        self.lock().entry(block.lines()).or_default().push(block);
     }
 
     pub(super) fn trim(&self) {
         self.lock().clear();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Vec<Vec<Line>>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Vec<M>>> {
         // The map is never left half-changed, so a panic elsewhere does not spoil it.
         self.free.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Pool {
+    pub(super) fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        Buffer { lines: self.block(len, bytemuck::zeroed_vec), len, pool: self.clone() }
     }
 }
 
@@ -68,8 +101,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let lines = std::mem::take(&mut self.lines);
-        self.pool.lock().entry(lines.len()).or_default().push(lines);
+        self.pool.give(std::mem::take(&mut self.lines));
     }
 }
 

@@ -105,6 +105,15 @@ fn product(alpha: f32, a: ArrayView2<f32>, b: ArrayView2<f32>, mut c: ArrayViewM
     par::each(tasks, |(a, mut c)| ndarray::linalg::general_mat_mul(alpha, &a, &b, beta, &mut c));
 }
 
+/// Length of a panel of an operand that the product library packs: the least that gemm 0.19 chooses on any cache, and what
+/// it chooses for the caches of present processors.
+const PANEL: usize = 512;
+
+/// Bytes of memory that the product library takes while it computes `(m, k) · (k, n)`: a panel of one operand.
+pub fn packing_bytes(m: usize, k: usize, n: usize) -> usize {
+    size_of::<f32>() * k.min(PANEL) * m.max(n)
+}
+
 /// `y (n, out) = x (n, in) · w (out, in)ᵀ`, on contiguous slices.
 pub fn linear(x: &[f32], w: &[f32], out: usize, y: &mut [f32], store: Store) {
     let k = w.len() / out;

@@ -7,6 +7,7 @@ mod adamw;
 mod attention;
 mod buffer;
 mod decode;
+mod dry_run;
 mod embed;
 mod glu;
 pub mod matmul;
@@ -21,12 +22,23 @@ pub mod skinny;
 mod token_logp;
 
 pub use buffer::Buffer;
+pub use dry_run::{DryBuffer, DryRun, Memory};
 
 use crate::backend::{AdamWSpec, AttentionSpec, Backend, Draw, SamplingSpec, Store, Weight};
 use crate::lists::{PreparedLists, RankedLists};
 use buffer::Pool;
 use matmul::{Threads, matmul, view, view_mut};
 use std::sync::Arc;
+
+/// Features that the fast CPU backend was built with: `gemm`, `rayon`.
+pub fn features() -> &'static [&'static str] {
+    match (cfg!(feature = "gemm"), cfg!(feature = "rayon")) {
+        (true, true) => &["gemm", "rayon"],
+        (true, false) => &["gemm"],
+        (false, true) => &["rayon"],
+        (false, false) => &[],
+    }
+}
 
 /// The fast CPU backend. Clones share one pool of buffers.
 #[derive(Clone, Default)]

@@ -15,6 +15,19 @@ pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(f)
 }
 
+/// What [`dispatch`] compiles for on this machine: `AVX-512`, `AVX2`, `NEON` or `baseline`.
+pub fn instruction_set() -> &'static str {
+    match Arch::new() {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Arch::V4(_) => "AVX-512",
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Arch::V3(_) => "AVX2",
+        #[cfg(target_arch = "aarch64")]
+        Arch::Neon(_) => "NEON",
+        _ => "baseline",
+    }
+}
+
 /// `e^x` within 2 ulp for normal results; below −87.3 the smallest normal number, above 88.37 about 2.4e38.
 ///
 /// Cody–Waite reduction by ln 2 in two parts and a degree-6 minimax polynomial (coefficients of Cephes' `expf`).

@@ -64,6 +64,16 @@ impl<B: Backend> Transformer<B> {
         Ok(model)
     }
 
+    /// A model with memory for its weights, but unspecified numbers in it.
+    ///
+    /// # Errors
+    /// A shape that does not fit together.
+    pub fn unspecified(backend: &B, config: ModelConfig) -> Result<Self, Error> {
+        let mut model = Self::unset(backend, config)?;
+        model.parameters.alloc(backend);
+        Ok(model)
+    }
+
     fn unset(backend: &B, config: ModelConfig) -> Result<Self, Error> {
         config.validate()?;
         let (parameters, index) = Parameters::build(backend, &config);
@@ -76,7 +86,7 @@ impl<B: Backend> Transformer<B> {
     /// # Errors
     /// None in practice; the shape was valid before.
     pub fn duplicate(&self) -> Result<Self, Error> {
-        let mut copy = Self::unset(&self.backend, self.config.clone())?;
+        let mut copy = Self::unspecified(&self.backend, self.config.clone())?;
         for index in 0..self.parameters.len() {
             let to = copy.parameters.value_mut(index);
             self.backend.copy(self.parameters.value(index), to, Store::Set);

@@ -93,14 +93,15 @@ impl<B: Backend> Builder<B> {
         decay: bool,
         tensors: Vec<CheckpointTensor>,
     ) -> usize {
-        let value = Arc::new(self.backend.alloc(rows * cols));
+        // Whoever fills the table brings the memory: an array made here would only be dropped again.
+        let value = Arc::new(self.backend.alloc(0));
         self.entries.push(Parameter { name, rows, cols, decay, tensors, value });
         self.entries.len() - 1
     }
 }
 
 impl<B: Backend> Parameters<B> {
-    /// The table for `config`, with unspecified numbers.
+    /// The table for `config`, without numbers.
     pub(super) fn build(backend: &B, config: &ModelConfig) -> (Self, ParameterIndex) {
         let mut table = Builder { backend: backend.clone(), entries: Vec::new() };
         let (c, spec) = (config.hidden_size, config.attention());
@@ -166,6 +167,13 @@ impl<B: Backend> Parameters<B> {
     pub fn value_mut(&mut self, index: usize) -> &mut B::Buffer {
         let entry = &mut self.entries[index];
         Arc::get_mut(&mut entry.value).unwrap_or_else(|| panic!("parameter {} is still on a tape", entry.name))
+    }
+
+    /// Gives every parameter memory with unspecified numbers.
+    pub(super) fn alloc(&mut self, backend: &B) {
+        for entry in &mut self.entries {
+            entry.value = Arc::new(backend.alloc(entry.rows * entry.cols));
+        }
     }
 
     /// Draws initial weights: matrices from N(0, `std`²), norms one.

@@ -1,7 +1,7 @@
 use super::floor::{Machine, Phase, of_phases, of_step, sampling, step_flops};
 use super::machine::{Kind, kibibytes, median, scaled_sum, shapes, timed};
 use super::*;
-use crate::args::{Command, parse};
+use crate::args::{Command, Task, parse};
 use larpo_core::profile::{Cost, Profile, Shape};
 
 /// Small enough for a test, large enough that nothing is empty.
@@ -9,9 +9,9 @@ const SMALL: ProbeSizes = ProbeSizes { product: 64, memory: 1 << 16, floor_memor
 
 fn args(words: &str) -> BenchArgs {
     let words = format!("larpo bench {words}");
-    match parse(words.split_whitespace()).expect("a valid command line").command {
-        Command::Bench(args) => args,
-        other => panic!("bench became {}", other.name()),
+    match parse(words.split_whitespace()).expect("a valid command line").task {
+        Task::Run(Command::Bench(args)) => args,
+        other => panic!("bench became {other:?}"),
     }
 }
 

@@ -1,0 +1,149 @@
+//! The binary as a shell sees it: exit codes, what goes to which stream, settings, and what a bug says.
+
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A folder that is removed at the end of the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("larpo-manners-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("writes");
+        path.display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn larpo(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_larpo")).args(words).env_remove("RUST_BACKTRACE").output().expect("larpo starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// Four responses of which none has a final answer: 100 rows are enough for a warning.
+fn answers(folder: &Folder) -> String {
+    let row = json!({ "prompt": "p", "reference": "#### 1", "responses": ["a", "b", "c", "d"] });
+    folder.write("rows.jsonl", &format!("{row}\n").repeat(100))
+}
+
+#[test]
+fn exit_codes_are_those_of_the_help() {
+    let code = |words: &[&str]| larpo(words).status.code();
+    assert_eq!(code(&["--version"]), Some(0));
+    assert_eq!(code(&["rank", "/no/such/file.jsonl"]), Some(1));
+    assert_eq!(code(&["rank"]), Some(2));
+    assert_eq!(code(&["rank", "x", "--config", "/no/such/file.yaml"]), Some(2));
+    let folder = Folder::new("codes");
+    let rows = answers(&folder);
+    assert_eq!(code(&["rank", &rows]), Some(0));
+    let config = folder.write("c.yaml", "reward_fncs: length\n");
+    let refused = larpo(&["rank", &rows, "--config", &config]);
+    assert_eq!(refused.status.code(), Some(2));
+    let message = text(&refused.stderr);
+    assert!(message.contains("c.yaml:1: reward_fncs") && message.contains("did you mean `reward_funcs`?"), "{message}");
+}
+
+#[test]
+fn stdout_holds_results_and_nothing_else() {
+    let folder = Folder::new("streams");
+    let rows = answers(&folder);
+    for extra in [&[][..], &["--quiet"], &["--log_level", "error"], &["--log_level", "debug"]] {
+        let run = |json: &[&str]| larpo(&[&["rank", &rows], extra, json].concat());
+        let (with, without) = (run(&["--json"]), run(&[]));
+        assert_eq!(text(&without.stdout), "", "{extra:?}");
+        let value: Value = serde_json::from_str(&text(&with.stdout)).expect("one JSON object");
+        assert_eq!(value["rows"], json!(100));
+        let told = text(&with.stderr);
+        // Warnings survive --quiet, progress and notes do not.
+        let level = extra.last().copied().unwrap_or("info");
+        assert_eq!(told.contains("warning: none of"), level != "error", "{extra:?}: {told}");
+        assert_eq!(told.contains("mean reward"), matches!(level, "info" | "debug"), "{extra:?}: {told}");
+        assert_eq!(told.contains("debug: larpo"), level == "debug", "{extra:?}: {told}");
+        assert!(level != "error" || told.is_empty(), "{told}");
+    }
+}
+
+#[test]
+fn nothing_is_coloured_where_nobody_looks() {
+    for words in [&["--help"][..], &["rank"], &["align", "--help"]] {
+        let output = larpo(words);
+        assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b), "{words:?}");
+    }
+}
+
+#[test]
+fn printed_settings_are_taken_up_again() {
+    let folder = Folder::new("settings");
+    let rows = answers(&folder);
+    let settings = larpo(&["config", "rank", &rows, "--reward_funcs", "length:target=2", "--json"]);
+    assert_eq!((settings.status.code(), text(&settings.stderr)), (Some(0), String::new()));
+    let config = folder.write("rank.yaml", &text(&settings.stdout));
+    let (typed, read) =
+        (larpo(&["rank", &rows, "--reward_funcs", "length:target=2", "--json"]), larpo(&["rank", "--config", &config]));
+    assert_eq!(text(&typed.stdout), text(&read.stdout));
+    assert!(text(&read.stdout).contains("\"mean_reward\":-1"));
+}
+
+#[test]
+fn completions_and_manual_pages_know_the_flags() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = text(&larpo(&["completions", shell]).stdout);
+        assert!(script.contains("per_device_train_batch_size") && script.contains("align"), "{shell}");
+    }
+    let page = text(&larpo(&["man"]).stdout);
+    assert!(page.starts_with(".ie") && page.contains("larpo\\-align(1)"), "{page}");
+    let folder = Folder::new("man");
+    let written = larpo(&["man", "--output_dir", &folder.0.display().to_string()]);
+    assert!(written.status.success() && written.stdout.is_empty());
+    let page = std::fs::read_to_string(folder.0.join("larpo-align.1")).expect("a page");
+    assert!(page.contains("\\-\\-num_generations") && page.contains("larpo align"), "{page}");
+}
+
+/// Runs as a process of its own, started by the next test.
+#[test]
+fn child_that_panics() {
+    if std::env::var_os("LARPO_CHILD_PANICS").is_some() {
+        larpo_cli::status::hook_panics();
+        larpo_cli::status::set_checkpoint(Path::new("run/checkpoint-40"));
+        panic!("the impossible happened");
+    }
+}
+
+#[test]
+fn a_bug_says_so_and_how_to_go_on() {
+    let this = std::env::current_exe().expect("this test");
+    let child = Command::new(this)
+        .args(["child_that_panics", "--exact", "--nocapture"])
+        .env("LARPO_CHILD_PANICS", "1")
+        .env_remove("RUST_BACKTRACE")
+        .output()
+        .expect("starts");
+    assert_eq!(child.status.code(), Some(i32::from(larpo_cli::error::exit_code::BUG)));
+    let told = text(&child.stderr);
+    for part in [
+        "tests/manners.rs:",
+        "the impossible happened",
+        "an error in larpo",
+        concat!("larpo ", env!("CARGO_PKG_VERSION")),
+        "run/checkpoint-40",
+        "--resume_from_checkpoint latest",
+    ] {
+        assert!(told.contains(part), "{part} is missing from {told}");
+    }
+}
