@@ -3,8 +3,11 @@
 use larpo_cli::args;
 use larpo_cli::cmd;
 use larpo_cli::stop::Stop;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 fn main() -> ExitCode {
     let cli = match args::parse(std::env::args_os()) {
@@ -17,7 +20,7 @@ fn main() -> ExitCode {
     }
     let stop = Stop::default();
     if cli.command.can_resume()
-        && let Err(error) = on_interrupt(stop.clone())
+        && let Err(error) = on_interrupt(&stop)
     {
         return fail(&error);
     }
@@ -40,18 +43,26 @@ fn main() -> ExitCode {
 
 /// Exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
 const INTERRUPTED: u8 = 130;
+/// Time between two looks at whether Ctrl-C was answered.
+const ANSWER: Duration = Duration::from_millis(50);
 
-/// Ctrl-C and the system's wish to terminate: the first one ends the run where it can be gone on with, a second one at once.
-fn on_interrupt(stop: Stop) -> Result<(), ctrlc::Error> {
-    ctrlc::set_handler(move || {
-        let mut stderr = std::io::stderr();
-        if stop.request() {
-            let _ =
-                writeln!(stderr, "\nended at once; --resume_from_checkpoint latest goes on from the last checkpoint");
-            std::process::exit(INTERRUPTED.into());
+/// Ctrl-C and SIGTERM: the first one ends the run where it can be gone on with, a second one at once.
+fn on_interrupt(stop: &Stop) -> std::io::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal raises the flag after this has looked at it.
+        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.flag())?;
+        flag::register(signal, stop.flag())?;
+    }
+    // A signal handler may not print.
+    let stop = stop.clone();
+    std::thread::spawn(move || {
+        while !stop.requested() {
+            std::thread::sleep(ANSWER);
         }
-        let _ = writeln!(stderr, "\nending at the next safe point, with a checkpoint; once more to end at once");
-    })
+        let _ =
+            writeln!(std::io::stderr(), "\nending at the next safe point, with a checkpoint; once more to end at once");
+    });
+    Ok(())
 }
 
 /// Says why on stderr, if there is one.

@@ -46,7 +46,9 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     let same = folder.earlier().is_some_and(|earlier| earlier.goal == Some(goal))
         && folder.unchanged("until_kl")
         && folder.unchanged("early_stopping_patience");
-    if let Some(summary) = folder.finished(&request).filter(|_| same) {
+    // A damaged iteration is made again, in a finished run too.
+    let whole = |summary: &Value| summary["iterations"].as_array().is_some_and(|all| all.len() == point.done as usize);
+    if let Some(summary) = folder.finished(&request).filter(|summary| same && whole(summary)) {
         return already_finished(&args.output_dir, summary);
     }
     folder.set_goal(goal);
