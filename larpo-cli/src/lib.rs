@@ -19,6 +19,7 @@ pub mod metrics_log;
 pub mod output;
 pub mod policy;
 pub mod progress;
+pub(crate) mod resumable;
 pub mod resume;
 pub mod reward;
 pub mod run_folder;

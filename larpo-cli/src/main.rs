@@ -4,8 +4,14 @@ use larpo_cli::error::{Error, exit_code};
 use larpo_cli::stop::Stop;
 use larpo_cli::{args, cmd, messages, status, threads};
 use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// Time between two looks at whether Ctrl-C was answered.
+const ANSWER: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     status::hook_panics();
@@ -20,7 +26,8 @@ fn main() -> ExitCode {
     let stop = Stop::default();
     let done = threads::set(common.and_then(|common| common.threads)).and_then(|()| {
         if cli.command().is_some_and(|command| command.can_resume()) {
-            on_interrupt(stop.clone())?;
+            on_interrupt(&stop)
+                .map_err(|error| Error::request(format!("cannot listen for Ctrl-C and SIGTERM: {error}")))?;
         }
         cmd::run_until(&cli, &stop)
     });
@@ -38,17 +45,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ctrl-C and the system's wish to terminate: the first one ends the run where it can be gone on with, a second one at once.
-fn on_interrupt(stop: Stop) -> Result<(), Error> {
-    let handler = move || {
-        let mut stderr = std::io::stderr();
-        if stop.request() {
-            let _ = writeln!(stderr, "\nended at once; {}", status::how_to_resume());
-            std::process::exit(exit_code::INTERRUPTED.into());
+/// Ctrl-C and SIGTERM: the first one ends the run where it can be gone on with, a second one at once.
+fn on_interrupt(stop: &Stop) -> std::io::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal raises the flag after this has looked at it.
+        flag::register_conditional_shutdown(signal, exit_code::INTERRUPTED.into(), stop.flag())?;
+        flag::register(signal, stop.flag())?;
+    }
+    // A signal handler may not print.
+    let stop = stop.clone();
+    std::thread::spawn(move || {
+        while !stop.requested() {
+            std::thread::sleep(ANSWER);
         }
-        let _ = writeln!(stderr, "\nending at the next safe point, with a checkpoint; once more to end at once");
-    };
-    ctrlc::set_handler(handler).map_err(|error| Error::request(format!("cannot listen for Ctrl-C: {error}")))
+        let _ =
+            writeln!(std::io::stderr(), "\nending at the next safe point, with a checkpoint; once more to end at once");
+    });
+    Ok(())
 }
 
 fn print(text: &str) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use larpo_data::checksums::Checksum;
 use larpo_data::files;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +50,9 @@ pub struct RunRecord {
     pub verb: String,
     /// Every flag, defaults included.
     pub flags: BTreeMap<String, Vec<String>>,
+    /// Flags that were given; not recorded.
+    #[serde(skip)]
+    given: BTreeSet<String>,
     /// What the run reads, by flag.
     pub inputs: BTreeMap<String, Input>,
     /// How far a run of `align` is to go.
@@ -141,6 +144,7 @@ impl RunRecord {
             larpo: env!("CARGO_PKG_VERSION").into(),
             verb: verb.into(),
             flags: settings.values(),
+            given: settings.given(),
             goal: None,
             inputs: known,
             result: None,
@@ -201,6 +205,10 @@ impl RunRecord {
         let names = self.flags.keys().chain(now.flags.keys().filter(|name| !self.flags.contains_key(*name)));
         for name in names.filter(|name| !FREE.contains(&name.as_str())) {
             let (old, new) = (self.flags.get(name), now.flags.get(name));
+            if old.is_none() && !now.given.contains(name) {
+                // The default of a flag that the version of larpo that began the run did not have.
+                continue;
+            }
             // A tokenizer's folder is an input and compared by its contents.
             let is_input = name == "tokenizer" && [self, now].iter().all(|record| record.inputs.contains_key(name));
             if !is_input && !same(old, new) {
@@ -319,6 +327,8 @@ mod tests {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert!(!error.contains("threads") && !error.contains("iterations"), "{error}");
+        let newer = RunRecord { given: BTreeSet::new(), ..record(&[("new_flag", "7")], &[]) };
+        record(&[], &[]).check(&newer, folder).expect("the default of a flag that is new");
         let verb = RunRecord { verb: "sft".into(), ..old.clone() };
         assert!(old.check(&verb, folder).expect_err("another verb").to_string().contains("larpo align"));
     }
@@ -365,7 +375,8 @@ mod tests {
         let now = || record(&[], &[("dataset_name", &data), ("model_name_or_path", &model)]);
         let old = now();
         old.write(&folder).expect("writes");
-        assert_eq!(RunRecord::read(&folder).expect("reads"), Some(old.clone()));
+        let read = RunRecord::read(&folder).expect("reads").expect("is there");
+        assert_eq!((&read.flags, &read.inputs), (&old.flags, &old.inputs));
         write("model/notes.txt", "no part of the model");
         old.check(&now(), &folder).expect("the same");
         let refused = |part: &str| {

@@ -8,13 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Asks the run to end at its next safe point. Tells whether that had been asked before.
-    pub fn request(&self) -> bool {
-        self.0.swap(true, Ordering::Relaxed)
+    /// Asks the run to end at its next safe point.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether the run is to end.
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// The flag itself, for signal handlers.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.0.clone()
     }
 }

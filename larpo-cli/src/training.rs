@@ -1,13 +1,12 @@
 //! Training loops that the verbs share: fine-tuning on rows, list training on ranked lists, with progress and metrics.
 
 use crate::args::{LIST_LEARNING_RATE, ListArgs, ReportTo, SFT_LEARNING_RATE, TrainArgs};
-use crate::checkpoint::{self, Counters, Kind, TrainerState};
+use crate::checkpoint::{Counters, Kind};
 use crate::error::{Error, Result};
-use crate::metrics_log::{MetricsLog, Row};
+use crate::metrics_log::Row;
 use crate::policy::Policy;
-use crate::progress::Progress;
+use crate::resumable::{Loop, lists_checksum, rows_checksum};
 use crate::resume::Resume;
-use crate::status;
 use crate::stop::Stop;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
@@ -16,11 +15,8 @@ use larpo_core::model::Transformer;
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::OptimizerConfig;
 use larpo_core::select::Select;
-use larpo_core::train::{ListMetrics, ListTraining, SftRow, Trainer, TrainingList};
-use larpo_data::checksums::Checksum;
-use larpo_data::tokenizer::Tokenizer;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use larpo_core::train::{ListMetrics, ListTraining, SftRow, TrainingList};
+use std::path::PathBuf;
 
 /// How a loop trains, whatever it trains on.
 #[derive(Debug, Clone)]
@@ -136,152 +132,6 @@ impl Journal {
     }
 }
 
-/// What both loops have: a trainer that may go on from a checkpoint, a log, a bar, checkpoints.
-struct Loop<'a, B: Backend> {
-    trainer: Trainer<B>,
-    tokenizer: Arc<Tokenizer>,
-    eos_ids: Vec<u32>,
-    counters: Counters,
-    kind: Kind,
-    plan: BatchPlan,
-    data: u64,
-    config: &'a LoopConfig,
-    journal: Journal,
-    log: Option<(MetricsLog, PathBuf)>,
-    progress: Progress,
-}
-
-impl<'a, B: Backend> Loop<'a, B> {
-    /// Starts with `policy`, or with the journal's checkpoint. `data` is the checksum of what is trained on.
-    fn start(
-        policy: Policy<B>,
-        kind: Kind,
-        (plan, data): (BatchPlan, u64),
-        config: &'a LoopConfig,
-        journal: Journal,
-    ) -> Result<Self> {
-        let backend = policy.model.backend().clone();
-        let Policy { model, tokenizer, eos_ids } = policy;
-        let mut counters = Counters::default();
-        let trainer = match resumed_state(kind, (plan, data), config, &journal)? {
-            None => Trainer::new(model, config.optimizer, plan.steps),
-            Some((checkpoint, state)) => {
-                drop(model);
-                let model = Policy::open(&backend, checkpoint)?.model;
-                counters = state.counters;
-                status::set_checkpoint(checkpoint);
-                say!(
-                    "{}: goes on from {}, after {} of {} updates",
-                    journal.label,
-                    checkpoint.display(),
-                    state.optimizer.step,
-                    plan.steps
-                );
-                Trainer::resume(model, state.optimizer)?
-            }
-        };
-        let log = match &journal.metrics {
-            None => None,
-            Some(path) => {
-                let log = match trainer.steps() {
-                    0 => MetricsLog::create(path),
-                    step => MetricsLog::resume(path, step),
-                };
-                let beside = path.parent().unwrap_or(path);
-                let log = log.and_then(|log| log.report_to(config.report_to, beside));
-                Some((log.map_err(Error::io(path, "write"))?, path.clone()))
-            }
-        };
-        let progress = Progress::new(&journal.label, plan.steps, "steps");
-        progress.advance(trainer.steps());
-        Ok(Self { trainer, tokenizer, eos_ids, counters, kind, plan, data, config, journal, log, progress })
-    }
-
-    /// The updates that are left, with the numbers of their items.
-    fn batches(&self) -> impl Iterator<Item = (u64, Vec<usize>)> + use<B> {
-        let done = self.trainer.steps();
-        (done + 1..).zip(self.plan.batches().skip(done as usize))
-    }
-
-    fn write(&mut self, row: Row) -> Result<()> {
-        match &mut self.log {
-            Some((log, path)) => log.write(row).map_err(Error::io(path, "write")),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether a line of the log is due.
-    fn logs(&self, step: u64) -> bool {
-        step.is_multiple_of(self.config.logging_steps as u64) || step == self.plan.steps
-    }
-
-    /// After each update: a checkpoint where one is due, and an early end where one is asked for.
-    fn after(&mut self, step: u64) -> Result<()> {
-        let due = self.config.save_steps.is_some_and(|every| step.is_multiple_of(every as u64));
-        // After the last update what is left is less work than a checkpoint.
-        let stops = self.journal.stop.requested() && step < self.plan.steps;
-        if due || stops {
-            self.checkpoint()?;
-        }
-        match stops {
-            true => Err(Error::stopped(format!("{}, after {step} of {} updates", self.journal.label, self.plan.steps))),
-            false => Ok(()),
-        }
-    }
-
-    fn checkpoint(&self) -> Result<()> {
-        let Some(folder) = self.journal.checkpoints.first() else { return Ok(()) };
-        if let Some((log, path)) = &self.log {
-            log.sync().map_err(Error::io(path, "write to disk"))?;
-        }
-        let cursor = (self.plan, self.data, self.counters);
-        let tokens = (&*self.tokenizer, &self.eos_ids[..]);
-        status::set_checkpoint(&checkpoint::save(folder, &self.trainer, tokens, self.kind, cursor)?);
-        // The new one is on disk; only then an old one may go.
-        self.config.save_total_limit.map_or(Ok(()), |keep| checkpoint::rotate(&self.journal.checkpoints, keep))
-    }
-
-    /// Names the row that stopped an update by its text, which is how people find it in their data.
-    fn explain<'r>(
-        &self,
-        error: larpo_core::Error,
-        text: impl FnOnce(usize, usize) -> (&'r [u32], &'r [u32]),
-    ) -> Error {
-        let larpo_core::Error::RowNotFinite { row, response, .. } = &error else { return error.into() };
-        let (prompt, response) = text(*row, *response);
-        let decode = |ids| self.tokenizer.decode(ids, true).unwrap_or_default();
-        Error::request(format!("{error}: prompt {:?}, response {:?}", decode(prompt), decode(response)))
-    }
-
-    fn finish(self) -> Policy<B> {
-        self.progress.finish();
-        Policy { model: self.trainer.into_model(), tokenizer: self.tokenizer, eos_ids: self.eos_ids }
-    }
-}
-
-/// The state of the checkpoint to go on from; none where training begins.
-fn resumed_state<'j>(
-    kind: Kind,
-    (plan, data): (BatchPlan, u64),
-    config: &LoopConfig,
-    journal: &'j Journal,
-) -> Result<Option<(&'j Path, TrainerState)>> {
-    let Some(Resume { checkpoint, or_anew }) = &journal.resume else { return Ok(None) };
-    let state = checkpoint::load(checkpoint, kind)?;
-    if state.plan == plan && state.data == data && state.optimizer.config == config.optimizer {
-        return Ok(Some((checkpoint, state)));
-    }
-    let problem = format!(
-        "{} was made while training on other data or with other settings (candidates that were edited since, for instance)",
-        checkpoint.display()
-    );
-    match or_anew {
-        true => say!("WARNING: {problem}; {} starts anew", journal.label),
-        false => return Err(Error::request(format!("{problem}; go on from an earlier place"))),
-    }
-    Ok(None)
-}
-
 /// Held-out rows to watch while fine-tuning.
 pub struct HeldOut<'a> {
     /// The rows.
@@ -349,36 +199,6 @@ pub fn sft<B: Backend>(
     }
     let Counters { loss, eval_loss, .. } = training.counters;
     Ok((training.finish(), SftOutcome { steps: plan.steps, loss, eval_loss }))
-}
-
-/// Checksum of rows.
-fn rows_checksum(rows: &[SftRow]) -> u64 {
-    let mut sum = Checksum::default();
-    for row in rows {
-        add_ids(&mut sum, &row.prompt);
-        add_ids(&mut sum, &row.response);
-    }
-    sum.hash
-}
-
-/// Checksum of lists with their rewards and references.
-fn lists_checksum(lists: &[TrainingList]) -> u64 {
-    let mut sum = Checksum::default();
-    for list in lists {
-        add_ids(&mut sum, &list.prompt);
-        sum.add(&(list.responses.len() as u64).to_le_bytes());
-        for response in &list.responses {
-            add_ids(&mut sum, &response.ids);
-            sum.add(&response.reward.to_le_bytes());
-            response.reference.iter().for_each(|logp| sum.add(&logp.to_le_bytes()));
-        }
-    }
-    sum.hash
-}
-
-fn add_ids(sum: &mut Checksum, ids: &[u32]) {
-    sum.add(&(ids.len() as u64).to_le_bytes());
-    ids.iter().for_each(|id| sum.add(&id.to_le_bytes()));
 }
 
 /// Rows of a forward pass that only scores.

@@ -58,7 +58,7 @@ fn ctrl_c_ends_at_a_safe_point_and_the_run_goes_on() {
         let status = child.wait().expect("a child");
         let text = fs::read_to_string(&log).expect("reads");
         assert_eq!(status.code(), Some(130), "{text}");
-        assert!(text.contains("next safe point") && text.contains("--resume_from_checkpoint latest goes on"), "{text}");
+        assert!(text.contains("--resume_from_checkpoint latest goes on from there"), "{text}");
         // Between updates a checkpoint is left, whether one was due or not.
         if text.contains("updates)") {
             let (_, newest) = checkpoint::list(&out.join("iteration-1")).expect("a folder").remove(0);
@@ -88,8 +88,23 @@ fn a_second_ctrl_c_ends_at_once() {
     assert!(child.try_wait().expect("a child").is_none(), "it is still at its update");
     signal(&child, "INT");
     assert_eq!(child.wait().expect("a child").code(), Some(130));
-    assert!(fs::read_to_string(&log).expect("reads").contains("ended at once"));
     assert!(!out.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_hang_up_that_nohup_ignores_does_not_end_the_run() {
+    let folder = Folder::new("hang-up");
+    let (data, model, expected) = alone(&folder);
+    let out = folder.path("out");
+    let name = out.display().to_string();
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_larpo")]);
+    command.args(align(&data, &model, &name, &["--threads", "1"]));
+    let mut child = start(&mut command, &folder.path("log"));
+    wait_for("samples", || out.join("iteration-1/candidates.partial.jsonl").exists());
+    signal(&child, "HUP");
+    assert!(child.wait().expect("a child").success());
+    assert_same(&expected, &results(&out), "after a hang-up");
 }
 
 #[test]

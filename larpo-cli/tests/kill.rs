@@ -62,6 +62,23 @@ fn sampled(out: &Path) -> Option<(u32, usize)> {
     (whole > 0).then_some((iteration, whole))
 }
 
+/// The run that went on from `before` drew none of those samples again, by its own account. How many it kept; 0 where it was
+/// killed before it came to them.
+fn check_kept(before: Option<(u32, usize)>, log: &str, ended: bool) -> usize {
+    let Some((iteration, prompts)) = before else {
+        assert!(!log.contains("were sampled before"), "{log}");
+        return 0;
+    };
+    let said = format!("iteration {iteration}/2: sample: {prompts} of {PROMPTS} prompts were sampled before");
+    match log.contains("were sampled before") || ended {
+        true => {
+            assert!(log.contains(&said), "{said}: {log}");
+            prompts
+        }
+        false => 0,
+    }
+}
+
 #[test]
 fn killed_runs_end_as_if_nothing_had_happened() {
     let (kills, seed) = (number("LARPO_KILLS", SHORT.into()) as u32, number("LARPO_KILL_SEED", 1));
@@ -94,24 +111,22 @@ fn killed_runs_end_as_if_nothing_had_happened() {
         for part in 0..3 {
             drawn += 1;
             let instant = whole.mul_f64(random.uniform([runs, part, 0, 0]));
+            let before = sampled(&out);
             let mut child = start(&mut run(&name), &log);
             std::thread::sleep(instant);
-            if child.try_wait().expect("a child").is_some() {
-                break;
-            }
+            let ended = child.try_wait().expect("a child").is_some();
             child.kill().expect("kills");
             child.wait().expect("a child");
+            kept += check_kept(before, &fs::read_to_string(&log).expect("reads"), ended);
+            if ended {
+                break;
+            }
             killed += 1;
             *stages.entry(stage(&out)).or_default() += 1;
         }
         let before = sampled(&out);
         let output = succeeds(&mut run(&name));
-        if let Some((iteration, prompts)) = before {
-            let text = String::from_utf8_lossy(&output.stderr);
-            let said = format!("iteration {iteration}/2: sample: {prompts} of {PROMPTS} prompts were sampled before");
-            assert!(text.contains(&said), "{said}: {text}");
-            kept += prompts;
-        }
+        kept += check_kept(before, &String::from_utf8_lossy(&output.stderr), true);
         assert_same(&expected, &results(&out), &format!("seed {seed}, run {runs}"));
         let leftovers = fs::read_dir(&out).expect("a folder").filter_map(Result::ok);
         let leftovers: Vec<_> = leftovers.filter(|e| e.file_name().to_string_lossy().ends_with(".tmp")).collect();

@@ -43,9 +43,10 @@ impl Settings {
         set.map(|setting| (setting.key.clone(), setting.values.clone())).collect()
     }
 
-    /// Whether a flag or a file gave it.
-    pub fn is_given(&self, key: &str) -> bool {
-        self.0.iter().any(|setting| setting.key == key && !matches!(setting.origin, Origin::Default(_)))
+    /// Those that a flag or a file gave.
+    pub fn given(&self) -> BTreeSet<String> {
+        let given = self.0.iter().filter(|setting| !matches!(setting.origin, Origin::Default(_)));
+        given.map(|setting| setting.key.clone()).collect()
     }
 }
 

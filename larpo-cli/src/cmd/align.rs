@@ -41,12 +41,14 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     };
     let mut folder = RunFolder::open(&request)?;
     let point = folder.from(&request).map(|from| align_point(&args.output_dir, from)).transpose()?.unwrap_or_default();
-    let given = settings.is_given("iterations");
+    let given = settings.given().contains("iterations");
     let goal = Goal::new(args.iterate.iterations, given, folder.earlier(), point.done as usize)?;
     let same = folder.earlier().is_some_and(|earlier| earlier.goal == Some(goal))
         && folder.unchanged("until_kl")
         && folder.unchanged("early_stopping_patience");
-    if let Some(summary) = folder.finished(&request).filter(|_| same) {
+    // A damaged iteration is made again, in a finished run too.
+    let whole = |summary: &Value| summary["iterations"].as_array().is_some_and(|all| all.len() == point.done as usize);
+    if let Some(summary) = folder.finished(&request).filter(|summary| same && whole(summary)) {
         return already_finished(&args.output_dir, summary);
     }
     folder.set_goal(goal);
