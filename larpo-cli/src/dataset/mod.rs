@@ -137,14 +137,16 @@ pub fn on_bad_row(flag: BadRow) -> OnBadRow {
     }
 }
 
-/// The data error with the flag that settles it, where one does.
-pub fn with_flag(error: larpo_data::Error) -> Error {
+/// The data error with the flag that settles it, where one does that is not given yet.
+pub fn with_flag(error: larpo_data::Error, flag: BadRow) -> Error {
     match &error {
         larpo_data::Error::Ambiguous { fits, .. } => {
             let flags: Vec<String> = fits.iter().map(|(schema, _)| format!("--dataset_schema {schema}")).collect();
             Error::request(format!("{error}: {}", flags.join(" or ")))
         }
-        larpo_data::Error::Record(_) => Error::request(format!("{error} (--on_bad_row skip leaves such rows out)")),
+        larpo_data::Error::Record(_) if flag == BadRow::Error => Error::request(format!(
+            "{error} (--on_bad_row skip leaves such a row out, if it can be told from its neighbours)"
+        )),
         _ => error.into(),
     }
 }
@@ -166,7 +168,8 @@ impl Source {
     pub fn open(path: &Path, args: &DataArgs) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let cache = TokenCache::new(args, path, &bytes);
-        let records = parse_dataset(path, bytes, &read_options(&args.read)).map_err(with_flag)?;
+        let records = parse_dataset(path, bytes, &read_options(&args.read))
+            .map_err(|error| with_flag(error, args.read.on_bad_row))?;
         say!("{}: {} ({}; {})", path.display(), records.schema, records.why, records.format);
         if !records.unread.is_empty() {
             say!("note: fields of {} that are not read: {}", path.display(), records.unread.join(", "));
