@@ -41,7 +41,8 @@ pub fn run(args: &InspectArgs) -> Result<Value> {
 }
 
 fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Value> {
-    let records = read_dataset(path, &read_options(&args.read)).map_err(with_flag)?;
+    let records =
+        read_dataset(path, &read_options(&args.read)).map_err(|error| with_flag(error, args.read.on_bad_row))?;
     let mut report = RowReport::new(if records.schema == Schema::Text { "text" } else { "rows" }, records.rows());
     records.bad.iter().for_each(|bad| report.leave_out(bad.reason()));
     say!("file        {}", path.display());

@@ -31,7 +31,8 @@ pub fn run(args: &RankArgs) -> Result<Value> {
         label: args.label_key.clone(),
         lists: args.list_keys.clone(),
     };
-    let (rows, bad) = read_keyed_rows(path, &keys, on_bad_row(args.on_bad_row)).map_err(with_flag)?;
+    let (rows, bad) =
+        read_keyed_rows(path, &keys, on_bad_row(args.on_bad_row)).map_err(|error| with_flag(error, args.on_bad_row))?;
     let mut report = RowReport::new("rows", rows.len() + bad.len());
     bad.iter().for_each(|row| report.leave_out(row.reason()));
     note_unsorted(&rows);

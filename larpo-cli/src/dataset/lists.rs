@@ -20,7 +20,7 @@ pub struct Lists {
     rows_of: Vec<usize>,
     /// What became of the rows.
     pub report: RowReport,
-    /// Whether the rows give no more than an order: ranks, and no rewards.
+    /// Line of the first row that gives no more than an order: ranks, and no rewards.
     pub ranks_only: Option<usize>,
 }
 

@@ -5,6 +5,7 @@ mod lists;
 mod report;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 pub use lists::Lists;
 pub use report::RowReport;
@@ -21,6 +22,7 @@ use larpo_data::tokenizer::Tokenizer;
 use rayon::prelude::*;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use windows::Windows;
 
 /// A prompt as text and ids.
 #[derive(Debug, Clone, PartialEq)]
@@ -144,14 +146,16 @@ pub fn on_bad_row(flag: BadRow) -> OnBadRow {
     }
 }
 
-/// The data error with the flag that settles it, where one does.
-pub fn with_flag(error: larpo_data::Error) -> Error {
+/// The data error with the flag that settles it, where one does that is not given yet.
+pub fn with_flag(error: larpo_data::Error, flag: BadRow) -> Error {
     match &error {
         larpo_data::Error::Ambiguous { fits, .. } => {
             let flags: Vec<String> = fits.iter().map(|(schema, _)| format!("--dataset_schema {schema}")).collect();
             Error::request(format!("{error}: {}", flags.join(" or ")))
         }
-        larpo_data::Error::Record(_) => Error::request(format!("{error} (--on_bad_row skip leaves such rows out)")),
+        larpo_data::Error::Record(_) if flag == BadRow::Error => Error::request(format!(
+            "{error} (--on_bad_row skip leaves such a row out, if it can be told from its neighbours)"
+        )),
         _ => error.into(),
     }
 }
@@ -173,7 +177,8 @@ impl Source {
     pub fn open(path: &Path, args: &DataArgs) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let cache = TokenCache::new(args, path, &bytes);
-        let records = parse_dataset(path, bytes, &read_options(&args.read)).map_err(with_flag)?;
+        let records = parse_dataset(path, bytes, &read_options(&args.read))
+            .map_err(|error| with_flag(error, args.read.on_bad_row))?;
         say!("{}: {} ({}; {})", path.display(), records.schema, records.why, records.format);
         if !records.unread.is_empty() {
             say!("note: fields of {} that are not read: {}", path.display(), records.unread.join(", "));
@@ -455,44 +460,4 @@ impl Source {
 
 fn beyond(max_new_tokens: usize, positions: usize) -> String {
     format!("prompt and {max_new_tokens} new tokens exceed {positions} positions")
-}
-
-/// A text cut into windows of `max_length` tokens.
-///
-/// Where the tokenizer puts BOS in front of a prompt, every window gets it too and the windows follow one another. Without
-/// it the first token of a window has nothing before it to be predicted from, so windows overlap by one token.
-struct Windows<'a> {
-    /// What stands in front of every window.
-    prefix: Vec<u32>,
-    /// The tokens of the text.
-    texts: Vec<&'a [u32]>,
-    /// First windows to take.
-    max_samples: usize,
-}
-
-impl<'a> Windows<'a> {
-    fn cut(ids: &'a [u32], prefix: Vec<u32>, limits: Limits) -> Result<Self> {
-        let overlap = usize::from(prefix.is_empty());
-        let Some(size) = limits.max_length.checked_sub(prefix.len()).filter(|&size| size > overlap) else {
-            return Err(Error::request(format!(
-                "--max_length {} leaves no room for text after the {} token(s) that the tokenizer puts in front",
-                limits.max_length,
-                prefix.len()
-            )));
-        };
-        // A last window of one token that only repeats the end of the one before predicts nothing and is none.
-        let starts = (0..ids.len().saturating_sub(overlap)).step_by(size - overlap);
-        let texts = starts.map(|start| &ids[start..(start + size).min(ids.len())]).collect();
-        Ok(Self { prefix, texts, max_samples: limits.max_samples })
-    }
-
-    fn used(&self) -> &[&'a [u32]] {
-        &self.texts[..self.texts.len().min(self.max_samples)]
-    }
-
-    fn report(&self) -> RowReport {
-        let mut report = RowReport::new("windows", self.texts.len());
-        report.leave_out_several("beyond --max_samples", self.texts.len() - self.used().len());
-        report
-    }
 }

@@ -1,0 +1,44 @@
+//! Plain text as windows of tokens.
+
+use super::{Limits, RowReport};
+use crate::error::{Error, Result};
+
+/// A text cut into windows of `max_length` tokens.
+///
+/// Where the tokenizer puts BOS in front of a prompt, every window gets it too and the windows follow one another. Without
+/// it the first token of a window has nothing before it to be predicted from, so windows overlap by one token.
+pub(super) struct Windows<'a> {
+    /// What stands in front of every window.
+    pub(super) prefix: Vec<u32>,
+    /// The tokens of the text.
+    pub(super) texts: Vec<&'a [u32]>,
+    /// First windows to take.
+    max_samples: usize,
+}
+
+impl<'a> Windows<'a> {
+    pub(super) fn cut(ids: &'a [u32], prefix: Vec<u32>, limits: Limits) -> Result<Self> {
+        let overlap = usize::from(prefix.is_empty());
+        let Some(size) = limits.max_length.checked_sub(prefix.len()).filter(|&size| size > overlap) else {
+            return Err(Error::request(format!(
+                "--max_length {} leaves no room for text after the {} token(s) that the tokenizer puts in front",
+                limits.max_length,
+                prefix.len()
+            )));
+        };
+        // A last window of one token that only repeats the end of the one before predicts nothing and is none.
+        let starts = (0..ids.len().saturating_sub(overlap)).step_by(size - overlap);
+        let texts = starts.map(|start| &ids[start..(start + size).min(ids.len())]).collect();
+        Ok(Self { prefix, texts, max_samples: limits.max_samples })
+    }
+
+    pub(super) fn used(&self) -> &[&'a [u32]] {
+        &self.texts[..self.texts.len().min(self.max_samples)]
+    }
+
+    pub(super) fn report(&self) -> RowReport {
+        let mut report = RowReport::new("windows", self.texts.len());
+        report.leave_out_several("beyond --max_samples", self.texts.len() - self.used().len());
+        report
+    }
+}
