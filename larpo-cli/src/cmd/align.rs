@@ -29,6 +29,7 @@ pub fn run<B: Backend>(args: &AlignArgs, backend: &B) -> Result<Value> {
         reranker.needs_reference(),
     )?;
     let config = AlignConfig::new(args, &policy);
+    super::plan::admit_align(args, &config, policy.model.config(), &prompts)?;
     output.clear()?;
     let (policy, reports) = align(policy, &prompts, &config, &mut reranker, Some(&args.output_dir))?;
     policy.save(&args.output_dir)?;

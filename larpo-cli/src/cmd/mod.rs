@@ -8,6 +8,7 @@ pub mod bench;
 mod declared;
 pub mod demo;
 pub mod eval;
+pub mod plan;
 pub mod rank;
 pub mod sample;
 pub mod sft;
@@ -16,8 +17,8 @@ pub mod train;
 use crate::args::{Cli, Command, DataArgs, SplitArgs, Task, write_settings};
 use crate::dataset::{Limits, Part, PromptRow, Source};
 use crate::error::{Error, Result};
+use crate::machine;
 use crate::policy::Policy;
-use bench::machine;
 use larpo_core::backend::Backend;
 use larpo_core::cpu::{Cpu, par};
 use serde_json::Value;
@@ -40,6 +41,7 @@ pub fn run(cli: &Cli) -> Result<Value> {
             result
         }
         Task::Config(command) => Ok(Value::String(write_settings(command.name(), &cli.settings))),
+        Task::Plan(command) => plan::run(command),
         Task::Completions { shell } => Ok(Value::String(declared::completions(*shell))),
         Task::Man { output_dir } => declared::man(output_dir.as_deref()),
     }

@@ -70,6 +70,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
             "no list contributes to the loss: every list has equal rewards or fewer than two different responses; give the file rewards that differ",
         ));
     }
+    super::plan::admit_train(args, policy.model.config(), &training)?;
     fill_references(&policy.model, &mut training, false)?;
     let config = LoopConfig::lists(&args.train, args.common.seed);
     let first = config.plan(training.len()).batches().next().unwrap_or_default();
@@ -92,7 +93,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, backend: &B) -> Result<Value> {
 }
 
 /// A row of the file with ids: the recorded ones where there are any, encoded ones otherwise.
-fn candidate_list<B: Backend>(
+pub(super) fn candidate_list<B: Backend>(
     policy: &Policy<B>,
     row: &CandidateRow,
     index: usize,
