@@ -87,6 +87,8 @@ impl<B: Backend> Policy<B> {
     /// # Errors
     /// A file that cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        // A tensor and its bytes are copied on the way out: they take the place of what a step left behind.
+        self.model.backend().trim();
         let c = self.model.config();
         let config = model_folder::ModelConfig {
             vocab_size: c.vocab_size,

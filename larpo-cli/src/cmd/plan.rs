@@ -18,6 +18,7 @@ use larpo_core::candidates::{Memory as Remembered, training_lists};
 use larpo_core::model::ModelConfig;
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::retriever::SamplingConfig;
+use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::select::Select;
 use larpo_core::train::{ListTraining, SftRow, TrainingList};
 use serde_json::{Map, Value, json};
@@ -196,6 +197,9 @@ fn align(args: &AlignArgs, config: &AlignConfig, mut planner: Planner, prompts: 
     let mut model = planner.model()?;
     let _initial = (config.reference == Reference::Initial).then(|| model.duplicate()).transpose()?;
     let count = config.prompts_per_iteration.min(prompts.len());
+    // The order in which the iterations take the prompts, as in `align::align`.
+    let order = CounterRng::new(config.seed, Purpose::Shuffle).permutation(u64::MAX, prompts.len());
+    let prompts: Vec<PromptRow> = order.into_iter().map(|i| prompts[i].clone()).collect();
     planner.sample(&model, &prompts[..count], &config.sampling, f64::from(config.iterations))?;
     planner.trim();
     for iteration in 1..=config.iterations {

@@ -28,6 +28,8 @@ pub type Dry = Profiled<DryRun>;
 
 /// Updates that are gone through one by one; of more, as many evenly spaced ones, and the largest.
 const STEPS: usize = 256;
+/// Batches of prompts that are gone through one by one; of more, a typical one and the longest.
+const BATCHES: f64 = 8.0;
 /// Updates beyond which an order is not looked at.
 const LOOKED_AT: usize = 20_000;
 
@@ -145,13 +147,19 @@ impl Planner {
         };
         self.backend.take();
         let typical = spaced(prompts, per_batch);
-        run(&typical)?;
-        let work = self.take(batches * times);
-        let mut longest: Vec<&PromptRow> = prompts.iter().collect();
-        longest.sort_by_key(|p| std::cmp::Reverse(p.ids.len()));
-        longest.truncate(per_batch);
-        run(&longest)?;
-        self.backend.take();
+        let work = if batches <= BATCHES {
+            run(&prompts.iter().collect::<Vec<_>>())?;
+            self.take(times)
+        } else {
+            run(&typical)?;
+            let work = self.take(batches * times);
+            let mut longest: Vec<&PromptRow> = prompts.iter().collect();
+            longest.sort_by_key(|p| std::cmp::Reverse(p.ids.len()));
+            longest.truncate(per_batch);
+            run(&longest)?;
+            self.backend.take();
+            work
+        };
         self.plan.sampled = Some((typical.iter().map(|p| p.ids.clone()).collect(), config));
         self.close("sample", work);
         Ok(())
