@@ -251,7 +251,10 @@ fn sample(args: &SampleArgs) -> Result<Plan> {
     Ok(planner.finish())
 }
 
-/// One timed step or sampling run of a benchmark.
+/// Runs of a benchmark after which its pool grows no more.
+const SETTLED: u64 = 4;
+
+/// One timed step or sampling run of a benchmark, after as many as it takes for the pool to settle.
 fn bench(args: &BenchArgs) -> Result<Plan> {
     let config = super::bench::config(args);
     super::bench::check(args, &config)?;
@@ -262,7 +265,7 @@ fn bench(args: &BenchArgs) -> Result<Plan> {
         BenchKind::Step => {
             let objective = Objective { loss: LossType::Listmle, ..Objective::default() };
             let settings = ListTraining { objective, beta: 0.1, sft_weight: 0.0 };
-            let order = BatchPlan::new(lists.len(), lists.len(), 1.0, Some(1), 1, 0);
+            let order = BatchPlan::new(lists.len(), lists.len(), 1.0, Some(SETTLED), 1, 0);
             planner.train_lists(model, &lists, &settings, order, lists.len())?;
         }
         BenchKind::Sample => {
@@ -285,11 +288,13 @@ fn bench(args: &BenchArgs) -> Result<Plan> {
                 seed: args.common.seed,
                 iteration: 0,
             };
-            planner.sample(&model, &prompts, &sampling, 1.0)?;
+            for _ in 0..SETTLED {
+                planner.sample(&model, &prompts, &sampling, 1.0)?;
+            }
         }
         _ => return Err(Error::request("plans of benchmarks are made of step and sample")),
     }
-    Ok(planner.finish())
+    Ok(planner.finish().one_of(SETTLED))
 }
 
 /// Measures the machine, and shows the plan as a table and as an object.

@@ -71,6 +71,16 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan of one of `runs` equal runs that were gone through.
+    pub fn one_of(mut self, runs: u64) -> Self {
+        self.updates /= runs;
+        for phase in &mut self.phases {
+            let all = std::mem::take(&mut phase.work);
+            add(&mut phase.work, all, 1.0 / runs as f64);
+        }
+        self
+    }
+
     /// The phase that holds most.
     pub fn peak(&self) -> Memory {
         self.phases.iter().map(|phase| phase.memory).max_by_key(Memory::total).unwrap_or_default()
