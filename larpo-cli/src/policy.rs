@@ -1,6 +1,7 @@
 //! A policy: a transformer with its tokenizer, as a Hugging Face folder on disk.
 
 use crate::error::{Error, Result};
+use crate::{machine, plan};
 use larpo_core::backend::Backend;
 use larpo_core::finite::check_weights;
 use larpo_core::model::{ModelConfig, Transformer};
@@ -35,8 +36,18 @@ impl<B: Backend> Policy<B> {
                 config.vocab_size
             )));
         }
+        check_memory(&config)?;
         let eos_ids = tokenizer.eos_id().into_iter().collect();
         let model = Transformer::random(backend, config, seed)?;
+        Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
+    }
+
+    /// A policy whose weights are not specified, for a plan.
+    ///
+    /// # Errors
+    /// A shape that does not fit together.
+    pub fn unspecified(backend: &B, config: ModelConfig, tokenizer: Tokenizer, eos_ids: Vec<u32>) -> Result<Self> {
+        let model = Transformer::unspecified(backend, config)?;
         Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
     }
 
@@ -45,36 +56,8 @@ impl<B: Backend> Policy<B> {
     /// # Errors
     /// A file that is missing, damaged or of an unsupported kind, or tensors that do not fit the configuration.
     pub fn open(backend: &B, folder: &Path) -> Result<Self> {
-        let files = ModelFolder::open(folder)?;
-        files.check()?;
-        let tokenizer = Tokenizer::open(folder)?;
-        let c = &files.config;
-        let config = ModelConfig {
-            vocab_size: c.vocab_size,
-            hidden_size: c.hidden_size,
-            intermediate_size: c.intermediate_size,
-            num_hidden_layers: c.num_hidden_layers,
-            num_attention_heads: c.num_attention_heads,
-            num_key_value_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            max_position_embeddings: c.max_position_embeddings,
-            rms_norm_eps: c.rms_norm_eps,
-            rope_theta: c.rope_theta,
-            tie_word_embeddings: c.tie_word_embeddings,
-            initializer_range: c.initializer_range,
-        };
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::request(format!(
-                "{}: the tokenizer has ids up to {}, the model a vocabulary of {}; they do not belong together",
-                folder.display(),
-                tokenizer.vocab_size() - 1,
-                config.vocab_size
-            )));
-        }
-        let eos_ids = match c.eos_token_ids.is_empty() {
-            true => tokenizer.eos_id().into_iter().collect(),
-            false => c.eos_token_ids.clone(),
-        };
+        let Opened { files, config, tokenizer, eos_ids } = Opened::read(folder)?;
+        check_memory(&config)?;
         let model = Transformer::from_checkpoint(backend, config, |tensor| {
             let (_, data) = files.read_f32(&tensor.name)?;
             match data.iter().position(|v| !v.is_finite()) {
@@ -146,6 +129,8 @@ pub fn save_model<B: Backend>(
     folder: &Path,
 ) -> Result<()> {
     check_weights(model)?;
+    // A tensor and its bytes are copied on the way out: they take the place of what a step left behind.
+    model.backend().trim();
     let c = model.config();
     let config = model_folder::ModelConfig {
         vocab_size: c.vocab_size,
@@ -212,4 +197,70 @@ pub fn prompt_prefix(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let mut ids = encode_prompt(tokenizer, &text)?;
     ids.truncate(ids.len() - tokenizer.encode(&text)?.len());
     Ok(ids)
+}
+
+/// A model folder without its weights.
+pub struct Opened {
+    files: ModelFolder,
+    /// Shape of the model.
+    pub config: ModelConfig,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Ids that end a response.
+    pub eos_ids: Vec<u32>,
+}
+
+impl Opened {
+    /// Reads everything but the weights.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or of an unsupported kind, or tensors that do not fit the configuration.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let files = ModelFolder::open(folder)?;
+        files.check()?;
+        let tokenizer = Tokenizer::open(folder)?;
+        let c = &files.config;
+        let config = ModelConfig {
+            vocab_size: c.vocab_size,
+            hidden_size: c.hidden_size,
+            intermediate_size: c.intermediate_size,
+            num_hidden_layers: c.num_hidden_layers,
+            num_attention_heads: c.num_attention_heads,
+            num_key_value_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
+            max_position_embeddings: c.max_position_embeddings,
+            rms_norm_eps: c.rms_norm_eps,
+            rope_theta: c.rope_theta,
+            tie_word_embeddings: c.tie_word_embeddings,
+            initializer_range: c.initializer_range,
+        };
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::request(format!(
+                "{}: the tokenizer has ids up to {}, the model a vocabulary of {}; they do not belong together",
+                folder.display(),
+                tokenizer.vocab_size() - 1,
+                config.vocab_size
+            )));
+        }
+        let eos_ids = match c.eos_token_ids.is_empty() {
+            true => tokenizer.eos_id().into_iter().collect(),
+            false => c.eos_token_ids.clone(),
+        };
+        Ok(Self { files, config, tokenizer, eos_ids })
+    }
+}
+
+/// Refuses a model whose weights alone are more than the machine has.
+fn check_memory(config: &ModelConfig) -> Result<()> {
+    config.validate()?;
+    let weights = 4 * config.parameters();
+    match machine::total_memory() {
+        Some(limit) if weights > limit => Err(Error::request(format!(
+            "the model's {} parameters need {} of memory and the machine has {}; choose a smaller model",
+            config.parameters(),
+            plan::bytes(weights),
+            plan::bytes(limit)
+        ))),
+        _ => Ok(()),
+    }
 }

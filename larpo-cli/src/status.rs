@@ -43,7 +43,9 @@ pub fn hook_panics() {
 }
 
 fn report(panic: &PanicHookInfo) -> String {
-    let message = panic.payload_as_str().unwrap_or("no message");
+    let payload = panic.payload();
+    let message = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+    let message = message.unwrap_or("no message");
     let place = panic.location().map_or_else(String::new, ToString::to_string);
     let trace = std::backtrace::Backtrace::capture();
     let trace = match trace.status() {

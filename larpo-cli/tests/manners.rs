@@ -147,3 +147,39 @@ fn a_bug_says_so_and_how_to_go_on() {
         assert!(told.contains(part), "{part} is missing from {told}");
     }
 }
+
+/// The bytes of a plan are those of the run, to a tenth; the seconds of a busy machine prove nothing.
+#[test]
+fn a_plan_holds_what_the_run_holds() {
+    if !cfg!(target_os = "linux") {
+        return; // Elsewhere a process does not know its own peak.
+    }
+    for words in [["step", "--preset", "t1m"], ["step", "--preset", "s15m"], ["sample", "--preset", "s15m"]] {
+        let json = |verb: &[&str]| {
+            let output = larpo(&[verb, &words, &["--threads", "2", "--json"]].concat());
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            serde_json::from_str::<Value>(&text(&output.stdout)).expect("JSON")
+        };
+        let (plan, run) = (json(&["plan", "bench"]), json(&["bench", "--reps", "1"]));
+        let planned = plan["peak_bytes"].as_f64().expect("bytes") / f64::from(1 << 20);
+        let held = run["peak_rss_mib"].as_f64().expect("a peak");
+        assert!((planned / held - 1.0).abs() < 0.1, "{words:?}: {planned:.1} MiB planned, {held:.1} held");
+        assert!(plan["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0) && plan["fits"] == json!(true), "{plan}");
+    }
+    let refused = larpo(&["plan", "rank", "rows.jsonl"]);
+    assert!(text(&refused.stderr).contains("nothing to plan") && refused.status.code() == Some(1));
+}
+
+#[test]
+fn a_model_that_cannot_fit_is_refused_before_it_is_made() {
+    let folder = Folder::new("huge");
+    let rows = folder.write("rows.jsonl", "{\"prompt\": \"1+1\", \"completion\": \"2\"}\n");
+    let out = folder.0.join("out").display().to_string();
+    let sizes = ["--hidden_size", "65536", "--num_hidden_layers", "4000", "--num_attention_heads", "512"];
+    let words = [&["sft", "--dataset_name", &rows, "--output_dir", &out, "--tokenizer", "char"][..], &sizes].concat();
+    let refused = larpo(&words);
+    let told = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    assert!(told.contains("choose a smaller model") && told.contains("the machine has"), "{told}");
+    assert!(!folder.0.join("out/config.json").exists());
+}

@@ -61,6 +61,9 @@ pub enum Task {
     /// Print the settings that a command line of a verb amounts to, as a file for --config
     #[command(subcommand)]
     Config(Command),
+    /// Say what memory and time a command line of a verb would take, without running it
+    #[command(subcommand)]
+    Plan(Command),
     /// Print the completions of a shell, to be stored where it looks for them
     Completions {
         /// The shell
@@ -80,7 +83,7 @@ impl Cli {
     /// The verb that the command line is about.
     pub fn command(&self) -> Option<&Command> {
         match &self.task {
-            Task::Run(command) | Task::Config(command) => Some(command),
+            Task::Run(command) | Task::Config(command) | Task::Plan(command) => Some(command),
             Task::Completions { .. } | Task::Man { .. } => None,
         }
     }
@@ -194,7 +197,7 @@ where
     // Words up to the verb: `larpo sft` or `larpo config sft`.
     let word = |at: usize| words.get(at).and_then(|word| word.to_str()).unwrap_or_default();
     let path: Vec<String> = match word(1) {
-        about @ "config" => vec![about.into(), word(2).into()],
+        about @ ("config" | "plan") => vec![about.into(), word(2).into()],
         verb => vec![verb.into()],
     };
     let given = match descend(&mut command, &path) {

@@ -64,7 +64,7 @@ pub fn read(text: &str) -> Result<Vec<Entry>, Problem> {
             (Event::StreamStart | Event::DocumentStart(_), _) => {}
             // An empty file, or one of comments.
             (Event::StreamEnd, _) => return Ok(entries),
-            (Event::Scalar(text, ..), span) if text != "" && text != "~" => {
+            (Event::Scalar(text, ..), span) if !text.is_empty() && text != "~" => {
                 return problem(span, "expected `name: value` on every line");
             }
             (Event::Scalar(..) | Event::DocumentEnd, _) => {}

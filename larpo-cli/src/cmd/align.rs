@@ -68,6 +68,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
         base: goal.base as u32,
     };
     let config = AlignConfig { watch, ..AlignConfig::new(args, goal.iterations as u32, &policy) };
+    super::plan::admit_align(args, &config, policy.model.config(), &prompts)?;
     folder.begin()?;
     let place = Place { folder: args.output_dir.clone(), point, stop: stop.clone() };
     let end = align(policy, &prompts, &config, &mut reranker, Some(&place))?;

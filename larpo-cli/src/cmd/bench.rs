@@ -14,21 +14,20 @@
 
 mod floor;
 mod lists;
-pub mod machine;
-mod model;
+pub mod model;
 mod profile;
 #[cfg(test)]
 mod tests;
 
 use crate::args::{BenchArgs, BenchKind};
 use crate::error::{Error, Result};
+use crate::machine::{self, Product};
 use crate::table::Table;
 use clap::ValueEnum;
 use floor::Machine;
 use larpo_core::cpu::par;
 use larpo_core::lists::PackedLists;
 use larpo_core::model::ModelConfig;
-use machine::Product;
 use serde_json::{Map, Value, json};
 
 /// Rows that a benchmark may have, well above what memory allows.
@@ -83,7 +82,7 @@ fn run_with(args: &BenchArgs, probe: ProbeSizes) -> Result<Value> {
 }
 
 /// The preset's shape.
-fn config(args: &BenchArgs) -> ModelConfig {
+pub(super) fn config(args: &BenchArgs) -> ModelConfig {
     let s = args.preset.sizes();
     let shape = ModelConfig::new(
         s.hidden_size,
@@ -97,7 +96,7 @@ fn config(args: &BenchArgs) -> ModelConfig {
 }
 
 /// Refuses sizes that make no benchmark.
-fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
+pub(super) fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
     if args.profile && !matches!(args.what, BenchKind::Step | BenchKind::Sample) {
         let problem = format!("bench {} has no operations to show: leave out --profile", name(args.what));
         return Err(Error::request(problem));

@@ -9,6 +9,7 @@ mod declared;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
+pub mod plan;
 pub mod rank;
 pub mod report;
 pub mod sample;
@@ -18,9 +19,9 @@ pub mod train;
 use crate::args::{Cli, Command, DataArgs, Settings, SplitArgs, Task, write_settings};
 use crate::dataset::{Limits, Part, PromptRow, Source};
 use crate::error::{Error, Result};
+use crate::machine;
 use crate::policy::Policy;
 use crate::stop::Stop;
-use bench::machine;
 use larpo_core::backend::Backend;
 use larpo_core::cpu::{Cpu, par};
 use serde_json::Value;
@@ -51,6 +52,7 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
             result
         }
         Task::Config(command) => Ok(Value::String(write_settings(command.name(), &cli.settings))),
+        Task::Plan(command) => plan::run(command),
         Task::Completions { shell } => Ok(Value::String(declared::completions(*shell))),
         Task::Man { output_dir } => declared::man(output_dir.as_deref()),
     }

@@ -64,7 +64,7 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
     Ok(summary)
 }
 
-fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<Vec<PromptRow>> {
+pub(super) fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<Vec<PromptRow>> {
     let Some(path) = &args.dataset_name else {
         let rows = args.prompt.iter().enumerate().map(|(index, text)| {
             let ids = policy.encode_prompt(text)?;

@@ -54,6 +54,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     if rows.is_empty() {
         return Err(Error::request("no rows to train on"));
     }
+    super::plan::admit_sft(args, policy.model.config(), &rows, held_out.as_deref())?;
     folder.begin()?;
     let config = LoopConfig::sft(&args.train, args.common.seed);
     let journal = Journal {
@@ -81,6 +82,16 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
 
 /// A fresh model and, where it is not given, a tokenizer built from the data.
 fn fresh<B: Backend>(args: &SftArgs, source: &Source, backend: &B) -> Result<Policy<B>> {
+    let (config, tokenizer) = recipe(args, source)?;
+    let (tokens, vocab_size) = (tokenizer.vocab_size(), config.vocab_size);
+    let policy = Policy::fresh(backend, config, tokenizer, args.common.seed)?;
+    let note = if tokens < vocab_size { " (the rest of the model's vocabulary is never sampled)" } else { "" };
+    say!("a fresh model of {} parameters, a tokenizer of {tokens} tokens{note}", policy.model.config().parameters());
+    Ok(policy)
+}
+
+/// Shape and tokenizer of a fresh model.
+pub(super) fn recipe(args: &SftArgs, source: &Source) -> Result<(ModelConfig, Tokenizer)> {
     let sizes = args.model.fresh_sizes().ok_or_else(|| {
         Error::request("say what to train: --model_name_or_path, --preset, or --hidden_size and the other sizes")
     })?;
@@ -94,10 +105,7 @@ fn fresh<B: Backend>(args: &SftArgs, source: &Source, backend: &B) -> Result<Pol
     };
     let tokens = tokenizer.vocab_size();
     let vocab_size = preset_vocabulary.map_or(tokens, |size| size.max(tokens));
-    let policy = Policy::fresh(backend, shape(&sizes, vocab_size), tokenizer, args.common.seed)?;
-    let note = if tokens < vocab_size { " (the rest of the model's vocabulary is never sampled)" } else { "" };
-    say!("a fresh model of {} parameters, a tokenizer of {tokens} tokens{note}", policy.model.config().parameters());
-    Ok(policy)
+    Ok((shape(&sizes, vocab_size), tokenizer))
 }
 
 fn shape(sizes: &FreshSizes, vocab_size: usize) -> ModelConfig {
@@ -112,7 +120,7 @@ fn shape(sizes: &FreshSizes, vocab_size: usize) -> ModelConfig {
     ModelConfig { max_position_embeddings: sizes.max_position_embeddings, ..config }
 }
 
-fn held_out<B: Backend>(
+pub(super) fn held_out<B: Backend>(
     args: &SftArgs,
     source: &Source,
     policy: &Policy<B>,

@@ -54,6 +54,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
             "no list contributes to the loss: every list has equal rewards or fewer than two different responses; give the file rewards that differ",
         ));
     }
+    super::plan::admit_train(args, policy.model.config(), &training)?;
     fill_references(&policy.model, &mut training, false)?;
     let config = LoopConfig::lists(&args.train, args.common.seed);
     let first = config.plan(training.len()).batches().next().unwrap_or_default();

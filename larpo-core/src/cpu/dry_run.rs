@@ -157,8 +157,12 @@ impl DryRun {
 
     /// A product that the product library computes with packed operands.
     fn product(&self, m: usize, k: usize, n: usize) {
+        self.packing(matmul::packing_bytes(m, k, n));
+    }
+
+    fn packing(&self, bytes: usize) {
         let mut ledger = lock(&self.ledger);
-        ledger.packing = ledger.packing.max(matmul::packing_bytes(m, k, n));
+        ledger.packing = ledger.packing.max(bytes);
     }
 
     fn scratch(&self, floats: usize) {
@@ -237,7 +241,7 @@ impl Backend for DryRun {
 
     fn linear(&self, x: &DryBuffer, w: Weight<DryBuffer>, _: &mut DryBuffer, _: Store) {
         self.mark(w.data, Kind::Weights);
-        self.product(x.len / w.in_features, w.in_features, w.out_features);
+        self.packing(matmul::linear_packing_bytes(x.len / w.in_features, w.in_features, w.out_features));
     }
 
     fn linear_grad_x(&self, d_y: &DryBuffer, w: Weight<DryBuffer>, _: &mut DryBuffer, _: Store) {

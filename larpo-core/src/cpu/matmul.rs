@@ -114,6 +114,11 @@ pub fn packing_bytes(m: usize, k: usize, n: usize) -> usize {
     size_of::<f32>() * k.min(PANEL) * m.max(n)
 }
 
+/// Bytes of memory that [`linear`] takes beside its operands.
+pub fn linear_packing_bytes(n: usize, k: usize, out: usize) -> usize {
+    if n <= skinny_rows(k) { 0 } else { packing_bytes(n, k, out) }
+}
+
 /// `y (n, out) = x (n, in) · w (out, in)ᵀ`, on contiguous slices.
 pub fn linear(x: &[f32], w: &[f32], out: usize, y: &mut [f32], store: Store) {
     let k = w.len() / out;

@@ -1,8 +1,8 @@
 //! The list losses by the batch, on random scores.
 
-use super::machine::timed;
 use crate::args::BenchArgs;
 use crate::error::{Error, Result};
+use crate::machine::timed;
 use larpo_core::cpu::par;
 use larpo_core::objective::{Objective, ObjectiveError, RankedBatch};
 use larpo_core::rng::{CounterRng, Purpose};

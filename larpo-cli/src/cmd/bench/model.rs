@@ -1,9 +1,9 @@
 //! A training step and a sampling run of a model with random weights.
 
-use super::machine::{median, times};
 use super::profile::Measured;
 use crate::args::{BenchArgs, BenchKind};
 use crate::error::{Error, Result};
+use crate::machine::{median, times};
 use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
 use larpo_core::model::{ModelConfig, Transformer};

@@ -1,7 +1,7 @@
 use super::floor::{Machine, Phase, of_phases, of_step, sampling, step_flops};
-use super::machine::{Kind, kibibytes, median, scaled_sum, shapes, timed};
 use super::*;
 use crate::args::{Command, Task, parse};
+use crate::machine::{Kind, kibibytes, median, scaled_sum, shapes, timed};
 use larpo_core::profile::{Cost, Profile, Shape};
 
 /// Small enough for a test, large enough that nothing is empty.

@@ -8,6 +8,7 @@ use larpo_core::model::ModelConfig;
 use std::convert::Infallible;
 use std::fs;
 use std::hint::black_box;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Columns of the head that one product covers: the logits are computed in blocks of the vocabulary.
@@ -198,15 +199,59 @@ pub fn peak_rss_mib() -> Option<f64> {
     Some(kib as f64 / 1024.0)
 }
 
-/// Memory that this process may use, in bytes, the limit of its control group included; known on Linux.
-fn total_memory() -> Option<u64> {
+/// What of this process is in memory now, in bytes; known on Linux.
+pub fn resident() -> Option<u64> {
+    Some(kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")? * 1024)
+}
+
+/// Memory that this process may use, in bytes, the limits of its control groups included; known on Linux.
+pub fn total_memory() -> Option<u64> {
     let machine = kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")? * 1024;
-    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|limit| limit.trim().parse().ok());
-    Some(group.map_or(machine, |group: u64| group.min(machine)))
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits =
+        group_limits(&groups).into_iter().filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
+    // `max`, and version 1's number near 2^63, are no limits.
+    Some(limits.fold(machine, |least: u64, limit: u64| least.min(limit)))
+}
+
+/// Files that may hold a limit: those of the process's own groups and of every group around them (cgroups version 2 and 1).
+fn group_limits(groups: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        let (root, name) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            list if list.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        // Inside a container the path is the host's, and the root is the container's own group.
+        files.extend(path.ancestors().map(|group| Path::new(root).join(group).join(name)));
+    }
+    files
 }
 
 /// The number of the line `key   123 kB`.
 pub fn kibibytes(text: &str, key: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(key))?;
     value.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_all_groups_around_count() {
+        let files = group_limits("0::/user.slice/app\n");
+        let expected = ["user.slice/app/memory.max", "user.slice/memory.max", "memory.max"];
+        assert_eq!(files, expected.map(|file| Path::new("/sys/fs/cgroup").join(file)));
+        let files = group_limits("5:cpu,cpuacct:/x\n9:memory:/docker/1\n");
+        let expected = ["docker/1/memory.limit_in_bytes", "docker/memory.limit_in_bytes", "memory.limit_in_bytes"];
+        assert_eq!(files, expected.map(|file| Path::new("/sys/fs/cgroup/memory").join(file)));
+        if cfg!(target_os = "linux") {
+            assert!(total_memory() > resident(), "more than nothing, less than all");
+        }
+    }
 }
