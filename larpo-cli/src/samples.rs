@@ -60,8 +60,9 @@ pub fn draw<B: Backend>(
     };
     if let Some((mut lists, edited)) = stored(policy, prompts, sampling.iteration, folder)? {
         rank(&mut lists, reranker)?;
-        if edited {
-            write(folder, &lists, stop_strings)?;
+        match edited {
+            true => write(folder, &lists, stop_strings)?,
+            false => forget_drawn(folder)?,
         }
         return Ok(lists);
     }
@@ -184,6 +185,11 @@ fn write(folder: &Path, lists: &[CandidateList], stop_strings: &[String]) -> Res
     let rows: Vec<_> = lists.iter().map(|list| to_row(list, stop_strings)).collect();
     larpo_data::candidates::write(&path, &rows)?;
     files::write_bytes(folder.join(SUM), format!("{}\n", Checksum::of_file(&path)?).as_bytes())?;
+    forget_drawn(folder)
+}
+
+/// Removes what was drawn, once the ranked candidates are complete; a run may have been killed between the two.
+fn forget_drawn(folder: &Path) -> Result<()> {
     let partial = folder.join(PARTIAL);
     match fs::remove_file(&partial) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&partial, "remove")(error)),

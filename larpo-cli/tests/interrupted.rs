@@ -384,6 +384,8 @@ fn a_damaged_iteration_is_made_again() {
         error.contains("model.safetensors") && error.ends_with(&out.join("iteration-1").display().to_string()),
         "{error}"
     );
+    // As a kill leaves it between the ranked candidates and the end of the drawn ones.
+    fs::write(out.join("iteration-2/candidates.partial.jsonl"), "{}\n").expect("writes");
     let output = succeeds(&mut larpo(&align(&data, &model, &name, &LATEST)));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("WARNING") && text.contains("passed over"), "{text}");
