@@ -157,7 +157,7 @@ fn whole_iteration(iteration: &Path) -> Result<()> {
 }
 
 fn pass_over(error: &Error) {
-    say!("WARNING: {error}. It is passed over; the run goes on from the one before it");
+    warn!("{error}. It is passed over; the run goes on from the one before it");
 }
 
 /// Adds to `error` what can be gone on from instead.

@@ -305,7 +305,7 @@ fn every_flipped_byte_of_a_checkpoint_is_found_and_the_one_before_it_offered() {
     // Both damaged: from the beginning. `latest` says so and ends with the same files.
     let output = succeeds(&mut larpo(&words(sft(&data, &name, &extra), &LATEST)));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("WARNING") && text.contains("extra") && text.contains("goes on from"), "{text}");
+    assert!(text.contains("warning: ") && text.contains("extra") && text.contains("goes on from"), "{text}");
     assert_same(&expected, &results(&out), "from the one before");
     unfinish(&out);
     for (_, path) in checkpoint::list(&out).expect("a folder") {
@@ -388,7 +388,7 @@ fn a_damaged_iteration_is_made_again() {
     fs::write(out.join("iteration-2/candidates.partial.jsonl"), "{}\n").expect("writes");
     let output = succeeds(&mut larpo(&align(&data, &model, &name, &LATEST)));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("WARNING") && text.contains("passed over"), "{text}");
+    assert!(text.contains("warning: ") && text.contains("passed over"), "{text}");
     assert_same(&expected, &results(&out), "made again");
     // A place with a finished iteration behind it is not gone back to unasked.
     let early = ResumeFrom::Path(out.join("iteration-1"));

@@ -74,7 +74,7 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     bad[2]["rewards"] = json!([1]);
     write(&bad);
     let error = fails(&mut more(&[]));
-    assert!(error.contains("iteration-2/candidates.jsonl, line 3") && error.contains("`rewards`"), "{error}");
+    assert!(error.contains("iteration-2/candidates.jsonl:3:") && error.contains("`rewards`"), "{error}");
     let mut bad = rows();
     bad[1]["prompt"] = json!("9+9\n");
     write(&bad);
@@ -138,7 +138,10 @@ fn a_checkpoint_from_before_an_edit_is_not_gone_on_from() {
     fs::write(&path, rows.join("\n") + "\n").expect("writes");
     let output = succeeds(&mut larpo(&words));
     let text = stderr(&output);
-    assert!(text.contains("WARNING") && text.contains("starts anew") && text.contains("119 prompts of 120"), "{text}");
+    assert!(
+        text.contains("warning: ") && text.contains("starts anew") && text.contains("119 prompts of 120"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -522,7 +522,7 @@ fn without_references_only_what_needs_none_is_measured() {
     let bare = folder.write("bare.jsonl", &[json!({ "prompt": "1+2\n" }), json!({ "prompt": "2+2\n" })]);
     let words = ["eval", &model, "--dataset_name", &bare, "--recall_at", "2", "--max_new_tokens", "4"];
     let error = larpo(&words).expect_err("nothing to compare with");
-    assert!(error.contains("bare.jsonl, row 1") && error.contains("--reward_funcs"), "{error}");
+    assert!(error.contains("bare.jsonl:1: ") && error.contains("--reward_funcs"), "{error}");
     let result = larpo(&[&words[..], &["--ref_model", &model]].concat()).expect("KL needs no reward");
     assert!(metric(&result, "kl_k1", None, 1.0)["mean"].is_number() && result["greedy"].is_null(), "{result}");
     assert!(result["missing"].to_string().contains("no `reference`"), "{result}");

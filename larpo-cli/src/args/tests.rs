@@ -425,6 +425,8 @@ fn settings_of_every_verb_are_read_back() {
         "train --model_name_or_path m --dataset_name d --output_dir o --overwrite_output_dir --threads 2",
         "align --model_name_or_path m --dataset_name d --output_dir o --temperature 1.0,0.7 --quiet --memory none",
         "eval --model_name_or_path m --dataset_name d --recall_at 1,4 --k 8 --log_level debug",
+        "inspect x.jsonl --rows 5 --dataset_schema preference",
+        "report run --output page.html",
         "bench step --preset m135m --profile",
     ];
     let mut seen = std::collections::BTreeSet::new();
@@ -435,7 +437,12 @@ fn settings_of_every_verb_are_read_back() {
         let text = write_settings(command.name(), &cli.settings);
         let file = File::new("again.yaml", &text);
         // Positional words are no settings.
-        let what = if let Command::Bench(_) = command { "step" } else { "" };
+        let what = match command {
+            Command::Bench(_) => "step",
+            Command::Inspect(_) => "x.jsonl",
+            Command::Report(_) => "run",
+            _ => "",
+        };
         let again = parse(words(&format!("{} {what} --config {}", command.name(), file.path())));
         let again = again.unwrap_or_else(|e| panic!("{text}\n{e}"));
         // What the run sees is the same but for the name of the file, and for the positional path of `rank`.

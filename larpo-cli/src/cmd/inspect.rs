@@ -209,7 +209,7 @@ fn tokenisation(items: &[Item], tokens: &[Tokens], tokenizer: &Tokenizer) -> Val
         items.len()
     );
     if with_eos > 0 {
-        say!("warning     {with_eos} rows have the end-of-text token written out in a response");
+        say!("note        {with_eos} rows have the end-of-text token written out in a response");
     }
     json!({ "rows_joint_differs": differing.len(), "first_line": first, "rows_with_eos_in_text": with_eos })
 }

@@ -179,7 +179,7 @@ impl fmt::Display for Ranking {
         if self.repeat_prompt > 0 {
             write!(
                 f,
-                "\nwarning     in {} rows `chosen` and `rejected` both begin with `prompt`, which then stands there twice",
+                "\nnote        in {} rows `chosen` and `rejected` both begin with `prompt`, which then stands there twice",
                 self.repeat_prompt
             )?;
         }
