@@ -7,8 +7,13 @@ use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::train::{TrainingList, TrainingResponse};
 use std::time::Duration;
 
-/// Ten samples within about two seconds for each benchmark; criterion's flags override them.
+/// Ten samples within about two seconds for each benchmark; criterion's flags override them. The calling thread becomes one
+/// of the pool, as in the `larpo` command: handing small operations to other threads would be most of what is timed.
+///
+/// # Panics
+/// A pool that exists already.
 pub fn settings() -> Criterion {
+    rayon::ThreadPoolBuilder::new().use_current_thread().build_global().expect("the first to use the pool");
     Criterion::default().sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2))
 }
 
