@@ -219,22 +219,6 @@ impl<B: Backend> Parameters<B> {
         self.entries.iter().flat_map(|p| &p.tensors).map(|t| (t.name.clone(), t.shape.clone())).collect()
     }
 
-    /// Hands every checkpoint tensor to `write`, one parameter's memory at a time.
-    pub fn export<E>(
-        &self,
-        backend: &B,
-        mut write: impl FnMut(&CheckpointTensor, &[f32]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        for (index, entry) in self.entries.iter().enumerate() {
-            let values = self.download(backend, index);
-            let values = values.as_slice().expect("a fresh array is contiguous");
-            for tensor in &entry.tensors {
-                write(tensor, &values[tensor.rows.start * entry.cols..tensor.rows.end * entry.cols])?;
-            }
-        }
-        Ok(())
-    }
-
     /// Fills every parameter from checkpoint tensors that `read` gives by name.
     ///
     /// # Errors

@@ -24,13 +24,6 @@ fn put(store: Store, y: &mut f64, value: f64) {
     }
 }
 
-impl Reference {
-    /// A buffer of double-precision numbers.
-    pub fn upload_f64(&self, data: &[f64]) -> Vec<f64> {
-        data.to_vec()
-    }
-}
-
 /// Rows that row `i` sees, by the rule of a packed list.
 fn visible(segments: &Index, i: usize) -> Vec<usize> {
     for s in Segment::parse(segments) {
