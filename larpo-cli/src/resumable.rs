@@ -134,6 +134,11 @@ impl<'a, B: Backend> Loop<'a, B> {
         Error::request(format!("{error}: prompt {:?}, response {:?}", decode(prompt), decode(response)))
     }
 
+    /// What the progress bar is called.
+    pub fn label(&self) -> &str {
+        &self.journal.label
+    }
+
     pub fn finish(self) -> Policy<B> {
         self.progress.finish();
         Policy { model: self.trainer.into_model(), tokenizer: self.tokenizer, eos_ids: self.eos_ids }

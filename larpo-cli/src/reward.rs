@@ -70,9 +70,8 @@ impl RuleReranker {
         if self.looked > 0 && self.found == 0 && !self.warned {
             self.warned = true;
             warn!(
-                "none of {} responses has a final answer in the form that --answer_pattern describes, so the \
-                 reward `answer` is 0 for all",
-                self.looked
+                "none of the responses scored so far has a final answer in the form that --answer_pattern describes, \
+                 so the reward `answer` is 0 for all"
             );
         }
     }

@@ -286,7 +286,14 @@ pub fn train_lists<B: Backend>(
         training.after(step)?;
     }
     let (loss, metrics) = training.counters.last_quarter.take();
+    let label = training.label().to_string();
     let policy = training.finish();
+    say!(
+        "{label}: over the last quarter of the updates loss {loss:.4}, rewards/accuracies {:.3}, rewards/margins {:.3}, kl {:.4}",
+        metrics.reward_accuracy,
+        metrics.reward_chosen - metrics.reward_rejected,
+        metrics.kl
+    );
     let winners = metrics.reward_chosen / settings.beta;
     if winners < -NOTABLE_FALL {
         warn!(

@@ -166,10 +166,11 @@ fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
     }
     assert!(!result["notes"].to_string().contains("larpo eval"), "{result}");
 
-    // Fine-tuning leaves a log only, and no record of its command.
+    // Fine-tuning leaves a log and its flags.
     let (result, page) = report(&model);
     assert!(page.contains("aria-label=\"Loss\"") && page.contains("validation"), "{page}");
-    assert!(result["notes"].to_string().contains("the command that repeats the run"), "{result}");
+    assert!(page.contains("<span>larpo</span> <span>sft</span>"), "{page}");
+    assert!(!result["notes"].to_string().contains("the command that repeats the run"), "{result}");
 }
 
 const HOSTILE: &str = "</span></pre></style><script>alert(1)</script><img src=x onerror=alert(2)>\" onload=\"x' &lt;b&gt; \u{202e}\u{0}\u{1b}[2J]]>-->";
@@ -214,7 +215,8 @@ fn hostile_text_stays_text_wherever_it_stands() {
     let controls = page.chars().filter(|c| c.is_control() && *c != '\n').count();
     assert_eq!(controls, 0);
     // A recorded command wins over one made from settings.
-    folder.write("run.json", &json!({ "command": ["larpo", "align", HOSTILE] }).to_string());
+    let flags = json!({ "dataset_name": [HOSTILE], "seed": ["3"] });
+    folder.write("run.json", &json!({ "verb": "align", "flags": flags }).to_string());
     let page = report(&folder.0.display().to_string()).1;
     assert_tame(&page);
     assert!(page.contains("<pre><span>larpo</span> <span>align</span>"), "{page}");

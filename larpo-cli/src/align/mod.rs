@@ -35,6 +35,10 @@ const MODEL: &str = "model";
 /// The first policy on the held-out prompts.
 pub const START: &str = "start.json";
 
+/// Why a run cannot be watched from its middle on.
+pub const NOT_LOOKED_AT: &str = "earlier iterations of the run were not looked at; --until_kl, --early_stopping_patience and \
+                                 --eval_dataset must be there from the beginning";
+
 /// Where a run writes, what it goes on from, and who may end it early.
 #[derive(Debug, Clone, Default)]
 pub struct Place {
@@ -105,10 +109,7 @@ pub fn align<B: Backend>(
     let (mut policy, mut reports) = run.take_up(policy, chosen)?;
     looks.extend(reports.iter().filter_map(|report| Look::from_json(&report["held_out"])));
     if config.watch.is_on() && looks.len() != reports.len() + 1 {
-        return Err(Error::request(
-            "earlier iterations of the run were not looked at; --until_kl and \
-                                   --early_stopping_patience must be there from the beginning",
-        ));
+        return Err(Error::request(NOT_LOOKED_AT));
     }
     let mut ended = None;
     for iteration in reports.len() as u32 + 1..=config.iterations {

@@ -312,9 +312,10 @@ pub struct EvalArgs {
     /// Rows with prompts and reference solutions: JSONL, a JSON array, CSV, each also .gz, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
-    /// Every N of Recall@N, maj@N and best-of-N, all unbiased over the subsets of the samples
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,5,20",
-          value_parser = at_least_one, help_heading = "Evaluation")]
+    /// Every N of Recall@N, maj@N and best-of-N, all unbiased over the subsets of the samples [default: 1,5,20 as far
+    /// as --num_generations goes]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one,
+          help_heading = "Evaluation")]
     pub recall_at: Vec<usize>,
     /// A response counts as correct from this reward on
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true,
@@ -355,16 +356,25 @@ impl EvalArgs {
         self.model_name_or_path.iter().chain(&self.models).map(PathBuf::as_path).collect()
     }
 
+    /// Every N of Recall@N.
+    pub fn recall_at(&self) -> Vec<usize> {
+        match self.recall_at.is_empty() {
+            true => [1, 5, 20].into_iter().filter(|&n| self.num_generations.is_none_or(|k| n <= k)).collect(),
+            false => self.recall_at.clone(),
+        }
+    }
+
     /// How many responses to sample for each prompt.
     pub fn samples(&self) -> usize {
-        let largest = self.recall_at.iter().copied().max().unwrap_or(1);
-        self.num_generations.unwrap_or(largest)
+        self.num_generations.or(self.recall_at().into_iter().max()).unwrap_or(1)
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
         let k = self.samples();
         if let Some(n) = self.recall_at.iter().find(|&&n| n > k) {
-            return Err(format!("--recall_at {n} needs at least {n} samples, but --num_generations is {k}"));
+            return Err(format!(
+                "--recall_at {n} needs at least {n} samples, but --num_generations is {k}; raise it or leave {n} out"
+            ));
         }
         fn twice<T: PartialEq>(items: &[T]) -> Option<&T> {
             items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)).map(|(_, item)| item)

@@ -1,7 +1,7 @@
 //! `larpo align`: the whole loop.
 
 use super::read_prompts;
-use crate::align::{AlignConfig, Place, align};
+use crate::align::{AlignConfig, NOT_LOOKED_AT, Place, START, align};
 use crate::args::{AlignArgs, DataArgs, Iterations, Settings, Split, SplitArgs};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
@@ -69,6 +69,10 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     };
     let config = AlignConfig { watch, ..AlignConfig::new(args, goal.iterations as u32, &policy) };
     super::plan::admit_align(args, &config, policy.model.config(), &prompts)?;
+    // Before anything is written: a refusal changes nothing.
+    if config.watch.is_on() && point.done > 0 && !args.output_dir.join(START).exists() {
+        return Err(Error::request(NOT_LOOKED_AT));
+    }
     folder.begin()?;
     let place = Place { folder: args.output_dir.clone(), point, stop: stop.clone() };
     let end = align(policy, &prompts, &config, &mut reranker, Some(&place))?;

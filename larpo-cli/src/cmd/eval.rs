@@ -41,7 +41,7 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
             sampling: sampling_config(&args.sampling, &policy, args.samples(), args.common.seed),
             temperatures: args.sampling.temperature.clone(),
             stop: args.sampling.stop.clone(),
-            recall_at: args.recall_at.clone(),
+            recall_at: args.recall_at(),
             ndcg_at: args.ndcg_at,
             threshold: args.correct_threshold,
             resampling: Resampling { seed: args.common.seed, resamples: args.bootstrap_samples },

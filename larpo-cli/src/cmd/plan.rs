@@ -316,7 +316,7 @@ fn show(plan: &Plan) -> Result<Value> {
         true => format!(": MORE than the machine's {}", bytes(limit)),
         false => format!(" of the machine's {}", bytes(limit)),
     });
-    say!("at most {}{of}; about {}", bytes(peak), duration(Duration::from_secs_f64(whole.min(1e9))));
+    say!("about {}{of}, and {}", bytes(peak), duration(Duration::from_secs_f64(whole.min(1e9))));
     let phases: Map<String, Value> = plan
         .phases
         .iter()

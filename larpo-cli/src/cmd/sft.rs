@@ -66,6 +66,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     };
     let watch = held_out.as_ref().map(|rows| HeldOut { rows, every: args.eval.eval_steps });
     let (policy, outcome) = sft(policy, &rows, config.plan(rows.len()), &config, watch, journal)?;
+    say!("sft: training loss {:.4} at the end", outcome.loss);
     policy.save(&args.output_dir)?;
     say!("the model is in {}", args.output_dir.display());
     let summary = json!({

@@ -184,7 +184,7 @@ impl Source {
             say!("note: fields of {} that are not read: {}", path.display(), records.unread.join(", "));
         }
         if let Some(first) = records.bad.first() {
-            say!("note: {} malformed rows are left out; the first: {first}", records.bad.len());
+            warn!("{} malformed rows are left out; the first: {first}", records.bad.len());
         }
         let order = match (args.shuffle_seed, records.schema) {
             (Some(_), Schema::Text) => {

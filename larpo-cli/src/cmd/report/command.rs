@@ -1,19 +1,42 @@
-//! The command that repeats a run: the recorded one, or one made from the settings in its manifest.
+//! The command that repeats a run: from the flags that it recorded, or from the settings in its manifest.
 
+use crate::args::declarations;
 use serde_json::Value;
 use std::path::Path;
 
-/// A command that a run recorded, as a text or as its words.
-pub fn recorded(value: &Value) -> Option<String> {
-    let found = ["command", "command_line", "argv", "args"].iter().find_map(|name| value.get(name))?;
-    match found {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(words) => {
-            let words: Option<Vec<String>> = words.iter().map(|w| w.as_str().map(str::to_string)).collect();
-            words.map(|words| joined(&words))
+/// Flags that say how a session of a run went, not what the run is.
+const OF_A_SESSION: [&str; 8] = [
+    "config",
+    "json",
+    "log_level",
+    "no_cache",
+    "output_dir",
+    "overwrite_output_dir",
+    "quiet",
+    "resume_from_checkpoint",
+];
+
+/// The command of `run.json`: its verb with every flag that is not at its default.
+pub fn of_record(record: &Value, folder: &Path) -> Option<Vec<String>> {
+    let (verb, flags) = (record["verb"].as_str()?, record["flags"].as_object()?);
+    let mut declared = declarations();
+    let verb_declared = declared.find_subcommand_mut(verb)?;
+    let mut words = vec!["larpo".to_string(), verb.into()];
+    for (name, values) in flags.iter().filter(|(name, _)| !OF_A_SESSION.contains(&name.as_str())) {
+        let arg = verb_declared.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+        let values: Vec<&str> = values.as_array()?.iter().filter_map(Value::as_str).collect();
+        if !arg.get_action().takes_values() {
+            words.extend((values == ["true"]).then(|| format!("--{name}")));
+        } else if name == "iterations" && record["goal"].is_object() {
+            // `+N` was asked for in the middle of the run.
+            words.push(format!("--iterations={}", record["goal"]["iterations"].as_u64()?));
+        } else if arg.get_default_values() != values {
+            // In one word each, since a value may begin with a hyphen.
+            words.extend(values.iter().map(|value| format!("--{name}={value}")));
         }
-        _ => None,
     }
+    words.push(format!("--output_dir={}", folder.display()));
+    Some(words)
 }
 
 /// `larpo demo` with the settings of its mark.
@@ -131,10 +154,24 @@ mod tests {
     }
 
     #[test]
-    fn a_recorded_command_is_taken_as_it_is() {
-        assert_eq!(recorded(&json!({ "command": "larpo align --seed 1" })).as_deref(), Some("larpo align --seed 1"));
-        assert_eq!(recorded(&json!({ "argv": ["larpo", "a b"] })).as_deref(), Some("larpo 'a b'"));
-        assert_eq!(recorded(&json!({ "command": 3 })), None);
+    fn a_record_gives_every_flag_that_is_not_at_its_default() {
+        let record = json!({
+            "verb": "align",
+            "goal": { "iterations": 5, "more": 2, "base": 3 },
+            "flags": {
+                "dataset_name": ["a b.jsonl"], "iterations": ["+2"], "model_name_or_path": ["m"], "output_dir": ["elsewhere"],
+                "quiet": ["true"], "seed": ["1"], "shuffle_seed": ["7"], "stop_strings": ["-\n", "x"], "temperature": ["1.0", "0.7"],
+                "until_kl": ["0.5"],
+            },
+        });
+        let words = of_record(&record, Path::new("o")).expect("a command");
+        let line = "larpo align '--dataset_name=a b.jsonl' --iterations=5 --model_name_or_path=m --shuffle_seed=7 \
+                    '--stop_strings=-\n' --stop_strings=x --temperature=1.0 --temperature=0.7 --until_kl=0.5 --output_dir=o";
+        assert_eq!(joined(&words), line);
+        crate::args::parse(words.into_iter().map(std::ffi::OsString::from).collect::<Vec<_>>()).expect("is understood");
+        for other in [json!({ "verb": "align", "flags": { "no_such": ["1"] } }), json!({ "verb": "x", "flags": {} })] {
+            assert_eq!(of_record(&other, Path::new("o")), None);
+        }
         assert_eq!(of_align(&json!({ "seed": 1 }), Path::new("o")), None);
         let demo = of_demo(&json!({ "quick": true, "seed": 7 }), Path::new("o")).expect("a demo");
         assert_eq!(joined(&demo), "larpo demo --seed 7 --quick --output_dir o");

@@ -64,10 +64,10 @@ impl Run {
             )));
         }
         let manifest = iterations.iter().rev().map(|i| &i.manifest).find(|m| m.is_object()).unwrap_or(&Value::Null);
-        let command = [&record, manifest].into_iter().find_map(command::recorded).or_else(|| {
-            let words = command::of_demo(&demo, folder).or_else(|| command::of_align(&manifest["config"], folder));
-            words.map(|words| command::joined(&words))
-        });
+        let command = command::of_record(&record, folder)
+            .or_else(|| command::of_demo(&demo, folder))
+            .or_else(|| command::of_align(&manifest["config"], folder))
+            .map(|words| command::joined(&words));
         let mut settings = Vec::new();
         if let Some(version) = manifest["larpo"].as_str() {
             settings.push(("larpo".into(), version.into()));
