@@ -3,6 +3,7 @@
 
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
+use crate::evaluate::token_logps;
 use crate::generate::candidates;
 use crate::policy::Policy;
 use larpo_core::backend::Backend;
@@ -10,7 +11,6 @@ use larpo_core::metrics::{KlEstimator, kl, mean_estimate};
 use larpo_core::model::Transformer;
 use larpo_core::reranker::Reranker;
 use larpo_core::retriever::SamplingConfig;
-use larpo_core::train::{TrainingList, TrainingResponse, fill_references};
 use serde_json::{Value, json};
 
 /// Responses to a prompt in a look.
@@ -92,24 +92,16 @@ pub fn look<B: Backend>(
     };
     let mut lists = candidates(policy, prompts, &config, stop, label)?;
     lists.iter_mut().try_for_each(|list| list.rank(reranker))?;
-    let response = |ids: &[u32]| TrainingResponse { ids: ids.to_vec(), reward: 0.0, reference: vec![], sampled: None };
-    let mut scored: Vec<TrainingList> = lists
-        .iter()
-        .map(|list| TrainingList {
-            prompt: list.prompt_ids.clone(),
-            responses: list.candidates.iter().map(|c| response(&c.ids)).collect(),
-        })
-        .collect();
-    fill_references(first, &mut scored, false)?;
+    let under_first = token_logps(first, &lists)?;
     let (mut rewards, mut moved) = (Vec::new(), Vec::new());
-    for (list, scored) in lists.iter().zip(&scored) {
+    for (list, under_first) in lists.iter().zip(&under_first) {
         rewards.push(list.candidates.iter().map(|c| c.reward).sum::<f64>() / RESPONSES as f64);
         let mut sum = 0.0;
-        for (candidate, response) in list.candidates.iter().zip(&scored.responses) {
-            let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+        for (candidate, under_first) in list.candidates.iter().zip(under_first) {
             // With an empty prompt the first token is not scored.
-            let skipped = candidate.logps.len() - response.reference.len();
-            let estimate = kl(KlEstimator::K1, &wide(&candidate.logps[skipped..]), &wide(&response.reference));
+            let skipped = candidate.logps.len() - under_first.len();
+            let own: Vec<f64> = candidate.logps[skipped..].iter().map(|&logp| f64::from(logp)).collect();
+            let estimate = kl(KlEstimator::K1, &own, under_first);
             sum += estimate.map_err(|error| Error::request(error.to_string()))?.value;
         }
         moved.push(sum / RESPONSES as f64);

@@ -19,7 +19,6 @@ use larpo_core::batches::BatchPlan;
 use larpo_core::candidates::Memory as Remembered;
 use larpo_core::model::ModelConfig;
 use larpo_core::objective::{LossType, Objective};
-use larpo_core::retriever::SamplingConfig;
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::select::Select;
 use larpo_core::train::{ListTraining, SftRow, TrainingList};
@@ -119,10 +118,7 @@ fn plan_sft(args: &SftArgs, mut planner: Planner, rows: &[SftRow], held_out: Opt
     let looks = 1 + args.eval.eval_steps.map_or(0, |every| order.steps.saturating_sub(1) / every as u64);
     let model = planner.model()?;
     planner.fine_tune(model, rows, order, config.micro_batch, held_out.map(|rows| (rows, looks)))?;
-    if args.train.save_steps.is_some() {
-        planner.checkpoints();
-    }
-    Ok(planner.finish())
+    Ok(planner.finish_training(&args.train))
 }
 
 /// Refuses a run of `sft` that cannot fit; the model is loaded.
@@ -162,10 +158,7 @@ fn plan_train(args: &TrainVerbArgs, mut planner: Planner, lists: &[TrainingList]
     let mut lists = lists.to_vec();
     planner.prove(&model, &mut lists, &settings, config.micro_batch, false)?;
     planner.train_lists(model, &lists, &settings, config.plan(lists.len()), config.micro_batch)?;
-    if args.train.save_steps.is_some() {
-        planner.checkpoints();
-    }
-    Ok(planner.finish())
+    Ok(planner.finish_training(&args.train))
 }
 
 /// Refuses a run of `train` that cannot fit; the model is loaded.
@@ -215,10 +208,7 @@ fn align(args: &AlignArgs, config: &AlignConfig, mut planner: Planner, prompts: 
         model = planner.train_lists(model, &lists, &config.lists, order, micro)?;
         planner.trim();
     }
-    if args.train.save_steps.is_some() {
-        planner.checkpoints();
-    }
-    Ok(planner.finish())
+    Ok(planner.finish_training(&args.train))
 }
 
 /// Refuses a run of `align` that cannot fit; the model is loaded.
@@ -272,18 +262,7 @@ fn bench(args: &BenchArgs) -> Result<Plan> {
                 reference: None,
             };
             let prompts: Vec<PromptRow> = lists.iter().enumerate().map(prompt).collect();
-            let sampling = SamplingConfig {
-                num_generations: args.num_generations,
-                max_new_tokens: args.response,
-                temperature: 1.0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                eos_ids: vec![],
-                vocab_limit: config.vocab_size,
-                seed: args.common.seed,
-                iteration: 0,
-            };
+            let sampling = super::bench::model::sampling(args, &config);
             for _ in 0..SETTLED {
                 planner.sample(&model, &prompts, &sampling, 1.0)?;
             }

@@ -15,6 +15,7 @@ use larpo_core::metrics::{
     Gain, KlEstimator, Resampling, best_of_n, expected_maj_at_n, kendall_tau_b, kl, ndcg, pair_accuracy, pass_at_k,
     reciprocal_rank,
 };
+use larpo_core::model::Transformer;
 use larpo_core::reranker::{Query, Reranker, Response};
 use larpo_core::retriever::SamplingConfig;
 use larpo_core::train::{TrainingList, TrainingResponse, fill_references};
@@ -200,7 +201,7 @@ fn sampled<B: Backend>(
     let tokens = |l: &CandidateList| l.candidates.iter().map(|c| c.ids.len() as f64).sum::<f64>();
     add(Metric::Tokens, None, lists.iter().map(|l| Some(tokens(l) / l.candidates.len() as f64)).collect());
     let Some(reference) = judges.reference else { return Ok(()) };
-    let (own, other) = (token_logps(policy, lists)?, token_logps(reference, lists)?);
+    let (own, other) = (token_logps(&policy.model, lists)?, token_logps(&reference.model, lists)?);
     if judges.reranker.is_some() {
         let ranked: Vec<Option<Ranked>> = (0..lists.len())
             .map(|i| ranking(&own[i], &other[i], &rewards[i], config).transpose())
@@ -275,7 +276,10 @@ fn missing<B: Backend>(config: &EvalConfig, judges: &Judges<B>, lines: &mut Vec<
 
 /// Log-probability of every token of every response of every list, computed in the same way for any policy: the same
 /// policy gives the same numbers, and a γ of exactly 0.
-fn token_logps<B: Backend>(policy: &Policy<B>, lists: &[CandidateList]) -> Result<Vec<Vec<Vec<f64>>>> {
+///
+/// # Errors
+/// Lists that the model cannot take.
+pub fn token_logps<B: Backend>(model: &Transformer<B>, lists: &[CandidateList]) -> Result<Vec<Vec<Vec<f64>>>> {
     let response = |ids: &[u32]| TrainingResponse { ids: ids.to_vec(), reward: 0.0, reference: vec![], sampled: None };
     let mut scored: Vec<TrainingList> = lists
         .iter()
@@ -284,8 +288,8 @@ fn token_logps<B: Backend>(policy: &Policy<B>, lists: &[CandidateList]) -> Resul
             responses: list.candidates.iter().map(|c| response(&c.ids)).collect(),
         })
         .collect();
-    fill_references(&policy.model, &mut scored, false)?;
-    policy.model.backend().trim();
+    fill_references(model, &mut scored, false)?;
+    model.backend().trim();
     let wide = |r: TrainingResponse| r.reference.into_iter().map(f64::from).collect();
     Ok(scored.into_iter().map(|list| list.responses.into_iter().map(wide).collect()).collect())
 }

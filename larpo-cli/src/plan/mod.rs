@@ -10,6 +10,7 @@ mod fit;
 
 pub use fit::{Advice, admit, bytes};
 
+use crate::args::TrainArgs;
 use crate::dataset::PromptRow;
 use crate::error::Result;
 use crate::training::sft_loss;
@@ -266,9 +267,12 @@ impl Planner {
         Ok(trainer.into_model())
     }
 
-    /// Host copies of both moments, which a checkpoint makes.
-    pub fn checkpoints(&mut self) {
-        self.plan.copies = 8 * self.plan.config.parameters();
+    /// [`Planner::finish`] of a verb that trains: a checkpoint makes host copies of both moments.
+    pub fn finish_training(mut self, args: &TrainArgs) -> Plan {
+        if args.save_steps.is_some() {
+            self.plan.copies = 8 * self.plan.config.parameters();
+        }
+        self.finish()
     }
 }
 

@@ -104,12 +104,9 @@ fn step<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Resul
     }))
 }
 
-/// Sampling of exactly `response` tokens for `k` responses to every prompt, at temperature 1 from the whole vocabulary,
-/// without an end-of-text token.
-fn sample<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Result<Run> {
-    let inputs = Inputs::new(args, &config);
-    let prompts: Vec<Vec<u32>> = (0..args.lists()).map(|list| inputs.ids(list, 0, args.prompt)).collect();
-    let sampling = SamplingConfig {
+/// `response` tokens for each of `k` responses, at temperature 1 from the whole vocabulary.
+pub fn sampling(args: &BenchArgs, config: &ModelConfig) -> SamplingConfig {
+    SamplingConfig {
         num_generations: args.num_generations,
         max_new_tokens: args.response,
         temperature: 1.0,
@@ -120,7 +117,15 @@ fn sample<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Res
         vocab_limit: config.vocab_size,
         seed: args.common.seed,
         iteration: 0,
-    };
+    }
+}
+
+/// Sampling of exactly `response` tokens for `k` responses to every prompt, at temperature 1 from the whole vocabulary,
+/// without an end-of-text token.
+fn sample<B: Backend>(args: &BenchArgs, config: ModelConfig, backend: &B) -> Result<Run> {
+    let inputs = Inputs::new(args, &config);
+    let prompts: Vec<Vec<u32>> = (0..args.lists()).map(|list| inputs.ids(list, 0, args.prompt)).collect();
+    let sampling = sampling(args, &config);
     let model = Transformer::random(backend, config, args.common.seed)?;
     let expected = args.lists() * args.num_generations * args.response;
     Ok(Box::new(move || {
