@@ -5,6 +5,7 @@ use larpo_core::cpu::Cpu;
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::OptimizerConfig;
+use larpo_core::retriever::{NoHooks, Prompt, SamplingConfig, sample};
 use larpo_core::train::{ListTraining, Trainer, TrainingList, TrainingResponse, fill_references};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
@@ -17,6 +18,8 @@ const LARGE: usize = 64 << 10;
 
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static FOUND: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// The allocator counts the whole process, so the tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
 
 thread_local! {
     /// Set while a trace is taken, which allocates too.
@@ -83,6 +86,17 @@ fn ids(seed: u32, len: usize, vocab: u32) -> Vec<u32> {
     (0..len as u32).map(|i| (seed * 7919 + i * 104_729 + i * i * 31) % vocab).collect()
 }
 
+/// Runs `work` until the pool is full and asserts that it then allocates nothing large.
+fn assert_steady(mut work: impl FnMut()) {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let first = large(&mut work);
+    assert!(!first.is_empty(), "the allocator does not count");
+    work();
+    work();
+    let found = large(|| (0..3).for_each(|_| work()));
+    assert!(found.is_empty(), "{} large allocations, the first of {}", found.len(), found[0]);
+}
+
 #[test]
 fn a_step_in_the_steady_state_allocates_nothing_large() {
     const VOCAB: u32 = 4000;
@@ -101,14 +115,34 @@ fn a_step_in_the_steady_state_allocates_nothing_large() {
     let objective = Objective { loss: LossType::Lambdarank, ..Objective::default() };
     let settings = ListTraining { objective, beta: 0.1, sft_weight: 0.1 };
     let mut trainer = Trainer::new(model, OptimizerConfig::default(), 8);
-    let mut step = || {
+    assert_steady(|| {
         trainer.list_step(&settings, &lists, 1).expect("a step");
-    };
-    // The first steps fill the pool.
-    let first = large(&mut step);
-    assert!(!first.is_empty(), "the allocator does not count");
-    step();
-    step();
-    let found = large(|| (0..3).for_each(|_| step()));
-    assert!(found.is_empty(), "{} large allocations, the first of {}", found.len(), found[0]);
+    });
+}
+
+#[test]
+fn sampling_in_the_steady_state_allocates_nothing_large() {
+    const VOCAB: u32 = 4000;
+    let config = ModelConfig::new(128, 384, 2, 4, 2, VOCAB as usize);
+    let texts: Vec<Vec<u32>> = (0..6).map(|i| ids(i, 40 + 31 * i as usize, VOCAB)).collect();
+    let prompts: Vec<_> = texts.iter().enumerate().map(|(i, ids)| Prompt { index: i as u32, ids }).collect();
+    for (top_k, top_p) in [(0, 1.0), (50, 0.9)] {
+        let model = Transformer::random(&Cpu::new(), config.clone(), 3).expect("a model");
+        let sampling = SamplingConfig {
+            num_generations: 10,
+            max_new_tokens: 48,
+            temperature: 1.0,
+            top_k,
+            top_p,
+            min_p: 0.0,
+            // Frequent enough that responses end at different lengths.
+            eos_ids: (0..80).collect(),
+            vocab_limit: VOCAB as usize,
+            seed: 1,
+            iteration: 1,
+        };
+        assert_steady(|| {
+            sample(&model, &prompts, &sampling, &mut NoHooks).expect("samples");
+        });
+    }
 }

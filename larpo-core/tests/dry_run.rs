@@ -1,5 +1,5 @@
-//! A dry run holds what the CPU backend holds: compared block by block with an allocator that counts. One test alone, because
-//! it counts the whole process.
+//! What a step holds, with an allocator that counts: a dry run holds what the CPU backend holds, block by block, and the
+//! logits are never held whole.
 
 use larpo_core::backend::Backend;
 use larpo_core::cpu::{Cpu, DryRun, Memory};
@@ -9,6 +9,7 @@ use larpo_core::optim::OptimizerConfig;
 use larpo_core::retriever::{NoHooks, Prompt, SamplingConfig, sample};
 use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Alignment of the pool's blocks; nothing else asks for it.
@@ -17,6 +18,8 @@ const LINE: usize = 64;
 static BLOCKS: AtomicUsize = AtomicUsize::new(0);
 static ALL: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// The allocator counts the whole process, so the tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
 
 struct Counting;
 
@@ -139,6 +142,7 @@ fn compare(name: &str, dry: &[Memory], wet: &[usize], peak: usize) {
 
 #[test]
 fn a_dry_run_holds_what_a_run_holds() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let planned = dry(|backend, look| fine_tune(backend, || look(backend.memory())));
     let (before, mut wet) = (BLOCKS.load(Ordering::Relaxed), Vec::new());
     let all = ALL.load(Ordering::Relaxed);
@@ -160,4 +164,35 @@ fn a_dry_run_holds_what_a_run_holds() {
     align(&Cpu::new(), || wet.push(BLOCKS.load(Ordering::Relaxed) - before));
     compare("an iteration", &planned, &wet, PEAK.load(Ordering::Relaxed) - all);
     assert!(planned[0].kv_cache > 0 && planned[1].kv_cache == 0, "the cache is given back");
+}
+
+/// Peak bytes beyond weights, gradients and moments of list steps on a narrow model with `vocab` tokens and lists of four
+/// responses of `len` tokens.
+fn activations_of_a_step(vocab: usize, len: usize) -> usize {
+    let config = ModelConfig { max_position_embeddings: 2000, ..ModelConfig::new(32, 64, 1, 2, 1, vocab) };
+    let parameters = 4 * config.parameters() as usize;
+    let before = ALL.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let model = Transformer::unspecified(&Cpu::new(), config).expect("a model");
+    let response =
+        |i: usize| TrainingResponse { ids: ids(i, len), reward: i as f64, reference: vec![0.0; len], sampled: None };
+    let list = TrainingList { prompt: ids(9, 20), responses: (0..4).map(response).collect() };
+    let settings = ListTraining { objective: Objective::default(), beta: 0.1, sft_weight: 0.0 };
+    let mut trainer = Trainer::new(model, OptimizerConfig::default(), 2);
+    for _ in 0..2 {
+        trainer.list_step(&settings, &[&list], 1).expect("a step");
+    }
+    PEAK.load(Ordering::Relaxed) - before - 4 * parameters
+}
+
+#[test]
+fn a_step_never_holds_vocabulary_times_tokens() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    // The threads take their working memory with the first step.
+    activations_of_a_step(3000, 100);
+    for len in [100, 800] {
+        let [small, large] = [3000, 48_000].map(|vocab| activations_of_a_step(vocab, len));
+        // Held whole, the logits of 4 × 800 tokens are 614 MB.
+        assert!(large < small + small / 4, "{len} tokens: {small} bytes with 3,000 tokens, {large} with 48,000");
+    }
 }
