@@ -1,13 +1,15 @@
 //! The retriever: draws k candidate responses to each prompt from the policy.
 //!
 //! A prompt is computed once and its keys and values serve all of its responses. Random numbers are counted by
-//! (seed, iteration, prompt, sample, position). Prompts are decoded in batches of consecutive prompts whose size depends
-//! on the model and the settings alone, so the same call gives the same samples; a batch that was interrupted is redone.
+//! (seed, iteration, prompt, sample, position). Batching is continuous: the responses that are decoded together are limited
+//! by memory, and where some have ended, the next prompt's take their places. What is decoded together decides the last
+//! bits, so it is decided within batches of consecutive prompts whose size depends on the model and the settings alone: the
+//! same call gives the same samples, and a batch that was interrupted is redone.
 
 use crate::backend::{Backend, SamplingSpec};
 use crate::error::Error;
 use crate::finite::check_weights;
-use crate::model::{DecodeRow, Decoder, ModelConfig, Transformer};
+use crate::model::{DecodeRow, Decoder, ModelConfig, Places, Transformer};
 use crate::rng::{CounterRng, Purpose};
 use serde::{Deserialize, Serialize};
 
@@ -145,14 +147,28 @@ const CACHED_FLOATS: usize = 4 << 20;
 /// Responses decoded together at most; products gain nothing from more.
 const MAX_ROWS: usize = 512;
 
-/// Prompts decoded together: as many as keep what a step reads of keys and values below what it reads of weights.
-///
-/// A run that was interrupted draws the same numbers when it goes on with the prompt at a multiple of this.
-pub fn prompts_per_batch(shape: &ModelConfig, config: &SamplingConfig) -> usize {
+/// Prompts of a batch: this many times those whose responses are decoded together. A batch ends with few responses, each
+/// step of which takes nearly as long as one of many; a larger batch does so less often, and loses more when interrupted.
+const TURNS: usize = 8;
+/// Places for prompts: this many times those that can have all of their responses decoded together, because a prompt keeps
+/// its place until the last of them has ended.
+const PROMPT_PLACES: usize = 3;
+
+/// Prompts that have all of their responses decoded together: as many as keep what a step reads of keys and values below
+/// what it reads of weights.
+fn prompts_at_once(shape: &ModelConfig, config: &SamplingConfig) -> usize {
     let per_token = shape.num_hidden_layers * shape.attention().cache_width();
     let budget = CACHED_FLOATS.max(shape.parameters() as usize);
     let by_memory = budget / (per_token * config.max_new_tokens * config.num_generations).max(1);
     by_memory.min(MAX_ROWS / config.num_generations.max(1)).max(1)
+}
+
+/// Prompts that are sampled as one batch.
+///
+/// A run that was interrupted draws the same numbers when it goes on with the prompt at a multiple of this.
+pub fn prompts_per_batch(shape: &ModelConfig, config: &SamplingConfig) -> usize {
+    let most = (MAX_ROWS / config.num_generations.max(1)).max(1);
+    (TURNS * prompts_at_once(shape, config)).min(most)
 }
 
 /// Draws `num_generations` responses to every prompt.
@@ -168,72 +184,157 @@ pub fn sample<B: Backend>(
     config.validate()?;
     let mut result = Vec::with_capacity(prompts.len());
     for batch in prompts.chunks(prompts_per_batch(model.config(), config)) {
-        for samples in sample_batch(model, batch, config, hooks)? {
-            if !hooks.finished(result.len(), &samples) {
-                return Err(Error::Stopped);
-            }
-            result.push(samples);
-        }
+        let samples = Batch::new(model, batch, config)?.run(result.len(), hooks)?;
+        result.extend(samples);
     }
     Ok(result)
 }
 
-fn sample_batch<B: Backend>(
-    model: &Transformer<B>,
-    prompts: &[Prompt],
-    config: &SamplingConfig,
-    hooks: &dyn SamplingHooks,
-) -> Result<Vec<Vec<Sample>>, Error> {
-    let (b, vocab, k) = (model.backend(), model.config().vocab_size, config.num_generations);
-    let random = CounterRng::new(config.seed, Purpose::Sampling);
-    let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids).collect();
-    // The last token of a response is never fed in.
-    let (mut decoder, prompt_logits) = Decoder::prefill(model, &ids, prompts.len() * k, config.max_new_tokens)?;
-    let mut samples =
-        vec![Sample { ids: vec![], logps: vec![], finish_reason: FinishReason::Length }; prompts.len() * k];
-    let mut active: Vec<usize> = (0..samples.len()).collect();
-    // Every response of a prompt starts from the same logits.
-    let first: Vec<u32> = active.iter().map(|response| (response / k) as u32).collect();
-    let mut logits = b.alloc(samples.len() * vocab);
-    b.gather_rows(&prompt_logits, &b.upload_index(&first), vocab, &mut logits);
-    drop(prompt_logits);
-    for position in 0..config.max_new_tokens {
-        let uniform: Vec<f64> = active
+/// A response that is being decoded.
+struct Active {
+    /// Its number: prompts of the batch times k, and which of the prompt's it is.
+    response: usize,
+    /// Its place in the decoder, and that of its prompt.
+    place: usize,
+    prompt_place: usize,
+}
+
+/// Consecutive prompts whose responses are decoded together.
+struct Batch<'a, B: Backend> {
+    model: &'a Transformer<B>,
+    prompts: &'a [Prompt<'a>],
+    config: &'a SamplingConfig,
+    random: CounterRng,
+    decoder: Decoder<'a, B>,
+    /// Prompts that have entered.
+    entered: usize,
+    /// In the order of their numbers, so that the responses of a prompt are neighbours.
+    active: Vec<Active>,
+    /// Places that are free, the next to be taken last.
+    free: Vec<usize>,
+    free_prompts: Vec<usize>,
+    /// Responses of every prompt that have not ended.
+    open: Vec<usize>,
+    samples: Vec<Sample>,
+}
+
+impl<'a, B: Backend> Batch<'a, B> {
+    fn new(model: &'a Transformer<B>, prompts: &'a [Prompt], config: &'a SamplingConfig) -> Result<Self, Error> {
+        let (n, k) = (prompts.len(), config.num_generations);
+        let at_once = prompts_at_once(model.config(), config).min(n);
+        let places = Places {
+            prompts: n.min(PROMPT_PLACES * at_once),
+            prompt_tokens: prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0),
+            responses: at_once * k,
+            // The last token of a response is never fed in, but the model must be able to.
+            response_tokens: config.max_new_tokens,
+        };
+        Ok(Self {
+            model,
+            prompts,
+            config,
+            random: CounterRng::new(config.seed, Purpose::Sampling),
+            decoder: Decoder::new(model, places)?,
+            entered: 0,
+            active: Vec::with_capacity(places.responses),
+            free: (0..places.responses).rev().collect(),
+            free_prompts: (0..places.prompts).rev().collect(),
+            open: vec![k; n],
+            samples: vec![Sample { ids: vec![], logps: vec![], finish_reason: FinishReason::Length }; n * k],
+        })
+    }
+
+    /// Samples of every prompt. `before` prompts were finished earlier.
+    fn run(mut self, before: usize, hooks: &mut dyn SamplingHooks) -> Result<Vec<Vec<Sample>>, Error> {
+        let (n, k) = (self.prompts.len(), self.config.num_generations);
+        let mut finished = 0;
+        while finished < n {
+            self.enter(&*hooks)?;
+            if !self.active.is_empty() {
+                let rows: Vec<DecodeRow> = self.active.iter().map(|active| self.row(active)).collect();
+                let logits = self.decoder.step(&rows)?;
+                let active = std::mem::take(&mut self.active);
+                self.draw(logits, active, &*hooks)?;
+            }
+            while finished < n && self.open[finished] == 0 {
+                if !hooks.finished(before + finished, &self.samples[finished * k..][..k]) {
+                    return Err(Error::Stopped);
+                }
+                finished += 1;
+            }
+        }
+        let mut samples = self.samples.into_iter();
+        Ok((0..n).map(|_| samples.by_ref().take(k).collect()).collect())
+    }
+
+    fn row(&self, active: &Active) -> DecodeRow {
+        let ids = &self.samples[active.response].ids;
+        let (generated, id) = (ids.len() - 1, ids[ids.len() - 1]);
+        DecodeRow { prompt: active.prompt_place, response: active.place, id, generated }
+    }
+
+    /// Lets in the prompts that there is room for, and draws the first token of their responses.
+    fn enter(&mut self, hooks: &dyn SamplingHooks) -> Result<(), Error> {
+        let (b, k, vocab) = (self.model.backend(), self.config.num_generations, self.model.config().vocab_size);
+        let room = self.free_prompts.len().min(self.free.len() / k).min(self.prompts.len() - self.entered);
+        if room == 0 {
+            return Ok(());
+        }
+        let places = self.free_prompts.split_off(self.free_prompts.len() - room);
+        let entering = self.entered..self.entered + room;
+        let prompts: Vec<_> = places.iter().copied().zip(self.prompts[entering].iter().map(|p| p.ids)).collect();
+        let prompt_logits = self.decoder.prefill(&prompts)?;
+        let mut active = Vec::with_capacity(room * k);
+        for prompt_place in places {
+            for j in 0..k {
+                let place = self.free.pop().expect("there is room");
+                active.push(Active { response: self.entered * k + j, place, prompt_place });
+            }
+            self.entered += 1;
+        }
+        // Every response of a prompt starts from the same logits.
+        let first: Vec<u32> = (0..active.len()).map(|response| (response / k) as u32).collect();
+        let mut logits = b.alloc(active.len() * vocab);
+        b.gather_rows(&prompt_logits, &b.upload_index(&first), vocab, &mut logits);
+        drop(prompt_logits);
+        self.draw(logits, active, hooks)
+    }
+
+    /// Draws the next token of each of `rows`; those that have not ended by it are active.
+    fn draw(&mut self, logits: B::Buffer, rows: Vec<Active>, hooks: &dyn SamplingHooks) -> Result<(), Error> {
+        let (config, k) = (self.config, self.config.num_generations);
+        let uniform: Vec<f64> = rows
             .iter()
-            .map(|r| random.uniform([config.iteration, prompts[r / k].index, (r % k) as u32, position as u32]))
+            .map(|row| {
+                let (prompt, position) = (&self.prompts[row.response / k], self.samples[row.response].ids.len());
+                self.random.uniform([config.iteration, prompt.index, (row.response % k) as u32, position as u32])
+            })
             .collect();
-        let draws = b.sample(&logits, vocab, &config.spec(), &uniform);
+        let draws = self.model.backend().sample(&logits, self.model.config().vocab_size, &config.spec(), &uniform);
         drop(logits);
-        for (&response, draw) in active.iter().zip(draws) {
+        for (row, draw) in rows.into_iter().zip(draws) {
+            let (prompt, sample) = (row.response / k, &mut self.samples[row.response]);
             if !draw.logp.is_finite() {
-                check_weights(model)?;
-                let at = format!("prompt {}, token {position}", prompts[response / k].index);
+                check_weights(self.model)?;
+                let at = format!("prompt {}, token {}", self.prompts[prompt].index, sample.ids.len());
                 return Err(Error::NotFinite { what: "the log-probability of a sampled token".into(), at });
             }
-            let sample = &mut samples[response];
             sample.ids.push(draw.id);
             sample.logps.push(draw.logp);
             if config.eos_ids.contains(&draw.id) {
                 sample.finish_reason = FinishReason::Stop;
             } else if hooks.stops(&sample.ids) {
                 sample.finish_reason = FinishReason::StopString;
+            } else if sample.ids.len() < config.max_new_tokens {
+                self.active.push(row);
+                continue;
+            }
+            self.free.push(row.place);
+            self.open[prompt] -= 1;
+            if self.open[prompt] == 0 {
+                self.free_prompts.push(row.prompt_place);
             }
         }
-        active.retain(|&response| samples[response].finish_reason == FinishReason::Length);
-        if active.is_empty() || position + 1 == config.max_new_tokens {
-            break;
-        }
-        let rows: Vec<DecodeRow> = active
-            .iter()
-            .map(|&response| DecodeRow {
-                prompt: response / k,
-                response,
-                id: samples[response].ids[position],
-                generated: position,
-            })
-            .collect();
-        logits = decoder.step(&rows)?;
+        Ok(())
     }
-    let mut samples = samples.into_iter();
-    Ok(prompts.iter().map(|_| samples.by_ref().take(k).collect()).collect())
 }

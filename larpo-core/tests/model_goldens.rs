@@ -11,7 +11,7 @@ use common::assert_close;
 use larpo_core::backend::{Backend, SamplingSpec};
 use larpo_core::cpu::Cpu;
 use larpo_core::lists::{PackedLists, RankedLists};
-use larpo_core::model::{DecodeRow, Decoder, Transformer};
+use larpo_core::model::{DecodeRow, Decoder, Places, Transformer};
 use larpo_core::objective::{LossType, Objective, Ties};
 use larpo_core::ops;
 use larpo_core::reference::Reference;
@@ -64,7 +64,8 @@ fn sequences<B: Backend>(model: &Transformer<B>, checkpoint: &Checkpoint, tolera
         let logp = model.score(&PackedLists::pack([(&[][..], [&tokens[..]])])).unwrap();
         close(&logp, &numbers(&sequence["next_token_logp_f64"]), tolerance.logit, &at);
 
-        let (_, logits) = Decoder::prefill(model, &[&tokens], 0, 0).unwrap();
+        let places = Places { prompts: 1, prompt_tokens: tokens.len(), responses: 0, response_tokens: 0 };
+        let logits = Decoder::new(model, places).unwrap().prefill(&[(0, &tokens)]).unwrap();
         let logits = model.backend().read(&logits);
         close(&logits, &numbers(&sequence["last_logits_f64"]), tolerance.logit, &format!("{at} logits"));
         let largest = |x: &[f64]| (0..x.len()).max_by(|&a, &b| x[a].total_cmp(&x[b])).unwrap();
@@ -97,7 +98,9 @@ fn greedy<B: Backend>(model: &Transformer<B>, checkpoint: &Checkpoint, _: Tolera
     let (prompt, want) = (ids(&case["prompt"]), ids(&case["new_tokens"]));
     let vocab = model.config().vocab_size;
     let spec = SamplingSpec { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, vocab_limit: vocab };
-    let (mut decoder, mut logits) = Decoder::prefill(model, &[&prompt], 1, want.len()).unwrap();
+    let places = Places { prompts: 1, prompt_tokens: prompt.len(), responses: 1, response_tokens: want.len() };
+    let mut decoder = Decoder::new(model, places).unwrap();
+    let mut logits = decoder.prefill(&[(0, &prompt)]).unwrap();
     let mut got = Vec::new();
     for generated in 0..want.len() {
         let id = model.backend().sample(&logits, vocab, &spec, &[0.5])[0].id;

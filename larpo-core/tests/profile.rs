@@ -6,7 +6,7 @@ use common::{Loss, pack, ragged, rewards, tiny};
 use larpo_core::backend::Backend;
 use larpo_core::conformance::{cases, run};
 use larpo_core::cpu::Cpu;
-use larpo_core::model::{DecodeRow, Decoder};
+use larpo_core::model::{DecodeRow, Decoder, Places};
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::profile::{Cost, Profile, Profiled, Shape};
 use larpo_core::reference::Reference;
@@ -74,8 +74,9 @@ fn work_of_a_step_is_the_formula() {
 fn work_of_decoding_is_the_formula() {
     let config = tiny(false);
     let model = common::model(&Profiled::new(Cpu::new()), &config, 3);
-    let prompts: [&[u32]; 2] = [&[1, 2, 3], &[4, 5]];
-    let (mut decoder, _) = Decoder::prefill(&model, &prompts, 3, 2).expect("prompts that fit");
+    let places = Places { prompts: 2, prompt_tokens: 3, responses: 3, response_tokens: 2 };
+    let mut decoder = Decoder::new(&model, places).expect("places that fit");
+    decoder.prefill(&[(0, &[1, 2, 3]), (1, &[4, 5])]).expect("prompts that fit");
     model.backend().take();
     let row = |prompt, response| DecodeRow { prompt, response, id: 7, generated: 0 };
     decoder.step(&[row(0, 0), row(0, 1), row(1, 2)]).expect("rows that fit");

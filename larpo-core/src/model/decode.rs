@@ -8,24 +8,37 @@ use crate::ops;
 use crate::tape::{Tape, Var};
 use std::sync::Arc;
 
+/// How much a decoder holds at a time. Places are numbered from 0 and are used again as prompts and responses end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Prompts.
+    pub prompts: usize,
+    /// Tokens of the longest prompt.
+    pub prompt_tokens: usize,
+    /// Responses.
+    pub responses: usize,
+    /// Tokens that are fed in of the longest response.
+    pub response_tokens: usize,
+}
+
 /// Keys and values of prompts and of the responses that continue them.
 ///
-/// The cache of a layer is one array of rows: first those of all prompts, then `capacity` rows for every response.
+/// The cache of a layer is one array of rows: `prompt_tokens` for every place of a prompt, then `response_tokens` for every
+/// place of a response.
 pub struct Decoder<'m, B: Backend> {
     model: &'m Transformer<B>,
     caches: Vec<B::Buffer>,
-    /// First cache row and length of every prompt.
-    prompts: Vec<(u32, u32)>,
-    first_response_row: u32,
-    capacity: u32,
+    places: Places,
+    /// Length of the prompt in each place.
+    lengths: Vec<usize>,
 }
 
 /// One response that takes a step: its token number `generated` (from 0) is fed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeRow {
-    /// Which prompt it continues.
+    /// Place of the prompt that it continues.
     pub prompt: usize,
-    /// Which of the decoder's responses it is.
+    /// Its place among the responses.
     pub response: usize,
     /// The token sampled last.
     pub id: u32,
@@ -34,54 +47,58 @@ pub struct DecodeRow {
 }
 
 impl<'m, B: Backend> Decoder<'m, B> {
-    /// Computes the prompts and makes room for `responses` responses of up to `capacity` tokens.
-    ///
-    /// Returns the decoder and the logits `(prompts, vocab)` that predict every response's first token.
+    /// A decoder that holds nothing yet.
     ///
     /// # Errors
-    /// An empty prompt, a token id outside the vocabulary, or a prompt that leaves no room for `capacity` tokens.
-    pub fn prefill(
-        model: &'m Transformer<B>,
-        prompts: &[&[u32]],
-        responses: usize,
-        capacity: usize,
-    ) -> Result<(Self, B::Buffer), Error> {
-        let limit = model.config.max_position_embeddings;
-        for prompt in prompts {
-            if prompt.is_empty() {
-                return Err(Error::setting("prompt", "empty", "at least one token (a BOS token will do)"));
-            }
-            if prompt.len() + capacity > limit {
-                return Err(Error::TooLong { tokens: prompt.len() + capacity, limit });
-            }
+    /// Texts longer than the model can take, or more of them than can be counted.
+    pub fn new(model: &'m Transformer<B>, places: Places) -> Result<Self, Error> {
+        let (b, config) = (&model.backend, &model.config);
+        let (tokens, limit) = (places.prompt_tokens + places.response_tokens, config.max_position_embeddings);
+        if tokens > limit {
+            return Err(Error::TooLong { tokens, limit });
         }
-        let b = &model.backend;
-        let packed = PackedLists::pack(prompts.iter().map(|p| (*p, [])));
-        let batch = model.batch(&packed)?;
-        let spec = model.config.attention();
-        let rows = packed.rows() + responses * capacity;
+        let rows = places.prompts * places.prompt_tokens + places.responses * places.response_tokens;
         u32::try_from(rows).map_err(|_| {
             Error::setting("cache rows", rows, "below 2^32; take fewer prompts, responses or tokens at once")
         })?;
-        let slots = b.upload_index(&(0..packed.rows() as u32).collect::<Vec<_>>());
-        let mut caches = Vec::with_capacity(model.config.num_hidden_layers);
-        let x = model.hidden(&Tape::inference(b), &batch, |_, qkv| {
-            let mut cache = b.alloc(rows * spec.cache_width());
-            b.kv_append(qkv.value(), &slots, &spec, &mut cache);
-            caches.push(cache);
-        });
-        let mut spans = Vec::with_capacity(prompts.len());
-        let mut start = 0;
-        for prompt in prompts {
-            spans.push((start, prompt.len() as u32));
-            start += prompt.len() as u32;
+        let width = config.attention().cache_width();
+        let caches = (0..config.num_hidden_layers).map(|_| b.alloc(rows * width)).collect();
+        Ok(Self { model, caches, places, lengths: vec![0; places.prompts] })
+    }
+
+    /// Computes prompts and puts each into its place → logits `(prompts, vocab)` that predict their responses' first token.
+    ///
+    /// # Errors
+    /// An empty prompt, one that is longer than a place, or a token id outside the vocabulary.
+    pub fn prefill(&mut self, prompts: &[(usize, &[u32])]) -> Result<B::Buffer, Error> {
+        let (model, limit) = (self.model, self.places.prompt_tokens);
+        let mut slots = Vec::new();
+        let mut last = Vec::with_capacity(prompts.len());
+        for &(place, ids) in prompts {
+            if ids.is_empty() {
+                return Err(Error::setting("prompt", "empty", "at least one token (a BOS token will do)"));
+            }
+            if ids.len() > limit {
+                return Err(Error::TooLong { tokens: ids.len(), limit });
+            }
+            let start = place * limit;
+            slots.extend((start..start + ids.len()).map(|slot| slot as u32));
+            last.push(slots.len() as u32 - 1);
         }
-        let last: Vec<u32> = spans.iter().map(|(start, len)| start + len - 1).collect();
-        let mut h = b.alloc(prompts.len() * model.config.hidden_size);
-        b.gather_rows(x.value(), &b.upload_index(&last), model.config.hidden_size, &mut h);
-        let logits = model.logits(h, prompts.len());
-        let decoder = Self { model, caches, prompts: spans, first_response_row: start, capacity: capacity as u32 };
-        Ok((decoder, logits))
+        let b = &model.backend;
+        let batch = model.batch(&PackedLists::pack(prompts.iter().map(|(_, ids)| (*ids, []))))?;
+        let (spec, hidden_size, slots) = (model.config.attention(), model.config.hidden_size, b.upload_index(&slots));
+        let caches = &mut self.caches;
+        let x = model.hidden(&Tape::inference(b), &batch, |layer, qkv| {
+            b.kv_append(qkv.value(), &slots, &spec, &mut caches[layer]);
+        });
+        for &(place, ids) in prompts {
+            self.lengths[place] = ids.len();
+        }
+        let mut h = b.alloc(prompts.len() * hidden_size);
+        b.gather_rows(x.value(), &b.upload_index(&last), hidden_size, &mut h);
+        drop(x);
+        Ok(model.logits(h, prompts.len()))
     }
 
     /// Feeds one token of each row's response → logits `(rows, vocab)` of the next.
@@ -92,16 +109,16 @@ impl<'m, B: Backend> Decoder<'m, B> {
         let mut slots = Vec::with_capacity(n);
         let mut spans = Vec::with_capacity(4 * n);
         let mut positions = Vec::with_capacity(n);
+        let Places { prompts, prompt_tokens, response_tokens, .. } = self.places;
         for row in rows {
-            let (start, len) = self.prompts[row.prompt];
-            let own = self.first_response_row + row.response as u32 * self.capacity;
-            let generated = row.generated as u32;
-            if generated >= self.capacity {
-                return Err(Error::TooLong { tokens: row.generated + 1, limit: self.capacity as usize });
+            if row.generated >= response_tokens {
+                return Err(Error::TooLong { tokens: row.generated + 1, limit: response_tokens });
             }
-            slots.push(own + generated);
-            spans.extend([start, len, own, generated + 1]);
-            positions.push(len + generated);
+            let (start, len) = (row.prompt * prompt_tokens, self.lengths[row.prompt]);
+            let own = prompts * prompt_tokens + row.response * response_tokens;
+            slots.push((own + row.generated) as u32);
+            spans.extend([start, len, own, row.generated + 1].map(|n| n as u32));
+            positions.push((len + row.generated) as u32);
         }
         let ids: Vec<u32> = rows.iter().map(|r| r.id).collect();
         model.check(&ids, &positions)?;

@@ -5,7 +5,7 @@ mod decode;
 mod parameters;
 
 pub use config::ModelConfig;
-pub use decode::{DecodeRow, Decoder};
+pub use decode::{DecodeRow, Decoder, Places};
 pub use parameters::{CheckpointTensor, Parameter, Parameters};
 
 use crate::backend::{Backend, Segment, Store};
