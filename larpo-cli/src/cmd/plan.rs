@@ -113,8 +113,10 @@ fn plan_train(args: &TrainVerbArgs, model: &ModelConfig, lists: &mut [TrainingLi
     let settings = list_training(&args.list, args.common.seed);
     let model = planner.model()?;
     let references = reference_bytes(lists);
-    planner.prove(&model, lists, &settings, config.micro_batch, false)?;
-    planner.train_lists(model, lists, &settings, (config.plan(lists.len()), done), config.micro_batch)?;
+    let (order, micro) = (config.plan(lists.len()), config.micro_batch);
+    let first: Vec<usize> = order.batches().next().into_iter().flatten().take(micro).collect();
+    planner.prove(&model, lists, &settings, &first, false)?;
+    planner.train_lists(model, lists, &settings, (order, done), micro)?;
     Ok(planner.finish_training(&args.train, references))
 }
 
@@ -209,7 +211,8 @@ fn plan_align(
         let micro = config.training.micro_batch;
         let resume = point.resume.as_ref().filter(|_| iteration == point.done + 1);
         let done = resume.map_or(0, Resume::updates).min(order.steps);
-        planner.prove(&model, &mut lists, &config.lists, micro, recorded)?;
+        let first: Vec<usize> = (0..lists.len().min(micro)).collect();
+        planner.prove(&model, &mut lists, &config.lists, &first, recorded)?;
         model = planner.train_lists(model, &lists, &config.lists, (order, done), micro)?;
         planner.trim();
     }

@@ -79,7 +79,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
 
 /// What is trained, before there are weights.
 pub(super) enum Start {
-    Folder(Opened),
+    Folder(Box<Opened>),
     Fresh(ModelConfig, Arc<Tokenizer>),
 }
 
@@ -114,7 +114,7 @@ pub(super) struct Read {
 pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
     let source = Source::open(&args.dataset_name, &args.data)?;
     let start = match folder {
-        Some(folder) => Start::Folder(Opened::read(folder)?),
+        Some(folder) => Start::Folder(Box::new(Opened::read(folder)?)),
         None => {
             let (config, tokenizer) = recipe(args, &source)?;
             Start::Fresh(config, Arc::new(tokenizer))

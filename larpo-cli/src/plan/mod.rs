@@ -253,7 +253,8 @@ impl Planner {
         Ok(())
     }
 
-    /// References and step-0 proofs on the first batch. References are scored where the lists' own are not used.
+    /// References, and step-0 proofs on the lists `first`: what is left of them in the pool decides what comes next.
+    /// References are scored where the lists' own are not used.
     ///
     /// # Errors
     /// Lists that the model cannot take.
@@ -262,12 +263,12 @@ impl Planner {
         model: &Transformer<Dry>,
         lists: &mut [TrainingList],
         settings: &ListTraining,
-        micro: usize,
+        first: &[usize],
         recorded: bool,
     ) -> Result<()> {
         self.backend.take();
         fill_references(model, lists, recorded)?;
-        let first: Vec<&TrainingList> = lists.iter().take(micro).collect();
+        let first: Vec<&TrainingList> = first.iter().map(|&i| &lists[i]).collect();
         // Nothing was computed, so there are no constants to compare: the reference is not the policy.
         prove(model, settings, &first, false)?;
         let work = self.take(1.0);
