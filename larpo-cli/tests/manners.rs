@@ -253,7 +253,7 @@ fn settings_that_depend_on_others_are_resolved() {
     let words = ["config", "train", "--model_name_or_path", "m", "--dataset_name", &rows, "--output_dir", "out"];
     let settings = text(&larpo(&words).stdout);
     assert!(
-        settings.contains("\nlearning_rate: 5e-5 ") && settings.contains("\nselect: top:2,bottom:2 "),
+        settings.contains("\nlearning_rate: 5e-5 ") && settings.contains("\nselect: 'top:2,bottom:2' "),
         "{settings}"
     );
 }
