@@ -1,15 +1,16 @@
 //! A policy: a transformer with its tokenizer, as a Hugging Face folder on disk.
 
 use crate::error::{Error, Result};
-use crate::{machine, plan};
+use crate::machine;
+use crate::plan::{self, Dry};
 use larpo_core::backend::Backend;
-use larpo_core::finite::check_weights;
+use larpo_core::cpu::DryRun;
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_data::model_folder::{self, ModelFolder};
 use larpo_data::tokenizer::Tokenizer;
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A model and the tokenizer that belongs to it.
@@ -28,7 +29,8 @@ impl<B: Backend> Policy<B> {
     ///
     /// # Errors
     /// A shape that does not fit together, or a tokenizer with more tokens than the shape has room for.
-    pub fn fresh(backend: &B, config: ModelConfig, tokenizer: Tokenizer, seed: u64) -> Result<Self> {
+    pub fn fresh(backend: &B, config: ModelConfig, tokenizer: impl Into<Arc<Tokenizer>>, seed: u64) -> Result<Self> {
+        let tokenizer = tokenizer.into();
         let tokens = tokenizer.vocab_size();
         if tokens > config.vocab_size {
             return Err(Error::request(format!(
@@ -39,16 +41,7 @@ impl<B: Backend> Policy<B> {
         check_memory(&config)?;
         let eos_ids = tokenizer.eos_id().into_iter().collect();
         let model = Transformer::random(backend, config, seed)?;
-        Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
-    }
-
-    /// A policy whose weights are not specified, for a plan.
-    ///
-    /// # Errors
-    /// A shape that does not fit together.
-    pub fn unspecified(backend: &B, config: ModelConfig, tokenizer: Tokenizer, eos_ids: Vec<u32>) -> Result<Self> {
-        let model = Transformer::unspecified(backend, config)?;
-        Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
+        Ok(Self { model, tokenizer, eos_ids })
     }
 
     /// Reads a model folder.
@@ -56,21 +49,7 @@ impl<B: Backend> Policy<B> {
     /// # Errors
     /// A file that is missing, damaged or of an unsupported kind, or tensors that do not fit the configuration.
     pub fn open(backend: &B, folder: &Path) -> Result<Self> {
-        let Opened { files, config, tokenizer, eos_ids } = Opened::read(folder)?;
-        check_memory(&config)?;
-        let model = Transformer::from_checkpoint(backend, config, |tensor| {
-            let (_, data) = files.read_f32(&tensor.name)?;
-            match data.iter().position(|v| !v.is_finite()) {
-                None => Ok(data),
-                Some(at) => Err(Error::request(format!(
-                    "{}: tensor {} holds {} at element {at}; the weights are damaged: use an earlier checkpoint",
-                    folder.display(),
-                    tensor.name,
-                    data[at]
-                ))),
-            }
-        })?;
-        Ok(Self { model, tokenizer: Arc::new(tokenizer), eos_ids })
+        Opened::read(folder)?.load(backend)
     }
 
     /// The same policy with other weights.
@@ -118,6 +97,18 @@ impl<B: Backend> Policy<B> {
     }
 }
 
+impl Policy<Dry> {
+    /// A policy without weights: there for its tokenizer, its shape and its limits.
+    ///
+    /// # Errors
+    /// A shape that does not fit together.
+    pub fn blank(config: ModelConfig, tokenizer: Arc<Tokenizer>, eos_ids: Vec<u32>) -> Result<Self> {
+        // A backend of its own: what a plan counts is the planner's.
+        let model = Transformer::unspecified(&Dry::new(DryRun::new()), config)?;
+        Ok(Self { model, tokenizer, eos_ids })
+    }
+}
+
 /// Writes a model folder: configuration, weights, tokenizer.
 ///
 /// # Errors
@@ -128,8 +119,7 @@ pub fn save_model<B: Backend>(
     eos_ids: &[u32],
     folder: &Path,
 ) -> Result<()> {
-    check_weights(model)?;
-    // A tensor and its bytes are copied on the way out: they take the place of what a step left behind.
+    // A tensor is copied on the way out: it takes the place of what a step left behind.
     model.backend().trim();
     let c = model.config();
     let config = model_folder::ModelConfig {
@@ -158,15 +148,16 @@ pub fn save_model<B: Backend>(
             places.insert(tensor.name.clone(), (index, start, end));
         }
     }
-    // The tensors of one parameter follow one another, so one download serves them all.
+    // Tensors of one parameter that follow one another share a download.
     let mut held = None;
     model_folder::write_model(folder, &config, &parameters.checkpoint_tensors(), |name| {
         let (index, start, end) = places[name];
         if held.as_ref().is_none_or(|(at, _)| *at != index) {
-            held = Some((index, parameters.download(model.backend(), index)));
+            // The last one goes first.
+            held = None;
         }
-        let values = held.as_ref().and_then(|(_, values)| values.as_slice()).unwrap_or_default();
-        Cow::Owned(values[start..end].to_vec())
+        let (_, values) = held.get_or_insert_with(|| (index, parameters.download(model.backend(), index)));
+        Cow::Owned(values.as_slice().unwrap_or_default()[start..end].to_vec())
     })?;
     tokenizer.save(folder)?;
     Ok(())
@@ -202,10 +193,11 @@ pub fn prompt_prefix(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
 /// A model folder without its weights.
 pub struct Opened {
     files: ModelFolder,
+    folder: PathBuf,
     /// Shape of the model.
     pub config: ModelConfig,
     /// Its tokenizer.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Ids that end a response.
     pub eos_ids: Vec<u32>,
 }
@@ -218,7 +210,7 @@ impl Opened {
     pub fn read(folder: &Path) -> Result<Self> {
         let files = ModelFolder::open(folder)?;
         files.check()?;
-        let tokenizer = Tokenizer::open(folder)?;
+        let tokenizer = Arc::new(Tokenizer::open(folder)?);
         let c = &files.config;
         let config = ModelConfig {
             vocab_size: c.vocab_size,
@@ -246,7 +238,37 @@ impl Opened {
             true => tokenizer.eos_id().into_iter().collect(),
             false => c.eos_token_ids.clone(),
         };
-        Ok(Self { files, config, tokenizer, eos_ids })
+        Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids })
+    }
+
+    /// The policy without its weights.
+    ///
+    /// # Errors
+    /// A shape that does not fit together.
+    pub fn blank(&self) -> Result<Policy<Dry>> {
+        Policy::blank(self.config.clone(), self.tokenizer.clone(), self.eos_ids.clone())
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// Tensors that cannot be read, a weight that is not finite, by tensor; more weights than the machine has memory.
+    pub fn load<B: Backend>(self, backend: &B) -> Result<Policy<B>> {
+        let Self { files, folder, config, tokenizer, eos_ids } = self;
+        check_memory(&config)?;
+        let model = Transformer::from_checkpoint(backend, config, |tensor| {
+            let (_, data) = files.read_f32(&tensor.name)?;
+            match data.iter().position(|v| !v.is_finite()) {
+                None => Ok(data),
+                Some(at) => Err(Error::request(format!(
+                    "{}: tensor {} holds {} at element {at}; the weights are damaged: use an earlier checkpoint",
+                    folder.display(),
+                    tensor.name,
+                    data[at]
+                ))),
+            }
+        })?;
+        Ok(Policy { model, tokenizer, eos_ids })
     }
 }
 

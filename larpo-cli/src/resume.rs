@@ -42,6 +42,14 @@ pub struct Resume {
     pub or_anew: bool,
 }
 
+impl Resume {
+    /// Updates that were made when the checkpoint was written.
+    pub fn updates(&self) -> u64 {
+        let name = self.checkpoint.file_name().unwrap_or_default();
+        number(&name.to_string_lossy(), PREFIX).unwrap_or(0)
+    }
+}
+
 /// The checkpoint of `sft` or `train` to go on from; none: from the beginning.
 ///
 /// # Errors

@@ -39,6 +39,11 @@ pub struct Request<'a> {
     pub label: &'a str,
 }
 
+/// Whether the candidates of an iteration are all drawn already.
+pub fn are_drawn(folder: &Path) -> bool {
+    folder.join(FILE).is_file()
+}
+
 /// Draws and ranks the candidates of an iteration, best first in every list. With a folder they are left in
 /// `candidates.jsonl`; what is in the folder already is not drawn again.
 ///

@@ -11,7 +11,12 @@ pub fn set(threads: Option<usize>) -> Result<()> {
     // The calling thread is one of them: handing every operation to a pool and waiting for it costs two wake-ups.
     rayon::ThreadPoolBuilder::new()
         .use_current_thread()
-        .num_threads(threads.unwrap_or_else(|| num_cpus::get_physical().min(num_cpus::get())))
+        .num_threads(threads.unwrap_or_else(of_the_machine))
         .build_global()
         .map_err(|error| Error::request(format!("cannot start {threads:?} threads: {error}")))
+}
+
+/// Cores that this process may use.
+pub fn of_the_machine() -> usize {
+    num_cpus::get_physical().min(num_cpus::get())
 }

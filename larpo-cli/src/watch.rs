@@ -68,6 +68,19 @@ impl Look {
     }
 }
 
+/// How a look draws, where the run draws by `sampling`.
+pub fn sampling_of(sampling: &SamplingConfig) -> SamplingConfig {
+    SamplingConfig {
+        num_generations: RESPONSES,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        iteration: STREAM,
+        ..sampling.clone()
+    }
+}
+
 /// Draws responses at temperature 1 from the whole distribution, scores them, and compares their log-probabilities with
 /// those under `first`.
 ///
@@ -81,15 +94,7 @@ pub fn look<B: Backend>(
     reranker: &mut dyn Reranker,
     label: &str,
 ) -> Result<Look> {
-    let config = SamplingConfig {
-        num_generations: RESPONSES,
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        iteration: STREAM,
-        ..sampling.clone()
-    };
+    let config = sampling_of(sampling);
     let mut lists = candidates(policy, prompts, &config, stop, label)?;
     lists.iter_mut().try_for_each(|list| list.rank(reranker))?;
     let under_first = token_logps(first, &lists)?;

@@ -166,8 +166,96 @@ fn a_plan_holds_what_the_run_holds() {
         assert!((planned / held - 1.0).abs() < 0.1, "{words:?}: {planned:.1} MiB planned, {held:.1} held");
         assert!(plan["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0) && plan["fits"] == json!(true), "{plan}");
     }
-    let refused = larpo(&["plan", "rank", "rows.jsonl"]);
-    assert!(text(&refused.stderr).contains("nothing to plan") && refused.status.code() == Some(1));
+    for verb in ["demo", "rank", "inspect", "report"] {
+        let refused = larpo(&["plan", verb, "rows.jsonl"]);
+        assert!(text(&refused.stderr).contains("unrecognized subcommand") && refused.status.code() == Some(2));
+        assert!(!text(&larpo(&["plan", "--help"]).stdout).contains(&format!("\n  {verb} ")), "{verb}");
+    }
+}
+
+/// A text that fills a few hundred windows, and a small run of `sft` on it.
+fn small_sft(folder: &Folder, out: &str) -> Vec<String> {
+    let line = |i: usize| format!("Line {i} says that {} and {} make {}.\n", i % 7, i % 11, i % 7 + i % 11);
+    let text = folder.write("text.txt", &(0..12_000).map(line).collect::<String>());
+    let out = folder.0.join(out).display().to_string();
+    let flags =
+        "--preset t1m --max_length 128 --max_steps 6 --per_device_train_batch_size 16 --no_cache --deterministic";
+    let words = ["--dataset_name", &text, "--output_dir", &out].map(String::from);
+    words.into_iter().chain(flags.split(' ').map(String::from)).collect()
+}
+
+#[test]
+fn threads_change_no_bit_and_the_line_of_the_plan_says_what_is_held() {
+    let folder = Folder::new("threads");
+    let run = |threads: &str| {
+        let words = small_sft(&folder, threads);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = larpo(&[&["sft"], &words[..], &["--threads", threads, "--log_level", "debug"]].concat());
+        let told = text(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        let weights = std::fs::read(folder.0.join(threads).join("model.safetensors")).expect("a model");
+        (weights, told)
+    };
+    let ((one, _), (two, told)) = (run("1"), run("2"));
+    assert!(one == two, "one thread and two give different weights");
+    if cfg!(target_os = "linux") {
+        let after = |mark: &str| {
+            let rest = told.split_once(mark).unwrap_or_else(|| panic!("no `{mark}` in {told}")).1;
+            rest.split_once(" MiB").expect("a size").0.parse::<f64>().expect("a number")
+        };
+        let (planned, held) = (after("plan: 6 updates with "), after(", at most "));
+        assert!((planned / held - 1.0).abs() < 0.15, "{planned} MiB planned, {held} held");
+    }
+}
+
+#[test]
+fn of_a_run_that_goes_on_what_is_left_is_planned() {
+    let folder = Folder::new("left");
+    let words = small_sft(&folder, "out");
+    let words: Vec<&str> = words.iter().map(String::as_str).chain(["--save_steps", "4"]).collect();
+    let output = larpo(&[&["sft"], &words[..]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let updates = |more: &[&str]| {
+        let output = larpo(&[&["plan", "sft"], &words[..], &["--json"], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_str::<Value>(&text(&output.stdout)).expect("JSON")["updates"].clone()
+    };
+    assert_eq!(updates(&["--overwrite_output_dir"]), json!(6));
+    assert_eq!(updates(&["--resume_from_checkpoint", "latest"]), json!(2));
+}
+
+#[test]
+fn settings_that_depend_on_others_are_resolved() {
+    let folder = Folder::new("resolved");
+    let rows = folder.write("rows.jsonl", "{}\n");
+    let words = ["config", "sft", "--preset", "t1m", "--dataset_name", &rows, "--output_dir", "out", "--json=false"];
+    let settings = text(&larpo(&words).stdout);
+    for (line, origin) in [
+        ("learning_rate: 5e-4", "default of sft"),
+        ("# hidden_size: 128", "of the preset"),
+        ("tokenizer: bpe:512", "of the preset"),
+        ("max_length: 1024", "default"),
+        ("json: false", "flag"),
+        ("quiet: false", "default"),
+    ] {
+        let found = settings.lines().any(|l| l.starts_with(line) && l.ends_with(&format!("# {origin}")));
+        assert!(found, "{line} ({origin}) is missing from\n{settings}");
+    }
+    // It is read back, and means the same.
+    let file = folder.write("settings.yaml", &settings);
+    let again = text(&larpo(&["config", "sft", "--config", &file]).stdout);
+    let values = |text: &str| -> Vec<String> {
+        let lines =
+            text.lines().skip(1).map(|line| line.split("  #").next().unwrap_or_default().trim_end().to_string());
+        lines.collect()
+    };
+    assert_eq!(values(&again), values(&settings));
+    let words = ["config", "train", "--model_name_or_path", "m", "--dataset_name", &rows, "--output_dir", "out"];
+    let settings = text(&larpo(&words).stdout);
+    assert!(
+        settings.contains("\nlearning_rate: 5e-5 ") && settings.contains("\nselect: 'top:2,bottom:2' "),
+        "{settings}"
+    );
 }
 
 #[test]

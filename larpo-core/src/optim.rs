@@ -165,7 +165,8 @@ impl<B: Backend> AdamW<B> {
                 return Err(Error::Tensor { name: parameter.name.clone(), problem });
             }
         }
-        let moments = state.moments.iter().map(|m| m.as_ref().map(|(m, v)| (b.upload(m), b.upload(v)))).collect();
+        // Each is dropped as soon as the backend has it: not all of them are held twice.
+        let moments = state.moments.into_iter().map(|m| m.map(|(m, v)| (b.upload(&m), b.upload(&v)))).collect();
         Ok(Self { config: state.config, total_steps: state.total_steps, step: state.step, moments })
     }
 

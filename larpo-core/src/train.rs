@@ -155,18 +155,12 @@ impl<B: Backend> Trainer<B> {
         self.optimizer.step_count()
     }
 
-    /// The policy and the state of its optimizer, to be stored or taken up again.
-    pub fn suspend(self) -> (Transformer<B>, OptimizerState) {
-        let state = self.state();
-        (self.model, state)
-    }
-
     /// The state of the optimizer, to be stored beside the policy.
     pub fn state(&self) -> OptimizerState {
         self.optimizer.state(self.model.backend())
     }
 
-    /// Takes up what [`Trainer::suspend`] or [`Trainer::state`] gave.
+    /// Takes up what [`Trainer::state`] gave.
     ///
     /// # Errors
     /// A state that belongs to another model.

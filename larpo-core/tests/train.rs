@@ -110,9 +110,9 @@ fn a_suspended_trainer_goes_on_bit_for_bit() {
     let mut broken = start();
     for step in 0..6 {
         if step == 3 {
-            let (model, state) = broken.suspend();
-            let text = serde_json::to_string(&state).expect("a state can be written");
-            broken = Trainer::resume(model, serde_json::from_str(&text).expect("and read")).expect("the same model");
+            let text = serde_json::to_string(&broken.state()).expect("a state can be written");
+            broken = Trainer::resume(broken.into_model(), serde_json::from_str(&text).expect("and read"))
+                .expect("the same model");
         }
         broken.list_step(&settings(Ties::Skip), &batch, 2).expect("a step");
     }
@@ -122,8 +122,7 @@ fn a_suspended_trainer_goes_on_bit_for_bit() {
 #[test]
 fn a_state_of_another_model_is_refused() {
     let backend = Cpu::new();
-    let (_, mut state) =
-        Trainer::new(Transformer::random(&backend, config(), 5).expect("a model"), optimizer(), 6).suspend();
+    let mut state = Trainer::new(Transformer::random(&backend, config(), 5).expect("a model"), optimizer(), 6).state();
     state.moments[0] = Some((vec![0.0; 3], vec![0.0; 3]));
     let model = Transformer::random(&backend, config(), 5).expect("a model");
     assert!(Trainer::resume(model, state).is_err());

@@ -171,6 +171,18 @@ fn a_failed_write_leaves_the_old_model_and_no_temporary_file() {
     let twice = [("x".to_string(), vec![1]), ("x".to_string(), vec![1])];
     let message = write_model(folder.path(), &config(), &twice, |_| Cow::Owned(vec![0.0])).unwrap_err().to_string();
     holds(&message, &["tensor `x`", "given twice"]);
+    for bad in [f32::NAN, f32::NEG_INFINITY] {
+        let values = |name: &str| {
+            let shape = &tensors.iter().find(|(n, _)| n == name).unwrap().1;
+            let mut values = numbers(name, shape);
+            if name == "model.embed_tokens.weight" {
+                values[5] = bad;
+            }
+            Cow::Owned(values)
+        };
+        let message = write_model(folder.path(), &config(), &tensors, values).unwrap_err().to_string();
+        holds(&message, &["tensor `model.embed_tokens.weight`", &format!("element 5 is {bad}")]);
+    }
     assert_eq!(std::fs::read(folder.path().join("model.safetensors")).unwrap(), before);
     assert_eq!(folder.names(), ["config.json", "generation_config.json", "model.safetensors"]);
 }

@@ -67,6 +67,50 @@ fn training_is_deterministic_across_runs_and_threads() {
     assert_eq!(train(), first);
 }
 
+/// A long text is encoded in pieces; with the tokenizer's own additions, of which there are none here, as a whole.
+#[test]
+fn a_long_text_has_the_ids_that_it_has_as_a_whole() {
+    let tokenizer = Tokenizer::train_bpe(&TEXTS, 400).unwrap();
+    let parts = [
+        "the",
+        " cat",
+        "\n",
+        "\n\n",
+        "\r\n",
+        " \n",
+        "\n ",
+        "'s",
+        "7",
+        "42\n",
+        "é",
+        "🦀",
+        "\u{a0}",
+        "<|endoftext|>",
+        ".",
+        "\t",
+    ];
+    // Marsaglia's xorshift64.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % n
+    };
+    for length in [1000, 100_000, 400_000] {
+        let mut text = String::new();
+        while text.len() < length {
+            text.push_str(parts[random(parts.len())]);
+        }
+        let whole = tokenizer.encode_with_special(&text).unwrap();
+        assert!(tokenizer.encode(&text).unwrap() == whole, "{length}");
+        assert_eq!(tokenizer.decode(&whole, false).unwrap(), text);
+    }
+    // No line break to cut at.
+    let text = "cat the ".repeat(20_000);
+    assert!(tokenizer.encode(&text).unwrap() == tokenizer.encode_with_special(&text).unwrap());
+}
+
 #[test]
 fn too_small_a_vocabulary_is_refused() {
     let message = Tokenizer::train_bpe(&TEXTS, 257).unwrap_err().to_string();

@@ -43,9 +43,18 @@ impl Settings {
         set.map(|setting| (setting.key.clone(), setting.values.clone())).collect()
     }
 
+    /// Puts in what the run takes for a setting that is not given.
+    pub fn resolve(&mut self, key: &str, values: Vec<String>, why: impl Into<String>, settable: bool) {
+        let not_set = |s: &&mut Setting| s.key == key && s.values.is_empty();
+        if let Some(setting) = self.0.iter_mut().find(not_set) {
+            setting.values = values;
+            setting.origin = Origin::Resolved { why: why.into(), settable };
+        }
+    }
+
     /// Those that a flag or a file gave.
     pub fn given(&self) -> BTreeSet<String> {
-        let given = self.0.iter().filter(|setting| !matches!(setting.origin, Origin::Default(_)));
+        let given = self.0.iter().filter(|setting| matches!(setting.origin, Origin::File(..) | Origin::Flag));
         given.map(|setting| setting.key.clone()).collect()
     }
 }
@@ -55,6 +64,14 @@ impl Settings {
 pub enum Origin {
     /// Not given; the text says what happens then.
     Default(String),
+    /// Not given; the value is what the run takes then, and the text says why. Where `settable` is false, a file may not
+    /// give it beside the others.
+    Resolved {
+        /// Why it is this one.
+        why: String,
+        /// Whether a configuration file may hold it.
+        settable: bool,
+    },
     /// A line of the configuration file.
     File(PathBuf, usize),
     /// The command line.
@@ -66,6 +83,8 @@ pub enum Origin {
 pub struct Given {
     file: PathBuf,
     lines: BTreeMap<String, usize>,
+    /// Switches that the command line took back.
+    off: BTreeSet<String>,
 }
 
 /// Puts the settings of the file that `words` name in front of the flags of the verb, except those that `words` give
@@ -75,8 +94,8 @@ pub struct Given {
 /// A sentence with file, line and mend.
 pub fn merge(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<Given, String> {
     let (typed, file) = typed(&words[at.min(words.len())..], verb);
-    switch(words, at, verb);
-    let Some(file) = file else { return Ok(Given::default()) };
+    let off = switch(words, at, verb);
+    let Some(file) = file else { return Ok(Given { off, ..Given::default() }) };
     let text = open(&file).map_err(|problem| format!("cannot read {}: {problem}", file.display()))?;
     let place = |line: usize| format!("{}:{line}", file.display());
     let entries = yaml::read(&text).map_err(|p| format!("{}: {}", place(p.line), p.message))?;
@@ -100,7 +119,7 @@ pub fn merge(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<Giv
         }
     }
     words.splice(at..at, flags);
-    Ok(Given { file, lines })
+    Ok(Given { file, lines, off })
 }
 
 fn open(file: &Path) -> Result<String, String> {
@@ -144,23 +163,28 @@ fn typed(words: &[OsString], verb: &Command) -> (BTreeSet<String>, Option<PathBu
     (names, file)
 }
 
-/// Lets `--switch=false` take back what a file switched on; `--switch=true` is `--switch`.
-fn switch(words: &mut Vec<OsString>, at: usize, verb: &Command) {
-    let mut place = 0;
+/// Lets `--switch=false` take back what a file switched on, and gives the names of those that do; `--switch=true` is
+/// `--switch`.
+fn switch(words: &mut Vec<OsString>, at: usize, verb: &Command) -> BTreeSet<String> {
+    let (mut place, mut off) = (0, BTreeSet::new());
     words.retain_mut(|word| {
         place += 1;
         let text = word.to_string_lossy();
         let Some((name, value)) = text.strip_prefix("--").and_then(|flag| flag.split_once('=')) else { return true };
-        if place <= at || by_name(verb, name).is_none_or(|arg| arg.get_action().takes_values()) {
+        let Some(arg) = by_name(verb, name).filter(|arg| place > at && !arg.get_action().takes_values()) else {
             return true;
-        }
+        };
         match value {
             "true" => *word = format!("--{name}").into(),
-            "false" => return false,
+            "false" => {
+                off.insert(arg.get_id().to_string());
+                return false;
+            }
             _ => {}
         }
         true
     });
+    off
 }
 
 fn by_name<'a>(verb: &'a Command, name: &str) -> Option<&'a Arg> {
@@ -272,6 +296,7 @@ impl Given {
         let origin = match (given(id), self.lines.get(id)) {
             (true, Some(line)) => Origin::File(self.file.clone(), *line),
             (true, None) => Origin::Flag,
+            (false, _) if self.off.contains(id) => Origin::Flag,
             (false, _) => Origin::Default(default_of(arg)),
         };
         let key = arg.get_long().unwrap_or_default().to_string();
@@ -289,10 +314,11 @@ fn default_of(arg: &Arg) -> String {
 impl Setting {
     /// `key: value`, a comment where it is not set.
     fn line(&self) -> String {
+        let comment = if matches!(self.origin, Origin::Resolved { settable: false, .. }) { "# " } else { "" };
         match (&self.values[..], self.list) {
             ([], _) => format!("# {}:", self.key),
             ([value], false) if self.switch => format!("{}: {value}", self.key),
-            ([value], false) => format!("{}: {}", self.key, yaml::write(value)),
+            ([value], false) => format!("{comment}{}: {}", self.key, yaml::write(value)),
             (values, _) => {
                 let values: Vec<String> = values.iter().map(|value| yaml::write(value)).collect();
                 format!("{}: [{}]", self.key, values.join(", "))
@@ -305,6 +331,7 @@ impl Setting {
             Origin::Default(text) if text.is_empty() && self.values.is_empty() => "not set".into(),
             Origin::Default(text) if self.values.is_empty() => format!("not set; default: {text}"),
             Origin::Default(_) => "default".into(),
+            Origin::Resolved { why, .. } => why.clone(),
             Origin::File(file, line) => format!("{}:{line}", file.display().to_string().escape_debug()),
             Origin::Flag => "flag".into(),
         }

@@ -17,7 +17,7 @@ pub struct CommonArgs {
     /// Seed of everything random: the same seed gives the same numbers
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Threads to compute with [default: all cores]
+    /// Threads to compute with [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
     /// The same bits for any number of threads; the CPU always computes so, the flag only says that it is relied on

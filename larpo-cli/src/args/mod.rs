@@ -22,7 +22,7 @@ pub use values::*;
 pub use verbs::*;
 
 use clap::error::ErrorKind;
-use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -61,9 +61,10 @@ pub enum Task {
     /// Print the settings that a command line of a verb amounts to, as a file for --config
     #[command(subcommand)]
     Config(Command),
-    /// Say what memory and time a command line of a verb would take, without running it
+    /// Say what memory and time a command line of a verb would take, without running it; where responses are still to be
+    /// sampled, at most: they are taken to be as long as --max_new_tokens
     #[command(subcommand)]
-    Plan(Command),
+    Plan(Planned),
     /// Print the completions of a shell, to be stored where it looks for them
     Completions {
         /// The shell
@@ -83,9 +84,41 @@ impl Cli {
     /// The verb that the command line is about.
     pub fn command(&self) -> Option<&Command> {
         match &self.task {
-            Task::Run(command) | Task::Config(command) | Task::Plan(command) => Some(command),
+            Task::Run(command) | Task::Config(command) | Task::Plan(Planned(command)) => Some(command),
             Task::Completions { .. } | Task::Man { .. } => None,
         }
+    }
+}
+
+/// Verbs that compute with a model for long enough to be planned.
+const PLANNED: [&str; 6] = ["sft", "sample", "train", "align", "eval", "bench"];
+
+/// A verb that can be planned. Others are not offered, in the help, in completions or in manual pages.
+#[derive(Debug, Clone)]
+pub struct Planned(pub Command);
+
+impl FromArgMatches for Planned {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Command::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl Subcommand for Planned {
+    fn augment_subcommands(command: clap::Command) -> clap::Command {
+        let all = Command::augment_subcommands(clap::Command::new("all"));
+        command.subcommands(all.get_subcommands().filter(|verb| Self::has_subcommand(verb.get_name())).cloned())
+    }
+
+    fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        PLANNED.contains(&name)
     }
 }
 

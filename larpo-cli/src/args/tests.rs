@@ -478,7 +478,7 @@ fn settings_say_where_they_come_from() {
         ("beta: 0.3 ", "# flag"),
         ("ties: skip ", "# default"),
         ("# save_steps: ", "# not set; default: none"),
-        ("# threads: ", "# not set; default: all cores"),
+        ("# threads: ", "# not set; default: one for each core"),
     ] {
         let found = text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {text}"));
         assert!(found.ends_with(end), "{found}");

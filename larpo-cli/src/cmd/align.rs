@@ -5,7 +5,7 @@ use crate::align::{AlignConfig, NOT_LOOKED_AT, Place, START, align};
 use crate::args::{AlignArgs, DataArgs, Iterations, Settings, Split, SplitArgs};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
-use crate::policy::Policy;
+use crate::policy::{Opened, Policy};
 use crate::resume::{ResumeFrom, align_point};
 use crate::reward::RuleReranker;
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
@@ -52,23 +52,10 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
         return already_finished(&args.output_dir, summary);
     }
     folder.set_goal(goal);
-    let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let prompts = read_prompts(
-        &policy,
-        &args.dataset_name,
-        &args.data,
-        &args.split,
-        args.sampling.max_new_tokens,
-        reranker.needs_reference(),
-    )?;
-    let watch = Watch {
-        prompts: watched(args, &policy, &prompts, reranker.needs_reference())?,
-        until_kl: args.iterate.until_kl,
-        patience: args.iterate.early_stopping_patience,
-        base: goal.base as u32,
-    };
-    let config = AlignConfig { watch, ..AlignConfig::new(args, goal.iterations as u32, &policy) };
-    super::plan::admit_align(args, &config, policy.model.config(), &prompts)?;
+    let opened = Opened::read(&args.model.model_name_or_path)?;
+    let (config, prompts) = read(args, goal, &opened.blank()?, reranker.needs_reference())?;
+    super::plan::admit_align(args, &config, &opened.config, &prompts, &point)?;
+    let policy = opened.load(backend)?;
     // Before anything is written: a refusal changes nothing.
     if config.watch.is_on() && point.done > 0 && !args.output_dir.join(START).exists() {
         return Err(Error::request(NOT_LOOKED_AT));
@@ -95,6 +82,24 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     });
     folder.finish(&summary)?;
     Ok(summary)
+}
+
+/// The settings of a run that goes as far as `goal`, and its prompts.
+pub(super) fn read<B: Backend>(
+    args: &AlignArgs,
+    goal: Goal,
+    policy: &Policy<B>,
+    needs_reference: bool,
+) -> Result<(AlignConfig, Vec<PromptRow>)> {
+    let tokens = args.sampling.max_new_tokens;
+    let prompts = read_prompts(policy, &args.dataset_name, &args.data, &args.split, tokens, needs_reference)?;
+    let watch = Watch {
+        prompts: watched(args, policy, &prompts, needs_reference)?,
+        until_kl: args.iterate.until_kl,
+        patience: args.iterate.early_stopping_patience,
+        base: goal.base as u32,
+    };
+    Ok((AlignConfig { watch, ..AlignConfig::new(args, goal.iterations as u32, policy) }, prompts))
 }
 
 /// The prompts that are looked at after each iteration; none where nothing asks for it.

@@ -6,7 +6,7 @@ use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
 use crate::generate::sampling_config;
-use crate::policy::Policy;
+use crate::policy::{Opened, Policy};
 use crate::reward::RuleReranker;
 use crate::table::Table;
 use larpo_core::backend::Backend;
@@ -62,6 +62,12 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
 /// A model's prompts, in its own tokens.
 type Rows = Vec<PromptRow>;
 
+/// The prompts for a model.
+pub(super) fn prompts<B: Backend>(args: &EvalArgs, policy: &Policy<B>, needs_reference: bool) -> Result<Rows> {
+    let tokens = args.sampling.max_new_tokens;
+    read_prompts(policy, &args.dataset_name, &args.data, &args.split, tokens, needs_reference)
+}
+
 /// The prompts of every model: those that all of them can take. With them comes the policy, where there is only one.
 fn same_prompts<B: Backend>(
     args: &EvalArgs,
@@ -70,13 +76,13 @@ fn same_prompts<B: Backend>(
     must_score: bool,
 ) -> Result<(Option<Policy<B>>, Vec<Rows>)> {
     let (mut kept, mut rows) = (None, Vec::with_capacity(models.len()));
-    for (i, &folder) in models.iter().enumerate() {
-        let policy = Policy::open(backend, folder)?;
-        let tokens = args.sampling.max_new_tokens;
-        let prompts = read_prompts(&policy, &args.dataset_name, &args.data, &args.split, tokens, must_score)?;
-        rows.push(prompts);
-        // Weights are heavy: they are read again when it is this model's turn.
-        kept = (i == 0 && models.len() == 1).then_some(policy);
+    for &folder in models {
+        let opened = Opened::read(folder)?;
+        rows.push(prompts(args, &opened.blank()?, must_score)?);
+        // Weights are heavy: those of several models are read when it is their turn.
+        if models.len() == 1 {
+            kept = Some(opened.load(backend)?);
+        }
     }
     // By text too: a text is cut into windows by each model's own tokens.
     let of = |p: &PromptRow| (p.index, p.text.clone());

@@ -7,6 +7,7 @@ pub mod align;
 pub mod bench;
 mod declared;
 pub mod demo;
+mod effective;
 pub mod eval;
 pub mod inspect;
 pub mod plan;
@@ -16,7 +17,7 @@ pub mod sample;
 pub mod sft;
 pub mod train;
 
-use crate::args::{Cli, Command, DataArgs, Settings, SplitArgs, Task, write_settings};
+use crate::args::{Cli, Command, DataArgs, Planned, Settings, SplitArgs, Task, write_settings};
 use crate::dataset::{Limits, Part, PromptRow, Source};
 use crate::error::{Error, Result};
 use crate::machine;
@@ -51,8 +52,11 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
             debug!("{:.1} s{peak}", start.elapsed().as_secs_f64());
             result
         }
-        Task::Config(command) => Ok(Value::String(write_settings(command.name(), &cli.settings))),
-        Task::Plan(command) => plan::run(command),
+        Task::Config(command) => {
+            let settings = effective::settings(command, &cli.settings);
+            Ok(Value::String(write_settings(command.name(), &settings)))
+        }
+        Task::Plan(Planned(command)) => plan::run(command, &cli.settings),
         Task::Completions { shell } => Ok(Value::String(declared::completions(*shell))),
         Task::Man { output_dir } => declared::man(output_dir.as_deref()),
     }

@@ -1,20 +1,27 @@
 //! `larpo plan`: memory and time of a verb before it runs; and the check that training verbs make.
 
-use super::read_prompts;
 use crate::align::AlignConfig;
 use crate::args::{
-    AlignArgs, BenchArgs, BenchKind, Command, Iterations, Reference, SampleArgs, SftArgs, TrainVerbArgs,
+    AlignArgs, BenchArgs, BenchKind, Command, EvalArgs, Iterations, Reference, SampleArgs, Settings, SftArgs,
+    TrainVerbArgs,
 };
-use crate::dataset::{Limits, Part, PromptRow, Source};
+use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::generate::sampling_config;
 use crate::machine;
 use crate::plan::calibrate::calibrate;
-use crate::plan::{Advice, Dry, Plan, Planner, admit, bytes, longest_lists};
-use crate::policy::{Opened, Policy};
+use crate::plan::{
+    Advice, Plan, Planner, admit, bytes, candidate_bytes, list_bytes, longest_lists, prompt_bytes, reference_bytes,
+    row_bytes,
+};
+use crate::policy::Opened;
 use crate::progress::duration;
+use crate::resume::{AlignPoint, ITERATION, Resume, ResumeFrom, align_point, checkpoint};
+use crate::run_record::{Goal, RunRecord};
+use crate::samples::are_drawn;
 use crate::table::Table;
-use crate::training::{LoopConfig, list_training, selection};
+use crate::training::{LoopConfig, list_training};
+use crate::watch::sampling_of;
 use larpo_core::batches::BatchPlan;
 use larpo_core::candidates::Memory as Remembered;
 use larpo_core::model::ModelConfig;
@@ -26,102 +33,58 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Duration;
 
-/// Plans a verb and shows it.
+/// Plans a verb and shows it. Of a run that goes on, what is left is planned.
 ///
 /// # Errors
 /// A verb that has nothing to plan, and what reading its data reports.
-pub fn run(command: &Command) -> Result<Value> {
+pub fn run(command: &Command, settings: &Settings) -> Result<Value> {
     let plan = match command {
         Command::Sft(args) => sft(args)?,
         Command::Train(args) => train(args)?,
-        Command::Align(args) => {
-            let (policy, planner) = open(&args.model.model_name_or_path)?;
-            let prompts = read_prompts(
-                &policy,
-                &args.dataset_name,
-                &args.data,
-                &args.split,
-                args.sampling.max_new_tokens,
-                false,
-            )?;
-            let (Iterations::Total(iterations) | Iterations::More(iterations)) = args.iterate.iterations;
-            let config = AlignConfig::new(args, iterations as u32, &policy);
-            align(args, &config, planner, &prompts)?
-        }
+        Command::Align(args) => align(args, settings)?,
         Command::Sample(args) => sample(args)?,
-        Command::Eval(args) => {
-            let (policy, mut planner) = open(args.models()[0])?;
-            let prompts = read_prompts(
-                &policy,
-                &args.dataset_name,
-                &args.data,
-                &args.split,
-                args.sampling.max_new_tokens,
-                false,
-            )?;
-            let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
-            let model = planner.model()?;
-            planner.sample(&model, &prompts, &config.clone().greedy(), 1.0)?;
-            planner.sample(&model, &prompts, &config, 1.0)?;
-            planner.finish()
-        }
+        Command::Eval(args) => eval(args)?,
         Command::Bench(args) => bench(args)?,
-        other => {
-            return Err(Error::request(format!(
-                "larpo {} has nothing to plan; plans are made of sft, sample, train, align, eval, bench step and bench sample",
-                other.name()
-            )));
-        }
+        other => return Err(Error::request(format!("larpo {} has nothing to plan", other.name()))),
     };
     show(&plan)
 }
 
-/// Plans without weights: the policy is there for its tokenizer, its shape and its limits.
-fn open(folder: &Path) -> Result<(Policy<Dry>, Planner)> {
-    let Opened { config, tokenizer, eos_ids, .. } = Opened::read(folder)?;
-    blank(config, tokenizer, eos_ids)
-}
-
-fn blank(
-    config: ModelConfig,
-    tokenizer: larpo_data::tokenizer::Tokenizer,
-    eos_ids: Vec<u32>,
-) -> Result<(Policy<Dry>, Planner)> {
-    // A backend of its own: what the plan counts is the planner's.
-    let backend = Dry::new(larpo_core::cpu::DryRun::new());
-    let planner = Planner::new(config.clone());
-    Ok((Policy::unspecified(&backend, config, tokenizer, eos_ids)?, planner))
+/// The checkpoint that `sft` or `train` would go on from.
+fn goes_on(folder: &Path, from: Option<&ResumeFrom>) -> Result<Option<Resume>> {
+    match (from, folder.is_dir()) {
+        (Some(from), true) => checkpoint(folder, from),
+        _ => Ok(None),
+    }
 }
 
 fn sft(args: &SftArgs) -> Result<Plan> {
-    let source = Source::open(&args.dataset_name, &args.data)?;
-    let (policy, planner) = match &args.model.model_name_or_path {
-        Some(folder) => open(folder)?,
-        None => {
-            let (config, tokenizer) = super::sft::recipe(args, &source)?;
-            let eos_ids = tokenizer.eos_id().into_iter().collect();
-            blank(config, tokenizer, eos_ids)?
-        }
-    };
-    let limits = Limits::new(&args.data, &policy)?;
-    let held_back = args.eval.validation_fraction.unwrap_or(0.0);
-    let split = crate::args::Split::Train;
-    let (rows, report) = source.sft_rows(&policy, limits, Part { held_back, split })?;
-    say!("training data: {report}");
-    let held_out = super::sft::held_out(args, &source, &policy, limits)?;
-    plan_sft(args, planner, &rows, held_out.as_deref())
+    let resume = goes_on(&args.output_dir, args.train.resume_from_checkpoint.as_ref())?;
+    let folder = resume.as_ref().map(|resume| &resume.checkpoint).or(args.model.model_name_or_path.as_ref());
+    let read = super::sft::read(args, folder.map(|folder| folder.as_path()))?;
+    let done = resume.as_ref().map_or(0, Resume::updates);
+    plan_sft(args, read.start.config(), &read.rows, read.held_out.as_deref(), done)
 }
 
-fn plan_sft(args: &SftArgs, mut planner: Planner, rows: &[SftRow], held_out: Option<&[SftRow]>) -> Result<Plan> {
+fn plan_sft(
+    args: &SftArgs,
+    model: &ModelConfig,
+    rows: &[SftRow],
+    held_out: Option<&[SftRow]>,
+    done: u64,
+) -> Result<Plan> {
+    let present = row_bytes(rows) + held_out.map_or(0, row_bytes);
+    let mut planner = Planner::new(model.clone(), present);
     let config = LoopConfig::sft(&args.train, args.common.seed);
     let order = config.plan(rows.len());
-    let looks = 1 + args.eval.eval_steps.map_or(0, |every| order.steps.saturating_sub(1) / every as u64);
+    let passed = |steps: u64| args.eval.eval_steps.map_or(0, |every| steps / every as u64);
+    let looks = 1 + passed(order.steps.saturating_sub(1)).saturating_sub(passed(done));
     let model = planner.model()?;
-    planner.fine_tune(model, rows, order, config.micro_batch, held_out.map(|rows| (rows, looks)))?;
-    Ok(planner.finish_training(&args.train))
+    planner.fine_tune(model, rows, (order, done), config.micro_batch, held_out.map(|rows| (rows, looks)))?;
+    Ok(planner.finish_training(&args.train, 0))
 }
 
-/// Refuses a run of `sft` that cannot fit; the model is loaded.
+/// Refuses a run of `sft`, of which `done` updates are made, that cannot fit.
 ///
 /// # Errors
 /// As [`admit`].
@@ -130,45 +93,46 @@ pub(super) fn admit_sft(
     model: &ModelConfig,
     rows: &[SftRow],
     held_out: Option<&[SftRow]>,
+    done: u64,
 ) -> Result<()> {
-    let plan = plan_sft(args, Planner::new(model.clone()), rows, held_out)?;
-    let advice = Advice { micro: args.train.per_device_train_batch_size, shorter: &["--max_length"] };
-    admit(&plan, 4 * model.parameters(), advice)
+    let plan = plan_sft(args, model, rows, held_out, done)?;
+    admit(&plan, Advice { micro: args.train.per_device_train_batch_size, shorter: &["--max_length"] })
 }
 
 fn train(args: &TrainVerbArgs) -> Result<Plan> {
-    let source = Source::open(&args.dataset_name, &args.data)?;
-    let (policy, planner) = open(&args.model.model_name_or_path)?;
-    let limits = Limits::new(&args.data, &policy)?;
-    let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
-    let settings = list_training(&args.list, args.common.seed);
-    let mut lists = source.lists(&policy, limits, part)?;
-    let (training, _) = lists.training(selection(&args.list), &settings.objective)?;
-    say!("data: {}", lists.report);
-    if training.is_empty() {
-        return Err(Error::request(format!("{}: no list to train on", args.dataset_name.display())));
-    }
-    plan_train(args, planner, &training)
+    let opened = Opened::read(&args.model.model_name_or_path)?;
+    let mut lists = super::train::read(args, &opened.blank()?)?.training;
+    let resume = goes_on(&args.output_dir, args.train.resume_from_checkpoint.as_ref())?;
+    plan_train(args, &opened.config, &mut lists, resume.as_ref().map_or(0, Resume::updates))
 }
 
-fn plan_train(args: &TrainVerbArgs, mut planner: Planner, lists: &[TrainingList]) -> Result<Plan> {
+/// The lists get references without meaning.
+fn plan_train(args: &TrainVerbArgs, model: &ModelConfig, lists: &mut [TrainingList], done: u64) -> Result<Plan> {
+    let mut planner = Planner::new(model.clone(), list_bytes(lists));
     let config = LoopConfig::lists(&args.train, args.common.seed);
     let settings = list_training(&args.list, args.common.seed);
     let model = planner.model()?;
-    let mut lists = lists.to_vec();
-    planner.prove(&model, &mut lists, &settings, config.micro_batch, false)?;
-    planner.train_lists(model, &lists, &settings, config.plan(lists.len()), config.micro_batch)?;
-    Ok(planner.finish_training(&args.train))
+    let references = reference_bytes(lists);
+    let (order, micro) = (config.plan(lists.len()), config.micro_batch);
+    let first: Vec<usize> = order.batches().next().into_iter().flatten().take(micro).collect();
+    planner.prove(&model, lists, &settings, &first, false)?;
+    planner.train_lists(model, lists, &settings, (order, done), micro)?;
+    Ok(planner.finish_training(&args.train, references))
 }
 
-/// Refuses a run of `train` that cannot fit; the model is loaded.
+/// Refuses a run of `train`, of which `done` updates are made, that cannot fit. The lists get references without meaning.
 ///
 /// # Errors
 /// As [`admit`].
-pub(super) fn admit_train(args: &TrainVerbArgs, model: &ModelConfig, lists: &[TrainingList]) -> Result<()> {
-    let plan = plan_train(args, Planner::new(model.clone()), lists)?;
-    let advice = Advice { micro: args.train.per_device_train_batch_size, shorter: &["--max_length", "--select"] };
-    admit(&plan, 4 * model.parameters(), advice)
+pub(super) fn admit_train(
+    args: &TrainVerbArgs,
+    model: &ModelConfig,
+    lists: &mut [TrainingList],
+    done: u64,
+) -> Result<()> {
+    let plan = plan_train(args, model, lists, done)?;
+    let shorter = &["--max_length", "--select"];
+    admit(&plan, Advice { micro: args.train.per_device_train_batch_size, shorter })
 }
 
 /// Responses of a list that training takes, of `k` candidates that all differ.
@@ -180,17 +144,56 @@ fn selected(select: Select, k: usize) -> usize {
     }
 }
 
-/// All iterations, of which each trains on every list that it remembers.
-fn align(args: &AlignArgs, config: &AlignConfig, mut planner: Planner, prompts: &[PromptRow]) -> Result<Plan> {
+fn align(args: &AlignArgs, settings: &Settings) -> Result<Plan> {
+    // As the verb itself looks for its place, but for the lock: a plan may be made while the run is at work.
+    let more = matches!(args.iterate.iterations, Iterations::More(_)).then_some(&ResumeFrom::Latest);
+    let from = args.train.resume_from_checkpoint.as_ref().or(more);
+    let earlier = from.map(|_| RunRecord::read(&args.output_dir)).transpose()?.flatten();
+    let point = match (from, &earlier) {
+        (Some(from), Some(_)) => align_point(&args.output_dir, from)?,
+        _ => AlignPoint::default(),
+    };
+    let given = settings.given().contains("iterations");
+    let goal = Goal::new(args.iterate.iterations, given, earlier.as_ref(), point.done as usize)?;
+    let opened = Opened::read(&args.model.model_name_or_path)?;
+    let (config, prompts) = super::align::read(args, goal, &opened.blank()?, false)?;
+    plan_align(args, &config, &opened.config, &prompts, &point)
+}
+
+/// The iterations after `point`, of which each trains on every list that it remembers.
+fn plan_align(
+    args: &AlignArgs,
+    config: &AlignConfig,
+    model: &ModelConfig,
+    prompts: &[PromptRow],
+    point: &AlignPoint,
+) -> Result<Plan> {
+    let mut planner = Planner::new(model.clone(), prompt_bytes(prompts) + prompt_bytes(&config.watch.prompts));
+    let (tokens, k) = (config.sampling.max_new_tokens, config.sampling.num_generations);
     let mut model = planner.model()?;
-    let _initial = (config.reference == Reference::Initial).then(|| model.duplicate()).transpose()?;
+    let keeps_first = config.reference == Reference::Initial || config.watch.is_on();
+    let first = keeps_first.then(|| model.duplicate()).transpose()?;
     let count = config.prompts_per_iteration.min(prompts.len());
     // The order in which the iterations take the prompts, as in `align::align`.
     let order = CounterRng::new(config.seed, Purpose::Shuffle).permutation(u64::MAX, prompts.len());
     let prompts: Vec<PromptRow> = order.into_iter().map(|i| prompts[i].clone()).collect();
-    planner.sample(&model, &prompts[..count], &config.sampling, f64::from(config.iterations))?;
+    let resumes = args.train.resume_from_checkpoint.is_some() || matches!(args.iterate.iterations, Iterations::More(_));
+    let drawn = resumes && are_drawn(&args.output_dir.join(format!("{ITERATION}{}", point.done + 1)));
+    let left = config.iterations.saturating_sub(point.done);
+    let draws = left.saturating_sub(u32::from(drawn));
+    if draws > 0 {
+        planner.sample(&model, &prompts[..count], &config.sampling, f64::from(draws))?;
+    }
+    if let (Some(first), true) = (&first, config.watch.is_on() && left > 0) {
+        let sampling = sampling_of(&config.sampling);
+        let looks = f64::from(left + u32::from(point.done == 0));
+        planner.sample(&model, &config.watch.prompts, &sampling, looks)?;
+        let lists = longest_lists(&config.watch.prompts, sampling.num_generations, tokens);
+        planner.score(first, lists, looks)?;
+    }
     planner.trim();
-    for iteration in 1..=config.iterations {
+    let mut held = 0;
+    for iteration in point.done + 1..=config.iterations {
         let remembered = match config.memory {
             Remembered::None => 1,
             Remembered::Previous => iteration.min(2),
@@ -198,20 +201,25 @@ fn align(args: &AlignArgs, config: &AlignConfig, mut planner: Planner, prompts: 
         };
         // Lists of a prompt that came before grow, and as many of a list's responses are selected as before.
         let lists = (remembered as usize * count).min(prompts.len());
-        let merged = config.sampling.num_generations * (remembered as usize * count).div_ceil(prompts.len());
+        let merged = k * (remembered as usize * count).div_ceil(prompts.len());
         let responses = selected(config.select, merged);
-        let mut lists = longest_lists(&prompts[..lists], responses, config.sampling.max_new_tokens);
+        let candidates = candidate_bytes(&prompts[..lists], merged, tokens);
+        let mut lists = longest_lists(&prompts[..lists], responses, tokens);
+        held = held.max(candidates + list_bytes(&lists) + reference_bytes(&lists));
         let order = config.training.plan(lists.len());
         let recorded = config.reference == Reference::Previous && remembered == 1;
         let micro = config.training.micro_batch;
-        planner.prove(&model, &mut lists, &config.lists, micro, recorded)?;
-        model = planner.train_lists(model, &lists, &config.lists, order, micro)?;
+        let resume = point.resume.as_ref().filter(|_| iteration == point.done + 1);
+        let done = resume.map_or(0, Resume::updates).min(order.steps);
+        let first: Vec<usize> = (0..lists.len().min(micro)).collect();
+        planner.prove(&model, &mut lists, &config.lists, &first, recorded)?;
+        model = planner.train_lists(model, &lists, &config.lists, (order, done), micro)?;
         planner.trim();
     }
-    Ok(planner.finish_training(&args.train))
+    Ok(planner.finish_training(&args.train, held))
 }
 
-/// Refuses a run of `align` that cannot fit; the model is loaded.
+/// Refuses what is left of a run of `align` after `point` where it cannot fit.
 ///
 /// # Errors
 /// As [`admit`].
@@ -220,20 +228,53 @@ pub(super) fn admit_align(
     config: &AlignConfig,
     model: &ModelConfig,
     prompts: &[PromptRow],
+    point: &AlignPoint,
 ) -> Result<()> {
-    let plan = align(args, config, Planner::new(model.clone()), prompts)?;
+    let plan = plan_align(args, config, model, prompts, point)?;
     let shorter = &["--max_new_tokens", "--num_generations", "--max_prompt_length"];
-    let advice = Advice { micro: args.train.per_device_train_batch_size, shorter };
-    admit(&plan, 4 * model.parameters(), advice)
+    admit(&plan, Advice { micro: args.train.per_device_train_batch_size, shorter })
 }
 
 fn sample(args: &SampleArgs) -> Result<Plan> {
-    let (policy, mut planner) = open(&args.model.model_name_or_path)?;
+    let opened = Opened::read(&args.model.model_name_or_path)?;
+    let policy = opened.blank()?;
     let prompts = super::sample::prompts(args, &policy)?;
     let config = sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
+    let mut planner = Planner::new(opened.config.clone(), prompt_bytes(&prompts));
     let model = planner.model()?;
     planner.sample(&model, &prompts, &config, 1.0)?;
-    Ok(planner.finish())
+    Ok(planner.finish(candidate_bytes(&prompts, config.num_generations, config.max_new_tokens)))
+}
+
+/// Every model in turn, greedy and at every temperature, beside the reference.
+fn eval(args: &EvalArgs) -> Result<Plan> {
+    let mut models = Vec::new();
+    for folder in args.models() {
+        let opened = Opened::read(folder)?;
+        let policy = opened.blank()?;
+        let prompts = super::eval::prompts(args, &policy, false)?;
+        let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
+        models.push((opened.config, prompts, config));
+    }
+    let present = models.iter().map(|(_, prompts, _)| prompt_bytes(prompts)).sum();
+    let reference = args.ref_model.as_deref().map(Opened::read).transpose()?;
+    let mut planner = Planner::new(models[0].0.clone(), present);
+    let reference = reference.map(|opened| planner.model_of(opened.config)).transpose()?;
+    let mut held = 0;
+    for (config, prompts, sampling) in models {
+        let model = planner.model_of(config)?;
+        let times = args.sampling.temperature.len() as f64;
+        planner.sample(&model, &prompts, &sampling.clone().greedy(), 1.0)?;
+        planner.sample(&model, &prompts, &sampling, times)?;
+        planner.trim();
+        let (k, tokens) = (sampling.num_generations, sampling.max_new_tokens);
+        held = held.max(candidate_bytes(&prompts, k, tokens));
+        if let Some(reference) = &reference {
+            planner.score(&model, longest_lists(&prompts, k, tokens), times)?;
+            planner.score(reference, longest_lists(&prompts, k, tokens), times)?;
+        }
+    }
+    Ok(planner.finish(held))
 }
 
 /// Runs of a benchmark after which its pool grows no more.
@@ -243,7 +284,7 @@ const SETTLED: u64 = 4;
 fn bench(args: &BenchArgs) -> Result<Plan> {
     let config = super::bench::config(args);
     super::bench::check(args, &config)?;
-    let mut planner = Planner::new(config.clone());
+    let mut planner = Planner::new(config.clone(), 0);
     let model = planner.model()?;
     let lists = super::bench::model::lists(args, &config);
     match args.what {
@@ -251,7 +292,7 @@ fn bench(args: &BenchArgs) -> Result<Plan> {
             let objective = Objective { loss: LossType::Listmle, ..Objective::default() };
             let settings = ListTraining { objective, beta: 0.1, sft_weight: 0.0 };
             let order = BatchPlan::new(lists.len(), lists.len(), 1.0, Some(SETTLED), 1, 0);
-            planner.train_lists(model, &lists, &settings, order, lists.len())?;
+            planner.train_lists(model, &lists, &settings, (order, 0), lists.len())?;
         }
         BenchKind::Sample => {
             let prompt = |(index, list): (usize, &TrainingList)| PromptRow {
@@ -269,28 +310,27 @@ fn bench(args: &BenchArgs) -> Result<Plan> {
         }
         _ => return Err(Error::request("plans of benchmarks are made of step and sample")),
     }
-    Ok(planner.finish().one_of(SETTLED))
+    Ok(planner.finish(0).one_of(SETTLED))
 }
 
 /// Measures the machine, and shows the plan as a table and as an object.
 fn show(plan: &Plan) -> Result<Value> {
-    let (other, limit) = (machine::resident().unwrap_or(0) + plan.copies, machine::total_memory());
+    let limit = machine::total_memory();
     let rates = calibrate(plan)?;
     let seconds: Vec<f64> =
         plan.phases.iter().map(|phase| rates.seconds(&phase.work, phase.name == "sample")).collect();
     let mut table = Table::new(std::iter::once("peak of").chain(plan.phases.iter().map(|phase| phase.name)));
-    let parts: Vec<_> = plan.phases.iter().map(|phase| phase.memory.parts()).collect();
-    for (row, (name, _)) in plan.peak().parts().iter().enumerate() {
+    let parts: Vec<_> = plan.phases.iter().map(|phase| plan.parts(Some(phase))).collect();
+    for (row, (name, _)) in plan.parts(None).iter().enumerate() {
         let cells = parts.iter().map(|parts| bytes(parts[row].1));
         table.row(std::iter::once(name.replace('_', " ")).chain(cells));
     }
-    table.row(std::iter::once("other".to_string()).chain(parts.iter().map(|_| bytes(other))));
-    let totals = plan.phases.iter().map(|phase| bytes(phase.memory.total() + other));
+    let totals = plan.phases.iter().map(|phase| bytes(phase.total() + plan.data + plan.other));
     table.row(std::iter::once("all".to_string()).chain(totals));
     let times = seconds.iter().map(|&s| duration(Duration::from_secs_f64(s.min(1e9))));
     table.row(std::iter::once("time".to_string()).chain(times));
     say!("{}", table.to_string().trim_end());
-    let (peak, whole) = (plan.peak().total() + other, seconds.iter().sum::<f64>());
+    let (peak, whole) = (plan.total(), seconds.iter().sum::<f64>());
     let of = limit.map_or_else(String::new, |limit| match peak > limit {
         true => format!(": MORE than the machine's {}", bytes(limit)),
         false => format!(" of the machine's {}", bytes(limit)),
@@ -300,14 +340,18 @@ fn show(plan: &Plan) -> Result<Value> {
         .phases
         .iter()
         .zip(&seconds)
-        .map(|(phase, seconds)| (phase.name.to_string(), json!({ "bytes": phase.memory, "seconds": seconds })))
+        .map(|(phase, seconds)| {
+            (phase.name.to_string(), json!({ "bytes": phase.memory, "copies": phase.copies, "seconds": seconds }))
+        })
         .collect();
     Ok(json!({
         "peak_bytes": peak,
         "machine_bytes": limit,
         "fits": limit.map(|limit| peak <= limit),
-        "bytes": plan.peak(),
-        "other_bytes": other,
+        "bytes": plan.peak().map(|phase| phase.memory).unwrap_or_default(),
+        "copied_bytes": plan.peak().map_or(0, |phase| phase.copies),
+        "data_bytes": plan.data,
+        "other_bytes": plan.other,
         "seconds": whole,
         "updates": plan.updates,
         "phases": phases,

@@ -1,10 +1,11 @@
 //! `larpo sft`: supervised fine-tuning, from a folder or from random weights.
 
 use crate::args::{FreshSizes, Settings, SftArgs, Split, TokenizerSpec};
-use crate::dataset::{Limits, Part, Source};
+use crate::dataset::{Limits, Part, RowReport, Source};
 use crate::error::{Error, Result};
-use crate::policy::Policy;
-use crate::resume;
+use crate::plan::Dry;
+use crate::policy::{Opened, Policy};
+use crate::resume::{self, Resume};
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
 use crate::stop::Stop;
 use crate::training::{HeldOut, Journal, LoopConfig, sft};
@@ -13,6 +14,8 @@ use larpo_core::model::ModelConfig;
 use larpo_core::train::SftRow;
 use larpo_data::tokenizer::Tokenizer;
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Runs the verb.
 ///
@@ -39,22 +42,15 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         return already_finished(&args.output_dir, summary);
     }
     let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();
-    let source = Source::open(&args.dataset_name, &args.data)?;
-    let policy = match (&resume, &args.model.model_name_or_path) {
-        // Its tokenizer is the run's; building one anew takes long.
-        (Some(resume), _) => Policy::open(backend, &resume.checkpoint)?,
-        (None, Some(folder)) => Policy::open(backend, folder)?,
-        (None, None) => fresh(args, &source, backend)?,
+    // Its tokenizer is the run's; building one anew takes long.
+    let start = resume.as_ref().map(|resume| &resume.checkpoint).or(args.model.model_name_or_path.as_ref());
+    let Read { start, rows, held_out, report } = read(args, start.map(PathBuf::as_path))?;
+    let done = resume.as_ref().map_or(0, Resume::updates);
+    super::plan::admit_sft(args, start.config(), &rows, held_out.as_deref(), done)?;
+    let policy = match start {
+        Start::Folder(opened) => opened.load(backend)?,
+        Start::Fresh(config, tokenizer) => fresh(config, tokenizer, args.common.seed, backend)?,
     };
-    let limits = Limits::new(&args.data, &policy)?;
-    let held_back = args.eval.validation_fraction.unwrap_or(0.0);
-    let (rows, report) = source.sft_rows(&policy, limits, Part { held_back, split: Split::Train })?;
-    say!("training data: {report}");
-    let held_out = held_out(args, &source, &policy, limits)?;
-    if rows.is_empty() {
-        return Err(Error::request("no rows to train on"));
-    }
-    super::plan::admit_sft(args, policy.model.config(), &rows, held_out.as_deref())?;
     folder.begin()?;
     let config = LoopConfig::sft(&args.train, args.common.seed);
     let journal = Journal {
@@ -81,18 +77,71 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     Ok(summary)
 }
 
-/// A fresh model and, where it is not given, a tokenizer built from the data.
-fn fresh<B: Backend>(args: &SftArgs, source: &Source, backend: &B) -> Result<Policy<B>> {
-    let (config, tokenizer) = recipe(args, source)?;
+/// What is trained, before there are weights.
+pub(super) enum Start {
+    Folder(Box<Opened>),
+    Fresh(ModelConfig, Arc<Tokenizer>),
+}
+
+impl Start {
+    pub(super) fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Folder(opened) => &opened.config,
+            Self::Fresh(config, _) => config,
+        }
+    }
+
+    fn blank(&self) -> Result<Policy<Dry>> {
+        match self {
+            Self::Folder(opened) => opened.blank(),
+            Self::Fresh(config, tokenizer) => {
+                let eos_ids = tokenizer.eos_id().into_iter().collect();
+                Policy::blank(config.clone(), tokenizer.clone(), eos_ids)
+            }
+        }
+    }
+}
+
+/// What a run trains and is looked at on. The texts that the rows were made of are not kept.
+pub(super) struct Read {
+    pub(super) start: Start,
+    pub(super) rows: Vec<SftRow>,
+    pub(super) held_out: Option<Vec<SftRow>>,
+    report: RowReport,
+}
+
+/// Reads the data for the model in `folder`, or for a fresh one.
+pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
+    let source = Source::open(&args.dataset_name, &args.data)?;
+    let start = match folder {
+        Some(folder) => Start::Folder(Box::new(Opened::read(folder)?)),
+        None => {
+            let (config, tokenizer) = recipe(args, &source)?;
+            Start::Fresh(config, Arc::new(tokenizer))
+        }
+    };
+    let policy = start.blank()?;
+    let limits = Limits::new(&args.data, &policy)?;
+    let held_back = args.eval.validation_fraction.unwrap_or(0.0);
+    let (rows, report) = source.sft_rows(&policy, limits, Part { held_back, split: Split::Train })?;
+    say!("training data: {report}");
+    let held_out = held_out(args, &source, &policy, limits)?;
+    match rows.is_empty() {
+        true => Err(Error::request("no rows to train on")),
+        false => Ok(Read { start, rows, held_out, report }),
+    }
+}
+
+fn fresh<B: Backend>(config: ModelConfig, tokenizer: Arc<Tokenizer>, seed: u64, backend: &B) -> Result<Policy<B>> {
     let (tokens, vocab_size) = (tokenizer.vocab_size(), config.vocab_size);
-    let policy = Policy::fresh(backend, config, tokenizer, args.common.seed)?;
+    let policy = Policy::fresh(backend, config, tokenizer, seed)?;
     let note = if tokens < vocab_size { " (the rest of the model's vocabulary is never sampled)" } else { "" };
     say!("a fresh model of {} parameters, a tokenizer of {tokens} tokens{note}", policy.model.config().parameters());
     Ok(policy)
 }
 
 /// Shape and tokenizer of a fresh model.
-pub(super) fn recipe(args: &SftArgs, source: &Source) -> Result<(ModelConfig, Tokenizer)> {
+fn recipe(args: &SftArgs, source: &Source) -> Result<(ModelConfig, Tokenizer)> {
     let sizes = args.model.fresh_sizes().ok_or_else(|| {
         Error::request("say what to train: --model_name_or_path, --preset, or --hidden_size and the other sizes")
     })?;
@@ -121,7 +170,7 @@ fn shape(sizes: &FreshSizes, vocab_size: usize) -> ModelConfig {
     ModelConfig { max_position_embeddings: sizes.max_position_embeddings, ..config }
 }
 
-pub(super) fn held_out<B: Backend>(
+fn held_out<B: Backend>(
     args: &SftArgs,
     source: &Source,
     policy: &Policy<B>,

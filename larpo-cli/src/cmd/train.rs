@@ -2,10 +2,10 @@
 
 use crate::align::describe;
 use crate::args::{Settings, TrainVerbArgs};
-use crate::dataset::{Limits, Part, Source};
+use crate::dataset::{Limits, Part, RowReport, Source};
 use crate::error::{Error, Result};
-use crate::policy::Policy;
-use crate::resume;
+use crate::policy::{Opened, Policy};
+use crate::resume::{self, Resume};
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
 use crate::stop::Stop;
 use crate::training::{Journal, LoopConfig, list_row, list_training, selection, train_lists};
@@ -35,26 +35,12 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
         return already_finished(&args.output_dir, summary);
     }
     let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();
-    let source = Source::open(path, &args.data)?;
-    let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let limits = Limits::new(&args.data, &policy)?;
-    let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
-    let mut lists = source.lists(&policy, limits, part)?;
-    if let (Some(line), Some(LipoLabels::Reward)) = (lists.ranks_only, args.list.labels) {
-        return Err(Error::request(format!(
-            "{}:{line}: --labels reward needs `rewards`, and the row has only `ranks`; give --labels rank",
-            path.display()
-        )));
-    }
+    let opened = Opened::read(&args.model.model_name_or_path)?;
+    let Read { mut training, counts, report } = read(args, &opened.blank()?)?;
+    let done = resume.as_ref().map_or(0, Resume::updates);
+    super::plan::admit_train(args, &opened.config, &mut training, done)?;
+    let policy = opened.load(backend)?;
     let objective = list_training(&args.list, args.common.seed);
-    let (mut training, counts) = lists.training(selection(&args.list), &objective.objective)?;
-    say!("data: {}; {}", lists.report, list_counts(&counts));
-    if training.is_empty() {
-        return Err(Error::request(
-            "no list contributes to the loss: every list has equal rewards or fewer than two different responses; give the file rewards that differ",
-        ));
-    }
-    super::plan::admit_train(args, policy.model.config(), &training)?;
     fill_references(&policy.model, &mut training, false)?;
     let config = LoopConfig::lists(&args.train, args.common.seed);
     let first = config.plan(training.len()).batches().next().unwrap_or_default();
@@ -76,10 +62,40 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
     summary.insert("output_dir".into(), json!(args.output_dir));
     summary.insert("steps".into(), json!(outcome.steps));
     summary.insert("lists".into(), json!(counts));
-    summary.insert("data".into(), json!(lists.report));
+    summary.insert("data".into(), json!(report));
     let summary = Value::Object(summary);
     folder.finish(&summary)?;
     Ok(summary)
+}
+
+/// What a run trains on. The texts that it was made of are not kept.
+pub(super) struct Read {
+    pub(super) training: Vec<TrainingList>,
+    counts: ListCounts,
+    report: RowReport,
+}
+
+pub(super) fn read<B: Backend>(args: &TrainVerbArgs, policy: &Policy<B>) -> Result<Read> {
+    let path = &args.dataset_name;
+    let source = Source::open(path, &args.data)?;
+    let limits = Limits::new(&args.data, policy)?;
+    let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
+    let mut lists = source.lists(policy, limits, part)?;
+    if let (Some(line), Some(LipoLabels::Reward)) = (lists.ranks_only, args.list.labels) {
+        return Err(Error::request(format!(
+            "{}:{line}: --labels reward needs `rewards`, and the row has only `ranks`; give --labels rank",
+            path.display()
+        )));
+    }
+    let objective = list_training(&args.list, args.common.seed);
+    let (training, counts) = lists.training(selection(&args.list), &objective.objective)?;
+    say!("data: {}; {}", lists.report, list_counts(&counts));
+    match training.is_empty() {
+        true => Err(Error::request(
+            "no list contributes to the loss: every list has equal rewards or fewer than two different responses; give the file rewards that differ",
+        )),
+        false => Ok(Read { training, counts, report: lists.report }),
+    }
 }
 
 fn list_counts(counts: &ListCounts) -> String {

@@ -46,6 +46,9 @@ impl PromptRow {
     }
 }
 
+/// Tokens of a row where `--max_length` is not given and the model takes as many.
+pub const LONGEST: usize = 1024;
+
 /// How rows are cut and limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -66,7 +69,7 @@ impl Limits {
     /// A limit beyond the model's positions.
     pub fn new<B: Backend>(args: &DataArgs, policy: &Policy<B>) -> Result<Self> {
         let positions = policy.model.config().max_position_embeddings;
-        let max_length = args.max_length.unwrap_or(positions.min(1024));
+        let max_length = args.max_length.unwrap_or(positions.min(LONGEST));
         if max_length > positions {
             return Err(Error::request(format!(
                 "--max_length {max_length} is more than the model's max_position_embeddings {positions}"

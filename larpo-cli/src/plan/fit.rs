@@ -24,33 +24,29 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Says in one line what a run is going to hold. `loaded` bytes of it are in memory already.
+/// Says in one line what a run is going to hold.
 ///
 /// # Errors
 /// A run that cannot fit into the machine, with the flags that would change it.
-pub fn admit(plan: &Plan, loaded: u64, advice: Advice) -> Result<()> {
-    let other = machine::resident().unwrap_or(0).saturating_sub(loaded) + plan.copies;
+pub fn admit(plan: &Plan, advice: Advice) -> Result<()> {
     let limit = machine::total_memory();
     let of = limit.map_or_else(String::new, |limit| format!(" of the machine's {}", bytes(limit)));
-    let peak = plan.peak();
-    let parts: Vec<String> = peak
-        .parts()
+    let parts: Vec<String> = plan
+        .parts(plan.peak())
         .into_iter()
-        .chain([("other", other)])
         .filter(|(_, part)| *part > 0)
         .map(|(name, part)| format!("{} {}", name.replace('_', " "), bytes(part)))
         .collect();
-    let updates = plan.updates;
-    say!("plan: {updates} updates with {}{of}: {}", bytes(peak.total() + other), parts.join(", "));
+    say!("plan: {} updates with {}{of}: {}", plan.updates, bytes(plan.total()), parts.join(", "));
     match limit {
-        Some(limit) if peak.total() + other > limit => Err(Error::request(refusal(plan, other, limit, advice))),
+        Some(limit) if plan.total() > limit => Err(Error::request(refusal(plan, limit, advice))),
         _ => Ok(()),
     }
 }
 
-fn refusal(plan: &Plan, other: u64, limit: u64, advice: Advice) -> String {
-    let peak = plan.peak();
-    let needed = peak.total() + other;
+fn refusal(plan: &Plan, limit: u64, advice: Advice) -> String {
+    let peak = plan.peak().map(|phase| phase.memory).unwrap_or_default();
+    let needed = plan.total();
     let start = format!("this run needs {} of memory and the machine has {}", bytes(needed), bytes(limit));
     // What grows with the rows of a pass; the rest is there whatever the batch.
     let varies = peak.activations + peak.logits + peak.kv_cache;
@@ -58,7 +54,8 @@ fn refusal(plan: &Plan, other: u64, limit: u64, advice: Advice) -> String {
     if fixed >= limit {
         let model = bytes(fixed);
         return format!(
-            "{start}; weights, gradients, moments and the program alone need {model}: choose a smaller model"
+            "{start}; weights, gradients, moments, the data and the program alone need {model}: choose a smaller model or \
+             a smaller --max_samples"
         );
     }
     let share = (limit - fixed) as f64 / varies as f64;
@@ -82,10 +79,10 @@ mod tests {
     use larpo_core::model::ModelConfig;
     use larpo_core::profile::Profile;
 
-    fn plan(memory: Memory) -> Plan {
-        let mut plan = Planner::new(ModelConfig::new(16, 32, 1, 2, 2, 64)).finish();
-        plan.phases.push(Phase { name: "train", memory, work: Profile::new() });
-        plan
+    fn plan(memory: Memory, other: u64) -> Plan {
+        let mut plan = Planner::new(ModelConfig::new(16, 32, 1, 2, 2, 64), 0).finish(0);
+        plan.phases.push(Phase { name: "train", memory, copies: 0, work: Profile::new() });
+        Plan { other, ..plan }
     }
 
     #[test]
@@ -94,16 +91,16 @@ mod tests {
         let memory =
             Memory { weights: gib, moments: 2 * gib, gradients: gib, activations: 8 * gib, ..Memory::default() };
         let advice = Advice { micro: 8, shorter: &["--max_length", "--num_generations"] };
-        let text = refusal(&plan(memory), gib, 9 * gib, advice);
+        let text = refusal(&plan(memory, gib), 9 * gib, advice);
         assert!(text.contains("needs 13.0 GiB") || text.contains("needs 13.00 GiB"), "{text}");
         // 4 GiB are left for activations: half of the batch.
         assert!(text.contains("--per_device_train_batch_size 4 would") && text.contains("times 2 "), "{text}");
-        let text = refusal(&plan(memory), gib, 5 * gib + gib / 2, advice);
+        let text = refusal(&plan(memory, gib), 5 * gib + gib / 2, advice);
         assert!(text.contains("smaller --max_length or --num_generations would"), "{text}");
-        let text = refusal(&plan(memory), gib, 5 * gib, advice);
+        let text = refusal(&plan(memory, gib), 5 * gib, advice);
         assert!(text.contains("choose a smaller model"), "{text}");
         let sampling = Memory { weights: gib, kv_cache: 2 * gib, ..Memory::default() };
-        let text = refusal(&plan(sampling), 0, 2 * gib, advice);
+        let text = refusal(&plan(sampling, 0), 2 * gib, advice);
         assert!(text.contains("smaller --max_length or --num_generations would"), "{text}");
     }
 

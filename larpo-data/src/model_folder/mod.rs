@@ -181,8 +181,8 @@ impl ModelFolder {
 /// so a caller need not hold them all. [`ModelConfig::tensors`] gives the list for a Llama model.
 ///
 /// # Errors
-/// A name given twice, data whose length is not the product of its shape, a configuration that is not valid, a file
-/// that cannot be written.
+/// A name given twice, data whose length is not the product of its shape, a number that is not finite (by tensor and
+/// element), a configuration that is not valid, a file that cannot be written.
 pub fn write_model<'a>(
     folder: impl AsRef<Path>,
     config: &ModelConfig,

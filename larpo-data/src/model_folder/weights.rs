@@ -85,7 +85,8 @@ pub(super) fn read_f32(name: &str, stored: &Stored) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-/// Writes an f32 safetensors file in the order of the names.
+/// Writes an f32 safetensors file in the order of the names; a number that is not finite ends it, and the file stays what
+/// it was.
 pub(super) fn write_f32<'a>(
     path: &Path,
     tensors: &[(String, Vec<usize>)],
@@ -123,7 +124,12 @@ pub(super) fn write_f32<'a>(
                 let problem = format!("{} numbers were given for the shape {shape:?} ({expected})", values.len());
                 return Err(fail(path, name, problem));
             }
-            for part in values.chunks(CHUNK / 4) {
+            for (i, part) in values.chunks(CHUNK / 4).enumerate() {
+                // Checked on the way out, not in a pass of its own: the file has not taken its name yet.
+                if let Some(at) = part.iter().position(|x| !x.is_finite()) {
+                    let at = i * (CHUNK / 4) + at;
+                    return Err(fail(path, name, format!("not written: element {at} is {}", values[at])));
+                }
                 bytes.clear();
                 bytes.extend(part.iter().flat_map(|x| x.to_le_bytes()));
                 put(&bytes)?;

@@ -1,5 +1,6 @@
 //! Building tokenizers: byte-level BPE from texts, and one token per character.
 
+use super::pieces::pieces;
 use super::{EOS_TOKEN, PAD_TOKEN, Tokenizer, own_config};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -60,7 +61,7 @@ impl Tokenizer {
             .special_tokens(specials)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .build();
-        inner.train(&mut trainer, texts.iter()).map_err(fail)?;
+        inner.train(&mut trainer, texts.iter().flat_map(|text| pieces(text.as_ref()))).map_err(fail)?;
         let json = inner.to_string(true).map_err(fail)?;
         Self::from_parts(json, own_config(), Vec::new(), None)
     }

@@ -5,6 +5,7 @@
 //! ([`Tokenizer::open`]). This module knows nothing of models, prompts or responses.
 
 mod build;
+mod pieces;
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -34,6 +35,8 @@ pub struct Tokenizer {
     tokens: Vec<Option<String>>,
     /// For a tokenizer with one token per character: the ids, so that a long text needs no machinery.
     characters: Option<HashMap<char, u32>>,
+    /// A long text may be encoded piece by piece.
+    separable: bool,
     /// The model may leave characters out without a word, so the coverage of the text is checked.
     may_drop: bool,
     bos: Option<u32>,
@@ -135,6 +138,7 @@ impl Tokenizer {
             .ok();
         Ok(Self {
             characters: build::character_table(&inner),
+            separable: pieces::separable(&inner),
             may_drop: may_drop(&inner),
             inner,
             json,
@@ -188,6 +192,13 @@ impl Tokenizer {
                 })
                 .collect();
         }
+        if self.separable && !self.may_drop {
+            let ids: Result<Vec<_>> = pieces::pieces(text).map(|piece| self.encode_inner(piece, false)).collect();
+            if let Ok(ids) = ids {
+                return Ok(ids.concat());
+            }
+        }
+        // Errors name a position in the whole text.
         self.encode_inner(text, false)
     }
 
