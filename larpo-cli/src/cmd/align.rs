@@ -53,7 +53,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     }
     folder.set_goal(goal);
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let prompts = read_prompts(
+    let (prompts, report) = read_prompts(
         &policy,
         &args.dataset_name,
         &args.data,
@@ -92,6 +92,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
         "iterations": end.reports,
         "ended_early": end.ended,
         "best_iteration": end.kept,
+        "data": report,
     });
     folder.finish(&summary)?;
     Ok(summary)
@@ -117,7 +118,7 @@ fn watched<B: Backend>(
     };
     let data = DataArgs { max_samples: Some(iterate.eval_prompts), ..args.data.clone() };
     say!("held-out prompts:");
-    let rows = read_prompts(policy, path, &data, &split, args.sampling.max_new_tokens, needs_reference)?;
+    let (rows, _) = read_prompts(policy, path, &data, &split, args.sampling.max_new_tokens, needs_reference)?;
     match rows.is_empty() {
         true => Err(Error::request("no held-out prompts to look at")),
         false => Ok(rows),

@@ -36,7 +36,7 @@ pub fn run(command: &Command) -> Result<Value> {
         Command::Train(args) => train(args)?,
         Command::Align(args) => {
             let (policy, planner) = open(&args.model.model_name_or_path)?;
-            let prompts = read_prompts(
+            let (prompts, _) = read_prompts(
                 &policy,
                 &args.dataset_name,
                 &args.data,
@@ -51,7 +51,7 @@ pub fn run(command: &Command) -> Result<Value> {
         Command::Sample(args) => sample(args)?,
         Command::Eval(args) => {
             let (policy, mut planner) = open(args.models()[0])?;
-            let prompts = read_prompts(
+            let (prompts, _) = read_prompts(
                 &policy,
                 &args.dataset_name,
                 &args.data,
@@ -229,7 +229,7 @@ pub(super) fn admit_align(
 
 fn sample(args: &SampleArgs) -> Result<Plan> {
     let (policy, mut planner) = open(&args.model.model_name_or_path)?;
-    let prompts = super::sample::prompts(args, &policy)?;
+    let (prompts, _) = super::sample::prompts(args, &policy)?;
     let config = sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
     let model = planner.model()?;
     planner.sample(&model, &prompts, &config, 1.0)?;
