@@ -423,7 +423,7 @@ fn eval_measures_what_sample_draws() {
     let reward = ["--reward_funcs", "length:target=4"];
     let draw = ["--dataset_name", &data, "--max_samples", "9", "--k", "5", "--max_new_tokens", "8"];
     let words = [&["eval", &longer, "--ref_model", &model][..], &draw, &reward].concat();
-    let more = ["--recall_at", "1,3", "--temperature", "1.0,0.7", "--correct_threshold", "-1", "--ndcg_at", "3"];
+    let more = ["--recall_at", "1,3", "--temperature", "1.0,0.7", "--correct_threshold", "-3", "--ndcg_at", "3"];
     let result = larpo(&[&words[..], &more].concat()).expect("eval");
 
     let backend = larpo_core::cpu::Cpu::new();
@@ -449,7 +449,7 @@ fn eval_measures_what_sample_draws() {
             for mask in (0..1u32 << 5).filter(|m| m.count_ones() == 3) {
                 let most = (0..5).filter(|i| mask >> i & 1 == 1).map(|i| rewards[i]).fold(f64::NEG_INFINITY, f64::max);
                 best += most / 10.0 / 9.0;
-                recall += f64::from(u8::from(most >= -1.0)) / 10.0 / 9.0;
+                recall += f64::from(u8::from(most >= -3.0)) / 10.0 / 9.0;
             }
             tokens += row.token_ids.iter().map(|ids| ids.len() as f64).sum::<f64>() / 5.0 / 9.0;
             let prompt = row.prompt_token_ids.clone().expect("ids");
@@ -472,7 +472,7 @@ fn eval_measures_what_sample_draws() {
                 let at_three =
                     |gain: &dyn Fn(usize) -> f64| (0..3).map(|i| gain(i) / (i as f64 + 2.0).log2()).sum::<f64>();
                 ndcg += at_three(&|i| rewards[order[i]] - lowest) / at_three(&|i| ideal[i]);
-                let first = order.iter().position(|&i| rewards[i] >= -1.0);
+                let first = order.iter().position(|&i| rewards[i] >= -3.0);
                 reciprocal_ranks.extend(first.map(|at| 1.0 / (at as f64 + 1.0)));
                 let better = (0..25).map(|i| (i / 5, i % 5)).filter(|&(a, b)| rewards[a] > rewards[b]);
                 let right: Vec<bool> = better.map(|(a, b)| gamma[a] > gamma[b]).collect();
