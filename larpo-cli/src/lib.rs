@@ -17,6 +17,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod machine;
 pub mod metrics_log;
+pub mod numbers;
 pub mod output;
 pub mod plan;
 pub mod policy;

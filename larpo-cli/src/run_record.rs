@@ -2,6 +2,7 @@
 
 use crate::args::{Iterations, Settings};
 use crate::error::{Error, Result};
+use crate::version::Build;
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,9 @@ pub struct RunRecord {
     version: u32,
     /// Version of the program that began the run.
     pub larpo: String,
+    /// The program and the machine that began the run, or went on with it last; none in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
     /// The verb.
     pub verb: String,
     /// Every flag, defaults included.
@@ -142,6 +146,7 @@ impl RunRecord {
         Ok(Self {
             version: VERSION,
             larpo: env!("CARGO_PKG_VERSION").into(),
+            build: Some(Build::current()),
             verb: verb.into(),
             flags: settings.values(),
             given: settings.given(),

@@ -15,13 +15,14 @@ use larpo_core::retriever::{SamplingConfig, prompts_per_batch};
 use larpo_data::candidates::CandidateList as CandidateRow;
 use larpo_data::checksums::Checksum;
 use larpo_data::{files, partial};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
 /// Ranked candidates.
 const FILE: &str = "candidates.jsonl";
-/// Their checksum as they were written; another one tells that they were edited.
+/// Their checksum as they were written, by which edits are found, and a line with the `prompt_index` of the rows that edits
+/// changed or deleted before.
 const SUM: &str = "candidates.checksum";
 /// Candidates as they are drawn, not yet ranked.
 const PARTIAL: &str = "candidates.partial.jsonl";
@@ -44,8 +45,18 @@ pub fn are_drawn(folder: &Path) -> bool {
     folder.join(FILE).is_file()
 }
 
-/// Draws and ranks the candidates of an iteration, best first in every list. With a folder they are left in
-/// `candidates.jsonl`; what is in the folder already is not drawn again.
+/// Candidates that a folder holds, not ranked again.
+pub struct Stored {
+    /// The lists; without log-probabilities where they were edited, because nothing tells which of them still hold.
+    pub lists: Vec<CandidateList>,
+    /// Whether they were edited since they were written.
+    pub edited: bool,
+    /// `prompt_index` of the rows that edits changed or deleted, now or before.
+    pub edited_rows: BTreeSet<usize>,
+}
+
+/// Draws and ranks the candidates of an iteration, best first in every list, and tells how many rows people edited. With a
+/// folder they are left in `candidates.jsonl`; what is in the folder already is not drawn again.
 ///
 /// # Errors
 /// Prompts that the model cannot take, what the reranker reports, files that cannot be read or written, edited candidates
@@ -56,20 +67,24 @@ pub fn draw<B: Backend>(
     folder: Option<&Path>,
     reranker: &mut dyn Reranker,
     stop: &Stop,
-) -> Result<Vec<CandidateList>> {
+) -> Result<(Vec<CandidateList>, usize)> {
     let Request { prompts, sampling, stop_strings, label } = request;
     let Some(folder) = folder else {
         let mut lists = candidates(policy, prompts, sampling, stop_strings, label)?;
         rank(&mut lists, reranker)?;
-        return Ok(lists);
+        return Ok((lists, 0));
     };
-    if let Some((mut lists, edited)) = stored(policy, prompts, sampling.iteration, folder)? {
+    if let Some(Stored { mut lists, edited, mut edited_rows }) = stored(policy, prompts, sampling.iteration, folder)? {
         rank(&mut lists, reranker)?;
         match edited {
-            true => write(folder, &lists, stop_strings)?,
+            true => {
+                let fewer = |list: &&CandidateList| list.candidates.len() != sampling.num_generations;
+                edited_rows.extend(lists.iter().filter(fewer).map(|list| list.prompt_index));
+                write(folder, &lists, stop_strings, &edited_rows)?;
+            }
             false => forget_drawn(folder)?,
         }
-        return Ok(lists);
+        return Ok((lists, edited_rows.len()));
     }
     let path = folder.join(PARTIAL);
     let mut lists = drawn_before(policy, request, &path)?;
@@ -85,12 +100,11 @@ pub fn draw<B: Backend>(
         }
     })?;
     rank(&mut lists, reranker)?;
-    write(folder, &lists, stop_strings)?;
-    Ok(lists)
+    write(folder, &lists, stop_strings, &BTreeSet::new())?;
+    Ok((lists, 0))
 }
 
-/// Candidates that `folder` holds, not ranked again, and whether they were edited since they were written: they are then
-/// without log-probabilities, because nothing tells which of them still hold. None where they are not complete.
+/// Candidates that `folder` holds. None where they are not complete.
 ///
 /// # Errors
 /// A file that cannot be read, rows that are malformed or do not belong to `prompts`.
@@ -99,10 +113,12 @@ pub fn stored<B: Backend>(
     prompts: &[PromptRow],
     iteration: u32,
     folder: &Path,
-) -> Result<Option<(Vec<CandidateList>, bool)>> {
+) -> Result<Option<Stored>> {
     let (path, sum) = (folder.join(FILE), folder.join(SUM));
     let Ok(recorded) = fs::read_to_string(&sum) else { return Ok(None) };
-    let edited = recorded.trim() != Checksum::of_file(&path)?.to_string();
+    let (recorded, before) = recorded.trim().split_once('\n').unwrap_or((recorded.trim(), ""));
+    let edited = recorded != Checksum::of_file(&path)?.to_string();
+    let mut edited_rows: BTreeSet<usize> = before.split(' ').filter_map(|index| index.parse().ok()).collect();
     let by_index: HashMap<usize, &PromptRow> = prompts.iter().map(|prompt| (prompt.index, prompt)).collect();
     let mut seen: HashMap<usize, usize> = HashMap::new();
     let mut lists = Vec::with_capacity(prompts.len());
@@ -123,13 +139,16 @@ pub fn stored<B: Backend>(
         let known = Known { prompt_index: index, iteration, untouched: !edited };
         let mut list = from_row(policy, &row, None, known).map_err(|error| at(&error.to_string()))?;
         if edited {
-            changed +=
+            let anew =
                 list.candidates.iter().enumerate().filter(|(i, c)| row.token_ids.get(*i) != Some(&c.ids)).count();
+            changed += anew;
+            edited_rows.extend((anew > 0).then_some(index));
             list.candidates.iter_mut().for_each(|candidate| candidate.logps.clear());
         }
         lists.push(list);
     }
     if edited {
+        edited_rows.extend(by_index.keys().filter(|index| !seen.contains_key(index)));
         say!(
             "note: {} was edited since it was written: {} prompts of {}, {changed} responses encoded anew; all are ranked \
              anew and their log-probabilities computed anew",
@@ -138,7 +157,7 @@ pub fn stored<B: Backend>(
             prompts.len()
         );
     }
-    Ok(Some((lists, edited)))
+    Ok(Some(Stored { lists, edited, edited_rows }))
 }
 
 /// What was drawn before the run was interrupted, in whole batches: another grouping of the prompts may round differently.
@@ -185,11 +204,16 @@ fn rank(lists: &mut [CandidateList], reranker: &mut dyn Reranker) -> Result<()> 
 }
 
 /// Writes ranked candidates; the checksum says that they are complete, and only then the drawn ones go.
-fn write(folder: &Path, lists: &[CandidateList], stop_strings: &[String]) -> Result<()> {
+fn write(folder: &Path, lists: &[CandidateList], stop_strings: &[String], edited: &BTreeSet<usize>) -> Result<()> {
     let path = folder.join(FILE);
     let rows: Vec<_> = lists.iter().map(|list| to_row(list, stop_strings)).collect();
     larpo_data::candidates::write(&path, &rows)?;
-    files::write_bytes(folder.join(SUM), format!("{}\n", Checksum::of_file(&path)?).as_bytes())?;
+    let mut sum = format!("{}\n", Checksum::of_file(&path)?);
+    if !edited.is_empty() {
+        sum += &edited.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
+        sum.push('\n');
+    }
+    files::write_bytes(folder.join(SUM), sum.as_bytes())?;
     forget_drawn(folder)
 }
 

@@ -259,6 +259,22 @@ fn inspect_tells_what_a_file_holds() {
     assert_eq!(found["tokenisation"]["rows_joint_differs"], json!(0));
     assert_eq!(found["lengths"]["response_tokens"]["count"], json!(12));
     assert_eq!(found["lengths"]["response_tokens"]["max"], found["lengths"]["response_characters"]["max"]);
+    assert_eq!(found["implicit_prompts"], json!(3), "every second row has no prompt of its own");
+    // What a limit would do: lengths of rows are those of prompt, longest response and end.
+    let (model, tokens) = (folder.path("model"), |found: &Value| found["lengths"]["row_tokens"]["max"].as_u64());
+    let limited = |file: &str, limit: u64| {
+        larpo(&["inspect", file, "--tokenizer", &model, "--max_length", &limit.to_string()]).expect("inspects")
+    };
+    let longest = tokens(&found).expect("a length");
+    assert_eq!(limited(&file, longest)["too_long"]["rows"], json!(0));
+    assert_eq!(limited(&file, longest - 1)["too_long"]["rows"], json!(1));
+    let all = &limited(&file, 2)["too_long"];
+    assert_eq!((&all["rows"], &all["without_room_for_a_prompt"]), (&json!(6), &json!(6)));
+    assert!(larpo(&["inspect", &file, "--max_length", "9"]).is_err(), "lengths are in tokens");
+    // 26 letters without BOS: windows of 10 that overlap by one token.
+    let letters = folder.file("letters.txt", "abcdefghijklmnopqrstuvwxyz");
+    let windows = &limited(&letters, 10)["windows"];
+    assert_eq!((&windows["count"], &windows["last"]), (&json!(3), &json!(8)));
     let error = larpo(&["inspect", &file, "--lines", "2,70"]).expect_err("no such line");
     assert!(error.contains("pairs.jsonl:70:"), "{error}");
     let repeated = json!({ "prompt": "p", "responses": ["a", "a", "b"], "rewards": [1, 1, 1] });
@@ -288,6 +304,7 @@ fn inspect_tells_the_story_of_a_run() {
     let told = larpo(&["inspect", &out]).expect("inspects");
     let iterations = told["iterations"].as_array().expect("a list");
     assert_eq!((iterations.len(), &told["notes"]), (2, &json!([])));
+    assert_eq!(told["ended"], json!(["Finished: 2 iterations."]));
     for (i, iteration) in iterations.iter().enumerate() {
         assert_eq!((&iteration["iteration"], &iteration["finished"]), (&json!(i + 1), &json!(true)));
         let (told, seen) = (&iteration["report"]["mean_reward"], &iteration["candidates"]["mean_reward"]);

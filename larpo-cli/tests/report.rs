@@ -58,7 +58,7 @@ fn report(run: &str) -> (Value, String) {
 /// Every tag and attribute of the page is one that the report writes itself, and nothing is loaded from anywhere.
 fn assert_tame(page: &str) {
     const TAGS: &str = " html head meta title style body main h1 h2 h3 p div b small pre span figure figcaption svg line \
-        rect circle polyline polygon text details summary table thead tbody tr th td dl dt dd ul li br ";
+        rect circle polyline polygon text details summary table thead tbody tr th td dl dt dd ul li br wbr ";
     const ATTRIBUTES: &str = " lang charset http-equiv content name class role aria-label width height viewBox xmlns \
         opacity fill stroke stroke-width points x y x1 y1 x2 y2 cx cy r dy text-anchor font-family font-size open ";
     let (_, rest) = page.split_once("-->").expect("the mark");
@@ -134,6 +134,23 @@ fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
     let missing = result["notes"].to_string();
     assert!(missing.contains("larpo eval") && missing.contains("iteration-3/model"), "{missing}");
 
+    // Every setting stands once, with the program and the machine; what was chosen comes first.
+    let section = page.split_once("<h2>Settings</h2>").expect("settings").1.split("<h2>").next().expect("a section");
+    let cells = section.split("<tr><td>").skip(1).map(|row| row.split("</td>").next().expect("a cell"));
+    let names: Vec<&str> = cells.collect();
+    let distinct: std::collections::BTreeSet<&str> = names.iter().copied().collect();
+    let (chosen, defaults) = section.split_once("Left at their defaults").expect("defaults");
+    assert!(distinct.len() > 40 && chosen.contains("<td>beta</td><td>0.2</td><td>0.1</td>"), "{section}");
+    assert!(
+        defaults.contains("<td>eval_<wbr>prompts</td><td>64</td>") && !defaults.contains("<td>beta</td>"),
+        "{defaults}"
+    );
+    for name in ["larpo", "instruction set", "platform", "features"] {
+        assert!(chosen.contains(&format!("<td>{name}</td>")), "{name}");
+    }
+    let twice = names.iter().filter(|name| **name != "threads").count() + 1 - distinct.len();
+    assert_eq!(twice, 0, "{names:?}");
+
     // The command goes through a shell and comes out as the same settings.
     let (_, command) = page.split_once("<pre>").expect("a command");
     let command = command.split_once("</pre>").expect("its end").0.replace("<span>", "").replace("</span>", "");
@@ -150,12 +167,19 @@ fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
     let error = larpo(&["report", &out]).expect_err("not a report");
     assert!(error.contains("report.html exists") && error.contains("--output"), "{error}");
 
-    // With an evaluation in the folder come held-out curves and the same prompts before and after.
-    let first = Path::new(&out).join("iteration-1/model").display().to_string();
-    let last = Path::new(&out).join("iteration-3/model").display().to_string();
-    let eval = ["eval", &model, &first, &last, "--ref_model", &model, "--dataset_name", &data, "--max_samples", "6"];
-    let result = larpo(&[&eval[..], &["--recall_at", "1,3", "--max_new_tokens", "8"]].concat()).expect("eval");
-    fs::write(Path::new(&out).join("eval.json"), result.to_string()).expect("writes");
+    // With an evaluation in the folder come held-out curves and the same prompts before and after: the command that is
+    // named for it, as it stands there.
+    let notes = result["notes"].as_array().expect("notes").iter().filter_map(Value::as_str);
+    let suggested = notes.filter_map(|note| note.split_once("larpo eval")).next().expect("a command").1;
+    let output = std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n' eval {suggested}")]).output();
+    let words = String::from_utf8(output.expect("a shell").stdout).expect("UTF-8");
+    let words: Vec<&str> = words.trim_end().split('\n').collect();
+    for part in ["--split=validation", "--max_new_tokens=8", "--reward_weights=-0.25", "--max_length=40"] {
+        assert!(words.contains(&part), "{part}: {words:?}");
+    }
+    let result = larpo(&words).expect("the evaluation runs as printed");
+    let validation = result["data"]["used"].as_u64();
+    assert!(validation.is_some_and(|n| (3..=4).contains(&n)), "a tenth of the rows was held back: {}", result["data"]);
     let page_at = folder.path("page.html");
     let result = larpo(&["report", &out, "--output", &page_at]).expect("report");
     let page = fs::read_to_string(&page_at).expect("a page");
@@ -254,4 +278,56 @@ fn a_run_that_broke_off_still_has_a_page() {
     let page_at = folder.path("page.html");
     larpo(&["report", &run, "--correct_threshold", "-5", "--output", &page_at]).expect("report");
     assert!(fs::read_to_string(&page_at).expect("a page").contains("Recall@2"));
+}
+
+#[test]
+fn the_page_tells_how_a_watched_run_ended() {
+    let folder = Folder::new("watched");
+    let run = folder.0.display().to_string();
+    let look = |reward: f64, kl: f64| json!({ "mean_reward": reward, "standard_error": 0.05, "kl": kl });
+    folder.write("start.json", &json!({ "held_out": look(0.25, 0.0) }).to_string());
+    let rewards = [0.5, 0.375, 0.3125];
+    for (n, reward) in (1..).zip(rewards) {
+        let row = |i: usize| json!({ "prompt": format!("p{i}"), "responses": ["a", "b"], "rewards": [1.0, 1.0] });
+        folder.write(&format!("iteration-{n}/candidates.jsonl"), &format!("{}\n{}\n", row(1), row(2)));
+        let held_out = look(reward, n as f64);
+        let manifest = json!({
+            "config": { "held_out_prompts": 17, "source": {} },
+            "report": { "held_out": held_out, "edited_rows": if n == 2 { 3 } else { 0 } },
+        });
+        folder.write(&format!("iteration-{n}/manifest.json"), &manifest.to_string());
+    }
+    // What iteration 3 recorded of its candidates is not what is there any more.
+    folder.write("iteration-3/candidates.checksum", "crc32:0:0\n");
+    let record = json!({
+        "verb": "align",
+        "goal": { "iterations": 6 },
+        "flags": { "split": ["train"], "iterations": ["6"], "beta": ["0.5"] },
+        "build": { "larpo": "9.9.9", "commit": "abc123", "instruction_set": "AVX2", "platform": "x", "threads": 7, "features": [] },
+        "result": { "summary": { "ended_early": "2 without a better one", "best_iteration": 1 } },
+    });
+    folder.write("run.json", &record.to_string());
+    let (_, page) = report(&run);
+    assert_tame(&page);
+    for part in [
+        "Ended early, after 3 of 6 iterations: 2 without a better one.",
+        "The best iteration on the held-out prompts is 1, with a mean reward of 0.5.",
+        "The model in the folder is that of iteration 1.",
+        "3 rows of the candidates of iteration 2 were edited by hand",
+        "The candidates of iteration 3 were edited after it was finished.",
+        "aria-label=\"Held-out mean reward\"",
+        "aria-label=\"KL from the first policy\"",
+        "17 held-out prompts, 0 is the start",
+        "9.9.9 (commit abc123)",
+        "<td>beta</td><td>0.5</td><td>0.1</td>",
+    ] {
+        assert!(page.contains(part), "{part} is missing");
+    }
+    assert!(!page.contains("candidates of iteration 1 "), "nothing was edited there");
+    // The story of `inspect` is the same.
+    let told = larpo(&["inspect", &run]).expect("inspects");
+    for sentence in told["ended"].as_array().expect("sentences") {
+        assert!(page.contains(sentence.as_str().expect("a text")), "{sentence}");
+    }
+    assert_eq!(told["ended"].as_array().map(Vec::len), Some(3));
 }

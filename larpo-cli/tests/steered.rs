@@ -115,6 +115,16 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     assert!(ranked.get("logps").is_none(), "nothing tells which log-probabilities still hold: {ranked}");
     assert_ne!(ranked["token_ids"][place], rows()[0]["token_ids"][5]);
     assert_eq!(json_of(&output)["iterations"].as_array().map(Vec::len), Some(3), "the one more that was asked for");
+    // One row deleted, one changed: both are recorded.
+    let edited_rows =
+        |n: usize| read(out.join(format!("iteration-{n}/manifest.json")))["report"]["edited_rows"].clone();
+    assert_eq!((edited_rows(1), edited_rows(2), edited_rows(3)), (json!(0), json!(2), json!(0)));
+    let sum = fs::read_to_string(out.join("iteration-2/candidates.checksum")).expect("reads");
+    assert_eq!(
+        sum.lines().nth(1).map(|rows| rows.split(' ').count()),
+        Some(2),
+        "remembered for the next session: {sum}"
+    );
     // Going on from there takes the edited ones without another word.
     let output = succeeds(&mut more(&[]));
     assert!(!stderr(&output).contains("was edited"), "{}", stderr(&output));

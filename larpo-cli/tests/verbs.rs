@@ -167,6 +167,14 @@ fn align_leaves_its_iterations_and_repeats_itself() {
     ] {
         assert!(metrics[key].is_number(), "{key} in {metrics}");
     }
+    let data = &first["data"];
+    assert_eq!((&data["rows"], &data["used"], &data["left_out"]), (&json!(35), &json!(35), &json!({})));
+    let manifest: Value = serde_json::from_str(&read(folder.0.join("a/iteration-1/manifest.json"))).expect("JSON");
+    let (config, report) = (&manifest["config"]["source"], &manifest["report"]["training"]);
+    assert_eq!((&config["on_bad_row"], &config["truncation_mode"]), (&json!("error"), &json!("skip")));
+    assert!(
+        config["shuffle_seed"].is_null() && report["rank/ndcg"].is_number() && report["rank/kendall_tau"].is_number()
+    );
     let proofs = &first["iterations"][0]["proofs"];
     assert!(proofs["constant_lists"].as_u64().is_some_and(|n| n > 0), "{proofs}");
     assert!(proofs["logp_difference_max"].as_f64().is_some_and(|d| d <= 1e-4), "{proofs}");
@@ -415,7 +423,7 @@ fn eval_measures_what_sample_draws() {
     let reward = ["--reward_funcs", "length:target=4"];
     let draw = ["--dataset_name", &data, "--max_samples", "9", "--k", "5", "--max_new_tokens", "8"];
     let words = [&["eval", &longer, "--ref_model", &model][..], &draw, &reward].concat();
-    let more = ["--recall_at", "1,3", "--temperature", "1.0,0.7", "--correct_threshold", "-1", "--ndcg_at", "3"];
+    let more = ["--recall_at", "1,3", "--temperature", "1.0,0.7", "--correct_threshold", "-3", "--ndcg_at", "3"];
     let result = larpo(&[&words[..], &more].concat()).expect("eval");
 
     let backend = larpo_core::cpu::Cpu::new();
@@ -426,6 +434,8 @@ fn eval_measures_what_sample_draws() {
         larpo(&[&sample[..], &draw].concat()).expect("sample");
         let t = temperature.parse().expect("a number");
         let (mut recall, mut best, mut reward, mut kl, mut tau, mut ordered) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+        let (mut kl_k3, mut ndcg, mut pairs, mut tokens) = (0.0, 0.0, 0.0, 0.0);
+        let mut reciprocal_ranks = Vec::new();
         let text = read(Path::new(&out).join("candidates.jsonl"));
         for line in text.lines() {
             let row: larpo_data::candidates::CandidateList = {
@@ -439,17 +449,35 @@ fn eval_measures_what_sample_draws() {
             for mask in (0..1u32 << 5).filter(|m| m.count_ones() == 3) {
                 let most = (0..5).filter(|i| mask >> i & 1 == 1).map(|i| rewards[i]).fold(f64::NEG_INFINITY, f64::max);
                 best += most / 10.0 / 9.0;
-                recall += f64::from(u8::from(most >= -1.0)) / 10.0 / 9.0;
+                recall += f64::from(u8::from(most >= -3.0)) / 10.0 / 9.0;
             }
+            tokens += row.token_ids.iter().map(|ids| ids.len() as f64).sum::<f64>() / 5.0 / 9.0;
             let prompt = row.prompt_token_ids.clone().expect("ids");
-            let gamma: Vec<f64> = (0..5)
+            let log_ratios: Vec<Vec<f64>> = (0..5)
                 .map(|i| {
                     let packed = larpo_core::lists::PackedLists::pack([(&prompt[..], [&row.token_ids[i][..]])]);
                     let other = reference.model.score(&packed).expect("scores");
                     let own = row.logps[i].iter().map(|&v| f64::from(v));
-                    own.zip(other).map(|(own, other)| own - other).sum()
+                    own.zip(other).map(|(own, other)| own - other).collect()
                 })
                 .collect();
+            let gamma: Vec<f64> = log_ratios.iter().map(|d| d.iter().sum()).collect();
+            kl_k3 += log_ratios.iter().flatten().map(|d| (-d).exp() - 1.0 + d).sum::<f64>() / 5.0 / 9.0;
+            let lowest = rewards.iter().copied().fold(f64::INFINITY, f64::min);
+            if rewards.iter().any(|&r| r != lowest) {
+                let mut order = [0, 1, 2, 3, 4];
+                order.sort_by(|&a, &b| gamma[b].total_cmp(&gamma[a]));
+                let mut ideal: Vec<f64> = rewards.iter().map(|r| r - lowest).collect();
+                ideal.sort_by(|a, b| b.total_cmp(a));
+                let at_three =
+                    |gain: &dyn Fn(usize) -> f64| (0..3).map(|i| gain(i) / (i as f64 + 2.0).log2()).sum::<f64>();
+                ndcg += at_three(&|i| rewards[order[i]] - lowest) / at_three(&|i| ideal[i]);
+                let first = order.iter().position(|&i| rewards[i] >= -3.0);
+                reciprocal_ranks.extend(first.map(|at| 1.0 / (at as f64 + 1.0)));
+                let better = (0..25).map(|i| (i / 5, i % 5)).filter(|&(a, b)| rewards[a] > rewards[b]);
+                let right: Vec<bool> = better.map(|(a, b)| gamma[a] > gamma[b]).collect();
+                pairs += right.iter().filter(|&&right| right).count() as f64 / right.len() as f64;
+            }
             kl += gamma.iter().sum::<f64>() / 5.0 / 9.0;
             let order = larpo_core::metrics::kendall_tau_b(&gamma, &rewards).expect("finite");
             tau += order.tau.unwrap_or(0.0);
@@ -463,9 +491,16 @@ fn eval_measures_what_sample_draws() {
         close("best_of", Some(3), best, 1e-9);
         close("reward", None, reward, 1e-9);
         close("kendall_tau", None, tau / ordered, 1e-6);
+        close("ndcg", Some(3), ndcg / ordered, 1e-9);
+        close("mrr", None, reciprocal_ranks.iter().sum::<f64>() / reciprocal_ranks.len() as f64, 1e-9);
+        close("pair_accuracy", None, pairs / ordered, 1e-9);
+        close("tokens", None, tokens, 1e-9);
         // Samples of another temperature are not the policy's own.
         match t == 1.0 {
-            true => close("kl_k1", None, kl, 1e-4),
+            true => {
+                close("kl_k1", None, kl, 1e-4);
+                close("kl_k3", None, kl_k3, 1e-4);
+            }
             false => assert!(
                 result["metrics"]
                     .as_array()
@@ -474,12 +509,44 @@ fn eval_measures_what_sample_draws() {
                     .all(|m| { m["metric"] != "kl_k1" || m["temperature"] == json!(1.0) })
             ),
         }
-        assert!(metric(&result, "ndcg", Some(3), t)["mean"].as_f64().is_some_and(|v| 0.0 < v && v <= 1.0));
         let interval = metric(&result, "reward", None, t)["interval"].as_array().expect("an interval").clone();
         assert!(interval[0].as_f64() < Some(reward) && Some(reward) < interval[1].as_f64(), "{interval:?} {reward}");
     }
     let missing = result["missing"].to_string();
     assert!(missing.contains("--reward_funcs answer") && !missing.contains("--ref_model"), "{missing}");
+}
+
+#[test]
+fn votes_are_counted_over_every_subset_of_the_samples() {
+    let folder = Folder::new("eval-votes");
+    let (data, model) = tiny(&folder);
+    let draw = ["--dataset_name", &data, "--max_samples", "9", "--k", "5", "--max_new_tokens", "8"];
+    let result = larpo(&[&["eval", &model, "--recall_at", "3"][..], &draw].concat()).expect("eval");
+    let out = folder.path("samples");
+    larpo(&[&["sample", "--model_name_or_path", &model, "--output_dir", &out][..], &draw].concat()).expect("sample");
+    let reranker = larpo_cli::reward::RuleReranker::quiet_answer().expect("a checker");
+    let lists = larpo_data::candidates::read(Path::new(&out).join("candidates.jsonl")).expect("rows");
+    let mut expected = 0.0;
+    for list in &lists {
+        let answers: Vec<Option<String>> = list.responses.iter().map(|text| reranker.rules().answer(text)).collect();
+        let gold = reranker.rules().reference_answer(list.reference.as_deref().expect("a reference"));
+        for mask in (0..1u32 << 5).filter(|m| m.count_ones() == 3) {
+            let voters: Vec<&String> =
+                (0..5).filter(|i| mask >> i & 1 == 1).filter_map(|i| answers[i].as_ref()).collect();
+            let votes = |answer: &String| voters.iter().filter(|other| **other == answer).count();
+            let most = voters.iter().map(|answer| votes(answer)).max().unwrap_or(0);
+            let leaders: std::collections::BTreeSet<_> = voters.iter().filter(|answer| votes(answer) == most).collect();
+            if gold.as_ref().is_some_and(|gold| leaders.contains(&gold)) {
+                expected += 1.0 / leaders.len() as f64 / 10.0 / lists.len() as f64;
+            }
+        }
+    }
+    let got = metric(&result, "maj", Some(3), 1.0)["mean"].as_f64().expect("a mean");
+    assert!((got - expected).abs() < 1e-9 && lists.len() == 9, "{got} is not {expected}");
+    // Right or wrong: the standard error of a share, p (1 - p) / (n - 1).
+    let greedy = result["greedy"].as_f64().expect("a share");
+    let error = result["greedy_standard_error"].as_f64().expect("an error");
+    assert!((error - (greedy * (1.0 - greedy) / 8.0).sqrt()).abs() < 1e-9, "{error} at {greedy}");
 }
 
 #[test]
@@ -505,8 +572,19 @@ fn models_side_by_side_are_compared_in_pairs() {
     assert!(metric(&models[0], "maj", Some(4), 1.0)["mean"].is_number());
     // A policy that is its own reference: no divergence, and no order of its own.
     assert_eq!(metric(&models[0], "kl_k3", None, 1.0)["mean"], json!(0.0));
-    assert!(models[0]["metrics"].as_array().expect("metrics").iter().all(|m| m["metric"] != "kendall_tau"));
+    let order = |m: &Value| ["ndcg", "mrr", "kendall_tau", "pair_accuracy"].iter().any(|name| m["metric"] == *name);
+    for model in &models[..2] {
+        assert!(!model["metrics"].as_array().expect("metrics").iter().any(order), "{model}");
+        assert!(model["missing"].to_string().contains("the model is the reference itself"), "{model}");
+    }
+    assert!(!models[2]["missing"].to_string().contains("the reference itself"));
     let compared = result["comparisons"].as_array().expect("comparisons");
+    assert!(!compared.iter().any(order), "nothing to compare an order with");
+    assert!(compared.iter().all(|c| c["n"].as_u64().is_some_and(|n| n > 0 && n <= 12)));
+    for data in models.iter().map(|model| &model["data"]).chain([&result["data"]]) {
+        assert_eq!((&data["rows"], &data["used"]), (&json!(35), &json!(12)), "{data}");
+        assert_eq!(data["left_out"], json!({ "beyond --max_samples": 23 }));
+    }
     let of = |name: &str| compared.iter().filter(|c| c["model"] == name).collect::<Vec<_>>();
     assert!(of(&copy).iter().all(|c| c["difference"] == 0.0 && c["p"] == 1.0), "equal models, equal seeds");
     let greedy = of(&untrained).into_iter().find(|c| c["metric"] == "greedy").expect("greedy").clone();
@@ -523,7 +601,15 @@ fn without_references_only_what_needs_none_is_measured() {
     let words = ["eval", &model, "--dataset_name", &bare, "--recall_at", "2", "--max_new_tokens", "4"];
     let error = larpo(&words).expect_err("nothing to compare with");
     assert!(error.contains("bare.jsonl:1: ") && error.contains("--reward_funcs"), "{error}");
-    let result = larpo(&[&words[..], &["--ref_model", &model]].concat()).expect("KL needs no reward");
+    let file = folder.path("eval.json");
+    let to_file = ["--output", &file];
+    larpo(&[&words[..], &to_file].concat()).expect_err("still nothing to compare with");
+    assert!(!Path::new(&file).exists(), "an evaluation that fails leaves no file");
+    let nowhere = folder.path("none/eval.json");
+    let error = larpo(&[&words[..], &["--ref_model", &model, "--output", &nowhere]].concat()).expect_err("no folder");
+    assert!(error.contains("--output") && error.contains("none"), "{error}");
+    let result = larpo(&[&words[..], &["--ref_model", &model], &to_file].concat()).expect("KL needs no reward");
+    assert_eq!(serde_json::from_str::<Value>(&read(&file)).expect("JSON"), result);
     assert!(metric(&result, "kl_k1", None, 1.0)["mean"].is_number() && result["greedy"].is_null(), "{result}");
     assert!(result["missing"].to_string().contains("no `reference`"), "{result}");
 }

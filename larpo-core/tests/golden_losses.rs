@@ -348,6 +348,13 @@ fn golden_losses_accuracy() {
         let want = &case.json["value"];
         case.close_or_null("accuracy", result.accuracy, &want["accuracy"]);
         case.close_or_null("standard_error", result.standard_error, &want["standard_error"]);
+        // The estimate that `larpo eval` prints is the same mean with the same error.
+        let values: Vec<f64> =
+            flags(case.input("correct")).into_iter().map(|right| f64::from(u8::from(right))).collect();
+        let with = metrics::Resampling { seed: 1, resamples: 100 };
+        let estimate = metrics::bootstrap_estimate(&values, with);
+        case.close_or_null("mean", estimate.map(|e| e.mean), &want["accuracy"]);
+        case.close_or_null("error", estimate.and_then(|e| e.standard_error), &want["standard_error"]);
     });
 }
 

@@ -11,6 +11,7 @@ use larpo_core::cpu::par;
 use larpo_core::retriever::SamplingConfig;
 use larpo_core::select::Select;
 use larpo_core::train::ListTraining;
+use larpo_data::records::Schema;
 use serde_json::{Value, json};
 
 /// Settings of the loop.
@@ -71,6 +72,12 @@ impl AlignConfig {
                 "max_length": args.data.max_length,
                 "max_prompt_length": args.data.max_prompt_length,
                 "max_samples": args.data.max_samples,
+                "truncation_mode": args.data.truncation_mode.name(),
+                "dataset_schema": args.data.read.dataset_schema.map(Schema::name),
+                "on_bad_row": args.data.read.on_bad_row.name(),
+                "shuffle_seed": args.data.shuffle_seed,
+                "eval_dataset": args.iterate.eval_dataset,
+                "eval_prompts": args.iterate.eval_prompts,
                 "validation_fraction": args.split.validation_fraction,
                 "split": args.split.split.name(),
                 "reward_funcs": args.reward.reward_funcs,

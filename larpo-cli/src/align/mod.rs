@@ -11,7 +11,7 @@ use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::policy::Policy;
 use crate::resume::{AlignPoint, ITERATION, MANIFEST};
-use crate::samples::{self, Request};
+use crate::samples::{self, Request, Stored};
 use crate::status;
 use crate::stop::Stop;
 use crate::tensorboard::EventFile;
@@ -224,7 +224,7 @@ impl<B: Backend> Run<'_, B> {
             let manifest: Value = serde_json::from_slice(&text)
                 .map_err(|error| Error::request(format!("{}: {error}; restore it from a copy", path.display())))?;
             reports.push(manifest["report"].clone());
-            let Some((lists, _)) = samples::stored(&policy, &chosen(n), n, &place.iteration(n))? else {
+            let Some(Stored { lists, .. }) = samples::stored(&policy, &chosen(n), n, &place.iteration(n))? else {
                 let folder = place.iteration(n);
                 return Err(Error::request(format!("{} has lost its candidates; restore them", folder.display())));
             };
@@ -255,7 +255,7 @@ impl<B: Backend> Run<'_, B> {
         let stop = self.place.map(|place| place.stop.clone()).unwrap_or_default();
         let label = format!("{name}: sample");
         let request = Request { prompts, sampling: &sampling, stop_strings: &self.config.stop, label: &label };
-        let fresh = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
+        let (fresh, edited_rows) = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
         policy.model.backend().trim();
         let (mean_reward, best_reward) = reward_summary(&fresh);
         self.memory.add(fresh);
@@ -281,6 +281,7 @@ impl<B: Backend> Run<'_, B> {
             prompts: prompts.len(),
             mean_reward,
             best_reward,
+            edited_rows,
             counts,
             proofs: None,
             outcome: None,

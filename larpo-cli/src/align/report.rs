@@ -20,6 +20,8 @@ pub struct IterationReport {
     pub mean_reward: f64,
     /// Mean over prompts of the best fresh candidate's reward.
     pub best_reward: f64,
+    /// Rows of its candidates that were edited by hand or deleted.
+    pub edited_rows: usize,
     /// What became of all remembered candidates.
     pub counts: ListCounts,
     /// Step-0 proofs; none where no list contributes.
@@ -56,6 +58,7 @@ impl IterationReport {
             "prompts": self.prompts,
             "mean_reward": self.mean_reward,
             "best_reward": self.best_reward,
+            "edited_rows": self.edited_rows,
             "lists": self.counts,
             "proofs": self.proofs.as_ref().map(|p| json!({
                 "constant_lists": p.constant_lists,
@@ -70,6 +73,8 @@ impl IterationReport {
                 "loss": o.loss,
                 "rewards/accuracies": o.metrics.reward_accuracy,
                 "rewards/margins": o.metrics.reward_chosen - o.metrics.reward_rejected,
+                "rank/ndcg": o.metrics.ndcg,
+                "rank/kendall_tau": o.metrics.kendall_tau,
                 "kl": o.metrics.kl,
             })),
             "held_out": self.held_out.map(|look| look.json()),

@@ -305,7 +305,7 @@ impl Given {
 }
 
 /// What the help says of a flag that is not given: the text of `[default: …]`.
-fn default_of(arg: &Arg) -> String {
+pub fn default_of(arg: &Arg) -> String {
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default().replace('\n', " ");
     let text = help.split_once("[default: ").map_or("", |(_, text)| text);
     text.strip_suffix(']').unwrap_or(text).to_string()

@@ -15,7 +15,7 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Origin, Setting, Settings, write as write_settings};
+pub use config::{Origin, Setting, Settings, default_of, write as write_settings};
 pub use groups::*;
 pub use sft::*;
 pub use values::*;

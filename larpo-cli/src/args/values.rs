@@ -80,6 +80,16 @@ pub enum BadRow {
     Skip,
 }
 
+impl BadRow {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Skip => "skip",
+        }
+    }
+}
+
 /// What becomes of a row that is too long. The names are TRL's; a response is never cut, so that its end is its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -92,6 +102,18 @@ pub enum TruncationMode {
     KeepEnd,
     /// its prompt loses its last tokens
     KeepStart,
+}
+
+impl TruncationMode {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::Error => "error",
+            Self::KeepEnd => "keep_end",
+            Self::KeepStart => "keep_start",
+        }
+    }
 }
 
 /// Where metrics go beside metrics.jsonl.

@@ -325,6 +325,9 @@ pub struct EvalArgs {
     #[arg(long, value_name = "K", default_value_t = 10, value_parser = at_least_one,
           help_heading = "Evaluation")]
     pub ndcg_at: usize,
+    /// Write the JSON object to this file too, once all is measured; a file that is there is replaced
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
     /// Resamples of the prompts behind every interval and p-value
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = resamples,
           help_heading = "Evaluation")]
@@ -467,6 +470,9 @@ pub struct InspectArgs {
     /// Folder of a tokenizer, to count and show tokens too
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub tokenizer: Option<PathBuf>,
+    /// Say how many rows are longer than this in tokens, or into how many windows a text is cut
+    #[arg(long, value_name = "N", value_parser = at_least_two, help_heading = "Data", requires = "tokenizer")]
+    pub max_length: Option<usize>,
     /// Show the first N rows
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole, help_heading = "Data")]
     pub rows: usize,

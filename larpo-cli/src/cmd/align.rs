@@ -3,7 +3,7 @@
 use super::read_prompts;
 use crate::align::{AlignConfig, NOT_LOOKED_AT, Place, START, align};
 use crate::args::{AlignArgs, DataArgs, Iterations, Settings, Split, SplitArgs};
-use crate::dataset::PromptRow;
+use crate::dataset::{PromptRow, RowReport};
 use crate::error::{Error, Result};
 use crate::policy::{Opened, Policy};
 use crate::resume::{ResumeFrom, align_point};
@@ -53,7 +53,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     }
     folder.set_goal(goal);
     let opened = Opened::read(&args.model.model_name_or_path)?;
-    let (config, prompts) = read(args, goal, &opened.blank()?, reranker.needs_reference())?;
+    let (config, prompts, report) = read(args, goal, &opened.blank()?, reranker.needs_reference())?;
     super::plan::admit_align(args, &config, &opened.config, &prompts, &point)?;
     let policy = opened.load(backend)?;
     // Before anything is written: a refusal changes nothing.
@@ -79,27 +79,28 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
         "iterations": end.reports,
         "ended_early": end.ended,
         "best_iteration": end.kept,
+        "data": report,
     });
     folder.finish(&summary)?;
     Ok(summary)
 }
 
-/// The settings of a run that goes as far as `goal`, and its prompts.
+/// The settings of a run that goes as far as `goal`, its prompts, and what became of the rows.
 pub(super) fn read<B: Backend>(
     args: &AlignArgs,
     goal: Goal,
     policy: &Policy<B>,
     needs_reference: bool,
-) -> Result<(AlignConfig, Vec<PromptRow>)> {
+) -> Result<(AlignConfig, Vec<PromptRow>, RowReport)> {
     let tokens = args.sampling.max_new_tokens;
-    let prompts = read_prompts(policy, &args.dataset_name, &args.data, &args.split, tokens, needs_reference)?;
+    let (prompts, report) = read_prompts(policy, &args.dataset_name, &args.data, &args.split, tokens, needs_reference)?;
     let watch = Watch {
         prompts: watched(args, policy, &prompts, needs_reference)?,
         until_kl: args.iterate.until_kl,
         patience: args.iterate.early_stopping_patience,
         base: goal.base as u32,
     };
-    Ok((AlignConfig { watch, ..AlignConfig::new(args, goal.iterations as u32, policy) }, prompts))
+    Ok((AlignConfig { watch, ..AlignConfig::new(args, goal.iterations as u32, policy) }, prompts, report))
 }
 
 /// The prompts that are looked at after each iteration; none where nothing asks for it.
@@ -122,7 +123,7 @@ fn watched<B: Backend>(
     };
     let data = DataArgs { max_samples: Some(iterate.eval_prompts), ..args.data.clone() };
     say!("held-out prompts:");
-    let rows = read_prompts(policy, path, &data, &split, args.sampling.max_new_tokens, needs_reference)?;
+    let (rows, _) = read_prompts(policy, path, &data, &split, args.sampling.max_new_tokens, needs_reference)?;
     match rows.is_empty() {
         true => Err(Error::request("no held-out prompts to look at")),
         false => Ok(rows),

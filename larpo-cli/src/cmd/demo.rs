@@ -4,6 +4,7 @@ use crate::args::DemoArgs;
 use crate::demo::{Recipe, run as run_demo};
 use crate::error::Result;
 use crate::output::OutputDir;
+use crate::version::Build;
 use larpo_core::backend::Backend;
 use serde_json::{Value, json};
 
@@ -15,7 +16,10 @@ pub fn run<B: Backend>(args: &DemoArgs, backend: &B) -> Result<Value> {
     let recipe = if args.quick { Recipe::quick() } else { Recipe::full() };
     let output = OutputDir::check_demo(&args.output_dir, args.overwrite_output_dir)?;
     output.clear()?;
-    OutputDir::mark_demo(&args.output_dir, &json!({ "quick": args.quick, "seed": args.common.seed }))?;
+    OutputDir::mark_demo(
+        &args.output_dir,
+        &json!({ "quick": args.quick, "seed": args.common.seed, "build": Build::current() }),
+    )?;
     let outcome = run_demo(&recipe, args.common.seed, backend, &args.output_dir)?;
     say!("\n{} held-out problems:\n\n{}", recipe.held_out, outcome.table());
     let folder = args.output_dir.display();

@@ -1,8 +1,8 @@
 //! `larpo eval`: one model or several side by side, on the same prompts and seeds.
 
-use super::read_prompts;
+use super::{check_references, prompts_of};
 use crate::args::EvalArgs;
-use crate::dataset::PromptRow;
+use crate::dataset::{PromptRow, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
 use crate::generate::sampling_config;
@@ -11,6 +11,7 @@ use crate::reward::RuleReranker;
 use crate::table::Table;
 use larpo_core::backend::Backend;
 use larpo_core::metrics::Resampling;
+use larpo_data::files;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,6 +21,12 @@ use std::path::Path;
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
+    if let Some(folder) = args.output.as_deref().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty())
+        && !folder.is_dir()
+    {
+        // Before the work, not after it.
+        return Err(Error::request(format!("--output: {} is no folder; create it first", folder.display())));
+    }
     let mut reranker = RuleReranker::new(&args.reward)?;
     let reference = args.ref_model.as_deref().map(|folder| Policy::open(backend, folder)).transpose()?;
     let models = args.models();
@@ -27,9 +34,9 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     let must_score = reranker.needs_reference() && reference.is_none();
     let (mut first, rows) = same_prompts(args, &models, backend, must_score)?;
     let rules = reranker.rules().clone();
-    let scored = !reranker.needs_reference() || rows[0].iter().all(|p| p.has_reference());
+    let scored = !reranker.needs_reference() || rows[0].prompts.iter().all(|p| p.has_reference());
     let mut results = Vec::with_capacity(models.len());
-    for (&folder, prompts) in models.iter().zip(&rows) {
+    for (&folder, Rows { prompts, .. }) in models.iter().zip(&rows) {
         let policy = match first.take() {
             Some(policy) => policy,
             None => Policy::open(backend, folder)?,
@@ -56,29 +63,49 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     }
     reranker.report();
     let names: Vec<String> = models.iter().map(|folder| folder.display().to_string()).collect();
-    report(args, &names, &results)
+    let value = report(args, &names, &results, &rows)?;
+    if let Some(path) = &args.output {
+        files::write_bytes(path, format!("{value}\n").as_bytes())?;
+        say!("the numbers are in {}", path.display());
+    }
+    Ok(value)
 }
 
-/// A model's prompts, in its own tokens.
-type Rows = Vec<PromptRow>;
+/// A model's prompts, in its own tokens, and what became of the rows.
+struct Rows {
+    prompts: Vec<PromptRow>,
+    report: RowReport,
+}
 
 /// The prompts for a model.
-pub(super) fn prompts<B: Backend>(args: &EvalArgs, policy: &Policy<B>, needs_reference: bool) -> Result<Rows> {
-    let tokens = args.sampling.max_new_tokens;
-    read_prompts(policy, &args.dataset_name, &args.data, &args.split, tokens, needs_reference)
+pub(super) fn prompts<B: Backend>(
+    args: &EvalArgs,
+    source: &Source,
+    policy: &Policy<B>,
+) -> Result<(Vec<PromptRow>, RowReport)> {
+    prompts_of(source, policy, &args.data, &args.split, args.sampling.max_new_tokens)
 }
 
-/// The prompts of every model: those that all of them can take. With them comes the policy, where there is only one.
+/// The prompts of every model, those that all of them can take. With them comes the policy, where there is only one.
 fn same_prompts<B: Backend>(
     args: &EvalArgs,
     models: &[&Path],
     backend: &B,
     must_score: bool,
 ) -> Result<(Option<Policy<B>>, Vec<Rows>)> {
-    let (mut kept, mut rows) = (None, Vec::with_capacity(models.len()));
+    let (mut kept, mut rows) = (None, Vec::<Rows>::with_capacity(models.len()));
+    let source = Source::open(&args.dataset_name, &args.data)?;
     for &folder in models {
         let opened = Opened::read(folder)?;
-        rows.push(prompts(args, &opened.blank()?, must_score)?);
+        let (prompts, report) = prompts(args, &source, &opened.blank()?)?;
+        match rows.first().map(|first| &first.report) {
+            None => say!("data: {report}"),
+            // Other tokens or positions leave other prompts.
+            Some(first) if *first != report => say!("data for {}: {report}", folder.display()),
+            Some(_) => {}
+        }
+        check_references(&args.dataset_name, &prompts, must_score)?;
+        rows.push(Rows { prompts, report });
         // Weights are heavy: those of several models are read when it is their turn.
         if models.len() == 1 {
             kept = Some(opened.load(backend)?);
@@ -86,8 +113,8 @@ fn same_prompts<B: Backend>(
     }
     // By text too: a text is cut into windows by each model's own tokens.
     let of = |p: &PromptRow| (p.index, p.text.clone());
-    let mut common: BTreeSet<(usize, String)> = rows[0].iter().map(of).collect();
-    for prompts in &rows[1..] {
+    let mut common: BTreeSet<(usize, String)> = rows[0].prompts.iter().map(of).collect();
+    for Rows { prompts, .. } in &rows[1..] {
         let these: BTreeSet<_> = prompts.iter().map(of).collect();
         common.retain(|prompt| these.contains(prompt));
     }
@@ -97,11 +124,15 @@ fn same_prompts<B: Backend>(
              a file with one prompt a row",
         ));
     }
-    let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let most = rows.iter().map(|rows| rows.prompts.len()).max().unwrap_or(0);
     if most > common.len() {
         say!("note: compared on the {} prompts that every model can take, of {most}", common.len());
     }
-    rows.iter_mut().for_each(|prompts| prompts.retain(|p| common.contains(&of(p))));
+    for Rows { prompts, report } in &mut rows {
+        let all = prompts.len();
+        prompts.retain(|p| common.contains(&of(p)));
+        report.leave_out_several("not for every model", all - prompts.len());
+    }
     Ok((kept, rows))
 }
 
@@ -122,7 +153,7 @@ fn same_tokens<B: Backend>(reference: &Policy<B>, at: &Path, model: &Path, promp
 }
 
 /// Tables for people, JSON for programs.
-fn report(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Result<Value> {
+fn report(args: &EvalArgs, names: &[String], results: &[Evaluation], rows: &[Rows]) -> Result<Value> {
     let short = short_names(&args.models());
     for line in tables(args, &short, results) {
         say!("{line}");
@@ -155,17 +186,24 @@ fn report(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Result<V
         "ref_model": args.ref_model,
         "seed": args.common.seed,
     });
-    let object = |(name, result): (&String, &Evaluation)| {
+    let object = |((name, result), rows): ((&String, &Evaluation), &Rows)| {
         let mut value = result.json();
         value["model"] = json!(name);
+        value["data"] = json!(rows.report);
         value
     };
-    let mut models: Vec<Value> = names.iter().zip(results).map(object).collect();
+    let mut models: Vec<Value> = names.iter().zip(results).zip(rows).map(object).collect();
     if let [model] = &mut models[..] {
         model["settings"] = settings;
         return Ok(model.take());
     }
-    Ok(json!({ "prompts": results[0].prompts, "models": models, "comparisons": comparisons, "settings": settings }))
+    Ok(json!({
+        "prompts": results[0].prompts,
+        "data": rows[0].report,
+        "models": models,
+        "comparisons": comparisons,
+        "settings": settings,
+    }))
 }
 
 /// The folders without the leading part that all of them share, for the headings of tables.
@@ -189,7 +227,8 @@ fn tables(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Vec<Stri
             for measure in result.measures.iter().filter(|m| m.temperature == temperature) {
                 let Some(estimate) = measure.estimate(result.resampling) else { continue };
                 let cells = rows.entry((measure.metric, measure.at)).or_insert_with(|| vec![measure.label()]);
-                cells.resize(column + 1, String::new());
+                // What another model has and this one lacks.
+                cells.resize(column + 1, "-".into());
                 let mut cell = measure.metric.show_estimate(&estimate);
                 if estimate.n < result.prompts {
                     cell.push_str(&format!(" ({} prompts)", estimate.n));
@@ -200,7 +239,8 @@ fn tables(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Vec<Stri
         if rows.is_empty() {
             continue;
         }
-        rows.into_values().for_each(|cells| {
+        rows.into_values().for_each(|mut cells| {
+            cells.resize(names.len() + 1, "-".into());
             table.row(cells);
         });
         let title = match temperature {
@@ -218,14 +258,14 @@ fn tables(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Vec<Stri
 }
 
 fn comparison_table(compared: &[Comparison], temperatures: usize) -> Table {
-    let mut table = Table::new(["", "difference", "p"]);
+    let mut table = Table::new(["", "difference", "p", "prompts"]);
     for c in compared {
         let label = match c.measure.temperature {
             Some(t) if temperatures > 1 => format!("{}, t = {t}", c.measure.label()),
             _ => c.measure.label(),
         };
         let p = if c.p < 0.001 { "< 0.001".to_string() } else { format!("{:.3}", c.p) };
-        table.row([label, c.measure.metric.show_estimate(&c.difference), p]);
+        table.row([label, c.measure.metric.show_estimate(&c.difference), p, c.difference.n.to_string()]);
     }
     table
 }

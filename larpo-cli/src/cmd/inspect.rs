@@ -8,9 +8,9 @@ mod spread;
 mod tests;
 
 use crate::args::InspectArgs;
-use crate::dataset::{RowReport, read_options, with_flag};
+use crate::dataset::{RowReport, read_options, window_lengths, with_flag};
 use crate::error::{Error, Result};
-use crate::policy::encode_prompt;
+use crate::policy::{encode_prompt, prompt_prefix};
 use items::{Item, Ranking, items};
 use larpo_data::records::{Dataset, Records, Schema, read_dataset};
 use larpo_data::tokenizer::Tokenizer;
@@ -68,14 +68,14 @@ fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Resul
         summary.insert(name.into(), value);
     }
     let found = match &records.dataset {
-        Dataset::Text(text) => whole_text(text, tokenizer)?,
+        Dataset::Text(text) => whole_text(args, text, tokenizer)?,
         _ => rows(args, path, &records, tokenizer)?,
     };
     summary.extend(found);
     Ok(Value::Object(summary))
 }
 
-fn whole_text(text: &str, tokenizer: Option<&Tokenizer>) -> Result<Map<String, Value>> {
+fn whole_text(args: &InspectArgs, text: &str, tokenizer: Option<&Tokenizer>) -> Result<Map<String, Value>> {
     let (characters, lines) = (text.chars().count(), text.lines().count());
     say!("text        {characters} characters in {lines} lines");
     let mut summary = Map::new();
@@ -87,6 +87,15 @@ fn whole_text(text: &str, tokenizer: Option<&Tokenizer>) -> Result<Map<String, V
         say!("\n{}", Style::of_stderr().legend());
         say!("{}", Style::of_stderr().tokens(tokenizer, &ids[..ids.len().min(render::SHOWN)], true));
         summary.insert("tokens".into(), json!(ids.len()));
+        if let Some(max_length) = args.max_length {
+            let windows = window_lengths(&ids, prompt_prefix(tokenizer)?, max_length)?;
+            let last = windows.last().map_or(String::new(), |last| format!(", the last of {last} tokens"));
+            say!("windows     {} of at most {max_length} tokens{last}; every token is learned once", windows.len());
+            summary.insert(
+                "windows".into(),
+                json!({ "max_length": max_length, "count": windows.len(), "last": windows.last() }),
+            );
+        }
     }
     Ok(summary)
 }
@@ -143,6 +152,24 @@ fn rows(
         let longest =
             |row: &Tokens| row.prompt.len() + row.responses.iter().map(|ids| ids.len() + 1).max().unwrap_or(0);
         spread_of(&mut spreads, "row_tokens", tokens.iter().map(longest));
+        if let Some(max_length) = args.max_length {
+            let longer = tokens.iter().filter(|row| longest(row) > max_length).count();
+            // A response is never cut: where it leaves no room, the row goes whatever the mode.
+            let front = tokenizer.map(prompt_prefix).transpose()?.map_or(0, |prefix| prefix.len());
+            let no_room = |row: &&Tokens| {
+                longest(row) > max_length && max_length.saturating_sub(longest(row) - row.prompt.len()) <= front
+            };
+            let hopeless = tokens.iter().filter(no_room).count();
+            say!(
+                "too long    {longer} of {} rows have more than {max_length} tokens: --truncation_mode skip leaves them out, \
+                 keep_end and keep_start cut their prompts but for {hopeless} whose response leaves no room",
+                items.len()
+            );
+            summary.insert(
+                "too_long".into(),
+                json!({ "max_length": max_length, "rows": longer, "without_room_for_a_prompt": hopeless }),
+            );
+        }
     }
     for (name, spread) in &spreads {
         say!("\n{}", spread.show(&name.replace('_', " ")));
@@ -152,6 +179,16 @@ fn rows(
     say!("");
     let duplicates = duplicates(&items);
     summary.insert("duplicates".into(), duplicates);
+    if let Dataset::Pairs(pairs) = &records.dataset {
+        let implicit = pairs.iter().filter(|pair| pair.implicit_prompt).count();
+        if implicit > 0 {
+            say!(
+                "prompts     {implicit} of {} rows have no `prompt`: it is what `chosen` and `rejected` both begin with",
+                pairs.len()
+            );
+        }
+        summary.insert("implicit_prompts".into(), json!(implicit));
+    }
     if let Some(ranking) = Ranking::of(&records.dataset, &items) {
         say!("{ranking}");
         summary.insert("ranking".into(), ranking.json());

@@ -8,6 +8,7 @@ pub mod bench;
 mod declared;
 pub mod demo;
 mod effective;
+mod ending;
 pub mod eval;
 pub mod inspect;
 pub mod plan;
@@ -18,7 +19,7 @@ pub mod sft;
 pub mod train;
 
 use crate::args::{Cli, Command, DataArgs, Planned, Settings, SplitArgs, Task, write_settings};
-use crate::dataset::{Limits, Part, PromptRow, Source};
+use crate::dataset::{Limits, Part, PromptRow, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::policy::Policy;
@@ -78,8 +79,8 @@ fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value
     }
 }
 
-/// The prompts of a data set that the flags ask for, with the report of what was used on stderr. A row without the
-/// reference that the rewards need is found here, before anything is sampled.
+/// The prompts of a data set that the flags ask for, with the report of what was used, which goes to stderr too. A row
+/// without the reference that the rewards need is found here, before anything is sampled.
 fn read_prompts<B: Backend>(
     policy: &Policy<B>,
     path: &Path,
@@ -87,12 +88,30 @@ fn read_prompts<B: Backend>(
     split: &SplitArgs,
     max_new_tokens: usize,
     needs_reference: bool,
-) -> Result<Vec<PromptRow>> {
+) -> Result<(Vec<PromptRow>, RowReport)> {
+    let source = Source::open(path, data)?;
+    let (prompts, report) = prompts_of(&source, policy, data, split, max_new_tokens)?;
+    say!("data: {report}");
+    check_references(path, &prompts, needs_reference)?;
+    Ok((prompts, report))
+}
+
+/// The prompts of a data set that is open, in the tokens of `policy`.
+fn prompts_of<B: Backend>(
+    source: &Source,
+    policy: &Policy<B>,
+    data: &DataArgs,
+    split: &SplitArgs,
+    max_new_tokens: usize,
+) -> Result<(Vec<PromptRow>, RowReport)> {
     let part = Part { held_back: split.validation_fraction, split: split.split };
     let limits = Limits::new(data, policy)?;
     let explicit = data.max_prompt_length.is_some();
-    let (prompts, report) = Source::open(path, data)?.prompts(policy, limits, part, max_new_tokens, explicit)?;
-    say!("data: {report}");
+    source.prompts(policy, limits, part, max_new_tokens, explicit)
+}
+
+/// Whether the prompts have what the rewards compare with.
+fn check_references(path: &Path, prompts: &[PromptRow], needs_reference: bool) -> Result<()> {
     let bare: Vec<_> = prompts.iter().filter(|p| !p.has_reference()).collect();
     match bare.first() {
         Some(first) if needs_reference => Err(Error::request(format!(
@@ -103,6 +122,6 @@ fn read_prompts<B: Backend>(
             bare.len(),
             prompts.len()
         ))),
-        _ => Ok(prompts),
+        _ => Ok(()),
     }
 }

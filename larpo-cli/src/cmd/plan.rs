@@ -5,7 +5,7 @@ use crate::args::{
     AlignArgs, BenchArgs, BenchKind, Command, EvalArgs, Iterations, Reference, SampleArgs, Settings, SftArgs,
     TrainVerbArgs,
 };
-use crate::dataset::PromptRow;
+use crate::dataset::{PromptRow, Source};
 use crate::error::{Error, Result};
 use crate::generate::sampling_config;
 use crate::machine;
@@ -156,7 +156,7 @@ fn align(args: &AlignArgs, settings: &Settings) -> Result<Plan> {
     let given = settings.given().contains("iterations");
     let goal = Goal::new(args.iterate.iterations, given, earlier.as_ref(), point.done as usize)?;
     let opened = Opened::read(&args.model.model_name_or_path)?;
-    let (config, prompts) = super::align::read(args, goal, &opened.blank()?, false)?;
+    let (config, prompts, _) = super::align::read(args, goal, &opened.blank()?, false)?;
     plan_align(args, &config, &opened.config, &prompts, &point)
 }
 
@@ -238,7 +238,7 @@ pub(super) fn admit_align(
 fn sample(args: &SampleArgs) -> Result<Plan> {
     let opened = Opened::read(&args.model.model_name_or_path)?;
     let policy = opened.blank()?;
-    let prompts = super::sample::prompts(args, &policy)?;
+    let (prompts, _) = super::sample::prompts(args, &policy)?;
     let config = sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
     let mut planner = Planner::new(opened.config.clone(), prompt_bytes(&prompts));
     let model = planner.model()?;
@@ -248,11 +248,12 @@ fn sample(args: &SampleArgs) -> Result<Plan> {
 
 /// Every model in turn, greedy and at every temperature, beside the reference.
 fn eval(args: &EvalArgs) -> Result<Plan> {
+    let source = Source::open(&args.dataset_name, &args.data)?;
     let mut models = Vec::new();
     for folder in args.models() {
         let opened = Opened::read(folder)?;
         let policy = opened.blank()?;
-        let prompts = super::eval::prompts(args, &policy, false)?;
+        let (prompts, _) = super::eval::prompts(args, &source, &policy)?;
         let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
         models.push((opened.config, prompts, config));
     }

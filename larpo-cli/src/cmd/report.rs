@@ -5,6 +5,7 @@ mod html;
 mod page;
 mod plot;
 mod run;
+mod settings;
 mod story;
 
 use crate::args::ReportArgs;

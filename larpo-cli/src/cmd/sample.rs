@@ -2,7 +2,7 @@
 
 use super::read_prompts;
 use crate::args::SampleArgs;
-use crate::dataset::PromptRow;
+use crate::dataset::{PromptRow, RowReport};
 use crate::error::{Error, Result};
 use crate::generate::{candidates, sampling_config};
 use crate::output;
@@ -23,7 +23,7 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
         output::prepare_file(folder, "candidates.jsonl", args.overwrite_output_dir)?;
     }
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
-    let prompts = prompts(args, &policy)?;
+    let (prompts, report) = prompts(args, &policy)?;
     let config = sampling_config(&args.sampling, &policy, args.generations.num_generations, args.common.seed);
     let lists = candidates(&policy, &prompts, &config, &args.sampling.stop, "sample")?;
     let tokens: usize = lists.iter().flat_map(|l| &l.candidates).map(|c| c.ids.len()).sum();
@@ -31,6 +31,7 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
         "prompts": lists.len(),
         "responses": lists.len() * config.num_generations,
         "tokens": tokens,
+        "data": report,
     });
     match &args.output_dir {
         Some(folder) => {
@@ -64,7 +65,7 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
     Ok(summary)
 }
 
-pub(super) fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<Vec<PromptRow>> {
+pub(super) fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Result<(Vec<PromptRow>, RowReport)> {
     let Some(path) = &args.dataset_name else {
         let rows = args.prompt.iter().enumerate().map(|(index, text)| {
             let ids = policy.encode_prompt(text)?;
@@ -81,7 +82,9 @@ pub(super) fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Resu
             }
             Ok(PromptRow { index, line: index + 1, text: text.clone(), ids, reference: None })
         });
-        return rows.collect();
+        let rows: Vec<PromptRow> = rows.collect::<Result<_>>()?;
+        let report = RowReport::new("prompts", rows.len());
+        return Ok((rows, report));
     };
     read_prompts(policy, path, &args.data, &args.split, args.sampling.max_new_tokens, false)
 }

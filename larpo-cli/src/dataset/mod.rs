@@ -9,6 +9,7 @@ mod windows;
 
 pub use lists::Lists;
 pub use report::RowReport;
+pub use windows::window_lengths;
 
 use crate::args::{BadRow, DataArgs, ReadArgs, Split, TruncationMode};
 use crate::error::{Error, Result};

@@ -1,6 +1,7 @@
 //! Plain text as windows of tokens.
 
 use super::{Limits, RowReport};
+use crate::args::TruncationMode;
 use crate::error::{Error, Result};
 
 /// A text cut into windows of `max_length` tokens.
@@ -41,4 +42,14 @@ impl<'a> Windows<'a> {
         report.leave_out_several("beyond --max_samples", self.texts.len() - self.used().len());
         report
     }
+}
+
+/// Tokens of the windows that `ids` are cut into, what stands in front of each among them.
+///
+/// # Errors
+/// No room for text.
+pub fn window_lengths(ids: &[u32], prefix: Vec<u32>, max_length: usize) -> Result<Vec<usize>> {
+    let (front, truncation_mode) = (prefix.len(), TruncationMode::Skip);
+    let limits = Limits { max_length, max_prompt_length: max_length, max_samples: usize::MAX, truncation_mode };
+    Ok(Windows::cut(ids, prefix, limits)?.texts.iter().map(|window| front + window.len()).collect())
 }

@@ -202,7 +202,15 @@ fn sampled<B: Backend>(
     add(Metric::Tokens, None, lists.iter().map(|l| Some(tokens(l) / l.candidates.len() as f64)).collect());
     let Some(reference) = judges.reference else { return Ok(()) };
     let (own, other) = (token_logps(&policy.model, lists)?, token_logps(&reference.model, lists)?);
-    if judges.reranker.is_some() {
+    let itself = own == other;
+    if itself && judges.reranker.is_some() && config.sampling.num_generations > 1 {
+        let line = "no NDCG, MRR, Kendall τ and pair accuracy where the model is the reference itself: every log-ratio is 0 and \
+                    orders nothing";
+        if !result.missing.iter().any(|known| known == line) {
+            result.missing.push(line.into());
+        }
+    }
+    if judges.reranker.is_some() && !itself {
         let ranked: Vec<Option<Ranked>> = (0..lists.len())
             .map(|i| ranking(&own[i], &other[i], &rewards[i], config).transpose())
             .map(Option::transpose)

@@ -52,6 +52,8 @@ pub struct Pair {
     pub chosen: String,
     /// The worse one.
     pub rejected: String,
+    /// Whether the row has no prompt of its own, so that it is what both responses began with.
+    pub implicit_prompt: bool,
 }
 
 /// A prompt with a response that is good or bad.

@@ -10,7 +10,9 @@ const TURN: &str = "\n\nAssistant:";
 /// A row with `chosen` and `rejected`, and perhaps `prompt`.
 pub(super) fn pair(index: usize, row: &Row) -> Result<Pair> {
     let (chosen, rejected) = (row.string("chosen")?, row.string("rejected")?);
-    let (prompt, chosen, rejected) = match row.optional_string("prompt")? {
+    let own = row.optional_string("prompt")?;
+    let implicit_prompt = own.is_none();
+    let (prompt, chosen, rejected) = match own {
         Some(prompt) => (prompt, chosen, rejected),
         None => match shared_prompt(chosen, rejected) {
             0 => {
@@ -21,7 +23,8 @@ pub(super) fn pair(index: usize, row: &Row) -> Result<Pair> {
             end => (&chosen[..end], &chosen[end..], &rejected[end..]),
         },
     };
-    Ok(Pair { index, line: row.line, prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() })
+    let [prompt, chosen, rejected] = [prompt, chosen, rejected].map(String::from);
+    Ok(Pair { index, line: row.line, prompt, chosen, rejected, implicit_prompt })
 }
 
 /// Length in bytes of the prompt that two texts share: up to the last turn of the assistant that both have, otherwise

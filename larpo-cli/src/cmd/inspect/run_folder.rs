@@ -1,6 +1,8 @@
 //! The story of a run, from the files that it leaves.
 
+use crate::cmd::ending;
 use crate::error::{Error, Result};
+use crate::numbers::number;
 use crate::table::Table;
 use larpo_data::candidates;
 use serde_json::{Map, Value, json};
@@ -92,13 +94,17 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
         "loss",
         "accuracy",
         "margin",
+        "ndcg",
         "kl",
     ];
-    let mut table = Table::new(headings);
-    let (mut rows, mut notes) = (Vec::new(), Vec::new());
-    for &number in numbers {
-        let iteration = folder.join(format!("iteration-{number}"));
-        let manifest = read_manifest(&iteration.join("manifest.json"))?;
+    let read = |name: &str| read_json(&folder.join(name)).map(Option::unwrap_or_default);
+    let start = read("start.json")?;
+    let watched = start.is_object().then_some("held-out reward");
+    let mut table = Table::new(headings.into_iter().chain(watched));
+    let (mut rows, mut notes, mut manifests) = (Vec::new(), Vec::new(), Vec::new());
+    for &n in numbers {
+        let iteration = folder.join(format!("iteration-{n}"));
+        let manifest = read_json(&iteration.join("manifest.json"))?;
         let candidates = iteration.join("candidates.jsonl");
         let lists = if candidates.is_file() { Some(candidates::read(&candidates)?) } else { None };
         let seen = lists.as_ref().map(|lists| rewards(lists));
@@ -106,19 +112,19 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
         let get = |path: &[&str]| report.and_then(|report| path.iter().try_fold(report, |value, key| value.get(key)));
         let cell = |path: &[&str]| get(path).map_or("-".into(), number_of);
         match (&manifest, &seen) {
-            (None, None) => notes.push(format!("iteration {number} has just begun: no candidates yet")),
-            (None, Some(_)) => {
-                notes.push(format!("iteration {number} is not finished: it has candidates and no manifest"))
-            }
-            (Some(_), None) => notes.push(format!("iteration {number}: candidates.jsonl is missing")),
+            (None, None) => notes.push(format!("iteration {n} has just begun: no candidates yet")),
+            (None, Some(_)) => notes.push(format!("iteration {n} is not finished: it has candidates and no manifest")),
+            (Some(_), None) => notes.push(format!("iteration {n}: candidates.jsonl is missing")),
             (Some(_), Some((_, mean, _))) => {
                 let told = get(&["mean_reward"]).and_then(Value::as_f64);
                 if let (Some(told), Some(mean)) = (told, mean)
                     && (told - mean).abs() > 1e-9 * (1.0 + told.abs())
                 {
                     notes.push(format!(
-                        "iteration {number}: candidates.jsonl has changed since: its mean reward is {mean:.4}, the \
-                         manifest's {told:.4}"
+                        "iteration {n}: candidates.jsonl has changed since: its mean reward is {}, the \
+                         manifest's {}",
+                        number(*mean),
+                        number(told)
                     ));
                 }
             }
@@ -128,8 +134,8 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
             Some(found) => number_of(found),
             None => value.map_or("-".into(), |value| number_of(&json!(value))),
         };
-        table.row([
-            number.to_string(),
+        let cells = [
+            n.to_string(),
             cell(&["temperature"]),
             or_seen(&["prompts"], seen.as_ref().map(|(prompts, _, _)| *prompts as f64)),
             or_seen(&["mean_reward"], seen.as_ref().and_then(|(_, mean, _)| *mean)),
@@ -142,21 +148,37 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
             cell(&["training", "loss"]),
             cell(&["training", "rewards/accuracies"]),
             cell(&["training", "rewards/margins"]),
+            cell(&["training", "rank/ndcg"]),
             cell(&["training", "kl"]),
-        ]);
+        ];
+        table.row(cells.into_iter().chain(watched.map(|_| cell(&["held_out", "mean_reward"]))));
+        if let Some(edited @ 1..) = get(&["edited_rows"]).and_then(Value::as_u64) {
+            notes.push(format!("iteration {n}: {edited} rows of its candidates were edited by hand"));
+        }
         rows.push(json!({
-            "iteration": number,
+            "iteration": n,
             "finished": manifest.is_some(),
             "report": report,
             "candidates": seen.map(|(prompts, mean, best)| json!({
                 "prompts": prompts, "mean_reward": mean, "best_reward": best
             })),
         }));
+        manifests.push(manifest.unwrap_or_default());
     }
+    let looks = ending::looks(&start, manifests.iter());
+    let done = manifests.iter().filter(|manifest| manifest.is_object()).count();
+    let ended = ending::sentences(&read("run.json")?, done, &looks);
     say!("{}", folder.display());
     say!("{}", table.to_string().trim_end());
+    if let Some(first) = looks.first() {
+        say!("held-out mean reward at the start: {}", number(first.mean_reward));
+    }
+    if !ended.is_empty() {
+        say!("{}", ended.join(" "));
+    }
     notes.iter().for_each(|note| say!("note: {note}"));
-    Ok(json!({ "path": folder, "iterations": rows, "notes": notes }))
+    let start = &start["held_out"];
+    Ok(json!({ "path": folder, "iterations": rows, "start": start, "ended": ended, "notes": notes }))
 }
 
 /// Prompts, mean reward, and mean of the best rewards; none where nothing is scored.
@@ -168,19 +190,19 @@ fn rewards(lists: &[candidates::CandidateList]) -> (usize, Option<f64>, Option<f
     (lists.len(), mean(&all), mean(&bests))
 }
 
-fn read_manifest(path: &Path) -> Result<Option<Value>> {
+fn read_json(path: &Path) -> Result<Option<Value>> {
     if !path.is_file() {
         return Ok(None);
     }
     let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
     serde_json::from_str(&text).map(Some).map_err(|error| {
-        Error::request(format!("{}:{}: not a manifest: {error}; restore it or remove it", path.display(), error.line()))
+        Error::request(format!("{}:{}: not JSON: {error}; restore it or remove it", path.display(), error.line()))
     })
 }
 
 fn number_of(value: &Value) -> String {
     match value {
-        Value::Number(n) if n.is_f64() => format!("{:.4}", n.as_f64().unwrap_or(f64::NAN)),
+        Value::Number(n) if n.is_f64() => number(n.as_f64().unwrap_or(f64::NAN)),
         Value::Number(n) => n.to_string(),
         Value::Null => "-".into(),
         other => other.to_string(),
@@ -214,5 +236,9 @@ pub(super) fn metrics(path: &Path) -> Result<Value> {
     }
     say!("{}: {} rows, {shown} of them shown", path.display(), rows.len());
     say!("{}", table.to_string().trim_end());
-    Ok(json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last() }))
+    let ended = ending::sentences(&read_json(&path.with_file_name("run.json"))?.unwrap_or_default(), 0, &[]);
+    if !ended.is_empty() {
+        say!("{}", ended.join(" "));
+    }
+    Ok(json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last(), "ended": ended }))
 }

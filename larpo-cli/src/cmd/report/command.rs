@@ -1,11 +1,12 @@
-//! The command that repeats a run: from the flags that it recorded, or from the settings in its manifest.
+//! Commands that a page shows: the one that repeats a run, from the flags that it recorded, and the one that evaluates it.
 
+use super::run::{EVAL, Run};
 use crate::args::declarations;
 use serde_json::Value;
 use std::path::Path;
 
 /// Flags that say how a session of a run went, not what the run is.
-const OF_A_SESSION: [&str; 8] = [
+pub const OF_A_SESSION: [&str; 8] = [
     "config",
     "json",
     "log_level",
@@ -50,78 +51,72 @@ pub fn of_demo(demo: &Value, folder: &Path) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// `larpo align` with every setting that decides the result, from a manifest's `config`.
-pub fn of_align(config: &Value, folder: &Path) -> Option<Vec<String>> {
-    let source = &config["source"];
-    let (objective, optimizer) = (&config["objective"]["objective"], &config["optimizer"]);
-    let mut words: Vec<String> = vec!["larpo".into(), "align".into()];
-    let mut flag = |name: &str, value: &Value| {
-        let text = match value {
-            Value::Null => return,
-            Value::String(text) => text.clone(),
-            Value::Array(items) if items.is_empty() => return,
-            Value::Array(items) => items.iter().map(Value::to_string).collect::<Vec<_>>().join(","),
-            other => other.to_string(),
-        };
-        // In one word, since a value may begin with a hyphen.
-        words.push(format!("--{name}={text}"));
+/// Flags of `eval` that are the run's own: its rewards, how long responses may be and how the data are read.
+const OF_EVAL: [&str; 11] = [
+    "reward_funcs",
+    "reward_weights",
+    "answer_pattern",
+    "max_new_tokens",
+    "stop_strings",
+    "max_length",
+    "max_prompt_length",
+    "truncation_mode",
+    "dataset_schema",
+    "on_bad_row",
+    "shuffle_seed",
+];
+
+/// The evaluation that gives a report its held-out curves, as a note with a command.
+pub fn suggested(run: &Run, threshold: f64) -> String {
+    let what = "held-out accuracy, KL and the same prompts before and after: an evaluation";
+    match evaluation(run, threshold) {
+        Some((words, false)) => format!("{what}: {}", joined(&words)),
+        Some((words, true)) => format!(
+            "{what}; the run held nothing back, so give it prompts that the run did not see in place of its own: {}",
+            joined(&words)
+        ),
+        None => format!("{what} with `larpo eval … --output {}`", run.folder.join(EVAL).display()),
+    }
+}
+
+/// `larpo eval` of the models of a run with the run's rewards and lengths, on prompts that it did not train on; the second
+/// value says where it knows of none but its own. None where the files do not tell from which model and data it started.
+fn evaluation(run: &Run, threshold: f64) -> Option<(Vec<String>, bool)> {
+    let first = |name: &str| run.flag(name).into_iter().next();
+    let start = run.start()?;
+    let mut words: Vec<String> = ["larpo", "eval", &start].map(String::from).into();
+    let models = run.iterations.iter().map(|i| run.folder.join(format!("iteration-{}/model", i.number)));
+    words.extend(models.filter(|model| model.is_dir()).map(|model| model.display().to_string()));
+    words.push(format!("--ref_model={start}"));
+    let demo = run.folder.join("held_out.jsonl");
+    let held_back = first("split").as_deref() == Some("train");
+    // What was looked at, what the demo keeps beside its model, what was held back, or else what the run trained on.
+    let (data, own) = match first("eval_dataset") {
+        Some(path) => (path, false),
+        None if demo.is_file() => (demo.display().to_string(), false),
+        None => {
+            if held_back {
+                let share = first("validation_fraction")?;
+                words.extend(["--split=validation".into(), format!("--validation_fraction={share}")]);
+            }
+            (first("dataset_name")?, !held_back)
+        }
     };
-    // Without these two it is no command.
-    source["model_name_or_path"].as_str().and(source["dataset_name"].as_str())?;
-    for name in ["model_name_or_path", "dataset_name"] {
-        flag(name, &source[name]);
+    words.push(format!("--dataset_name={data}"));
+    let declared = declarations();
+    let eval = declared.find_subcommand("eval")?;
+    for name in OF_EVAL {
+        let arg = eval.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+        let values = run.flag(name);
+        if arg.get_default_values() != values {
+            words.extend(values.iter().map(|value| format!("--{name}={value}")));
+        }
     }
-    flag("output_dir", &Value::from(folder.display().to_string()));
-    for name in ["iterations", "prompts_per_iteration", "num_generations", "max_new_tokens"] {
-        flag(name, &config[name]);
+    if threshold != 1.0 {
+        words.push(format!("--correct_threshold={threshold}"));
     }
-    flag("temperature", &config["temperatures"]);
-    for name in ["top_k", "top_p", "min_p"] {
-        flag(name, &config[name]);
-    }
-    for text in config["stop_strings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        let escaped = text.replace('\\', "\\\\").replace('\n', "\\n").replace('\t', "\\t").replace('\r', "\\r");
-        flag("stop_strings", &Value::from(escaped));
-    }
-    for name in ["reward_funcs", "reward_weights", "answer_pattern"] {
-        flag(name, &source[name]);
-    }
-    for name in ["memory", "reference"] {
-        flag(name, &config[name]);
-    }
-    flag("loss_type", &objective["loss"]);
-    if objective["loss"] == "lipo_lambda" {
-        flag("labels", &objective["labels"]);
-    }
-    flag("ties", &objective["ties"]);
-    flag("select", &config["select"]);
-    flag("beta", &config["objective"]["beta"]);
-    flag("sft_weight", &config["objective"]["sft_weight"]);
-    for (name, key) in [
-        ("learning_rate", "learning_rate"),
-        ("lr_scheduler_type", "schedule"),
-        ("warmup_ratio", "warmup_ratio"),
-        ("weight_decay", "weight_decay"),
-        ("max_grad_norm", "max_grad_norm"),
-        ("adam_beta1", "beta1"),
-        ("adam_beta2", "beta2"),
-        ("adam_epsilon", "eps"),
-    ] {
-        flag(name, &optimizer[key]);
-    }
-    for name in ["per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps"] {
-        flag(name, &config[name]);
-    }
-    for name in ["max_length", "max_prompt_length", "max_samples"] {
-        flag(name, &source[name]);
-    }
-    if source["split"].as_str().is_some_and(|split| split != "all") {
-        flag("split", &source["split"]);
-        flag("validation_fraction", &source["validation_fraction"]);
-    }
-    flag("seed", &config["seed"]);
-    flag("threads", &source["threads"]);
-    Some(words)
+    words.push(format!("--output={}", run.folder.join(EVAL).display()));
+    Some((words, own))
 }
 
 /// The words as a line for a POSIX shell.
@@ -172,7 +167,6 @@ mod tests {
         for other in [json!({ "verb": "align", "flags": { "no_such": ["1"] } }), json!({ "verb": "x", "flags": {} })] {
             assert_eq!(of_record(&other, Path::new("o")), None);
         }
-        assert_eq!(of_align(&json!({ "seed": 1 }), Path::new("o")), None);
         let demo = of_demo(&json!({ "quick": true, "seed": 7 }), Path::new("o")).expect("a demo");
         assert_eq!(joined(&demo), "larpo demo --seed 7 --quick --output_dir o");
     }

@@ -1,10 +1,14 @@
 //! The page: sections in the order in which questions come up.
 
-use super::html::{escape, number, table, text_block};
+use super::command;
+use super::html::{escape, table, text_block};
 use super::plot::Chart;
-use super::run::{EVAL, Iteration, Run};
+use super::run::{Iteration, Run};
+use super::settings::Settings;
 use super::story::{self, Point, eval_label, eval_models};
+use crate::cmd::ending;
 use crate::error::Result;
+use crate::numbers::number;
 use larpo_core::metrics::Estimate;
 use larpo_data::candidates::CandidateList;
 use serde_json::Value;
@@ -39,6 +43,8 @@ pub fn render(run: &Run, threshold: f64) -> Result<Page> {
     let mut body = String::new();
     let (mut charts, mut left_out) = (0, Vec::new());
     header(run, &points, &mut body);
+    let watched = story::watched(run);
+    section(&mut body, "After each iteration, on the same prompts", "", watched, &mut charts, &mut Vec::new())?;
     section(&mut body, "Evaluation on held-out prompts", "", story::held_out(run), &mut charts, &mut Vec::new())?;
     if let Some(eval) = &run.eval {
         body.push_str(&eval_tables(eval));
@@ -61,8 +67,9 @@ pub fn render(run: &Run, threshold: f64) -> Result<Page> {
     }
     hardest(run, threshold, &mut body);
     samples(run, threshold, &mut body);
-    settings(run, &mut body);
-    notes.extend(missing(run, &points, &left_out, threshold));
+    let recorded = Settings::of(run);
+    body.push_str(&recorded.html());
+    notes.extend(missing(run, &points, &recorded, &left_out, threshold));
     if !notes.is_empty() {
         body.push_str("<h2>What is not shown</h2><ul class=\"notes\">");
         notes.iter().for_each(|note| put(&mut body, format_args!("<li>{}</li>", escape(note))));
@@ -91,17 +98,16 @@ fn name(run: &Run) -> String {
 
 fn header(run: &Run, points: &[Point], body: &mut String) {
     put(body, format_args!("<h1>{}</h1><p class=\"soft\">", escape(&name(run))));
-    let source = run.iterations.iter().find_map(|i| i.manifest["config"]["source"].as_object());
-    let from = |key: &str| source.and_then(|s| s.get(key)).and_then(Value::as_str);
+    let from = |key: &str| run.flag(key).into_iter().next();
     let mut parts = Vec::new();
     if let Some(model) = from("model_name_or_path") {
-        parts.push(format!("from the model {}", escape(model)));
+        parts.push(format!("from the model {}", escape(&model)));
     }
     if let Some(data) = from("dataset_name") {
-        parts.push(format!("on {}", escape(data)));
+        parts.push(format!("on {}", escape(&data)));
     }
     if let Some(reward) = from("reward_funcs") {
-        parts.push(format!("reward {}", escape(reward)));
+        parts.push(format!("reward {}", escape(&reward)));
     }
     put(body, format_args!("{}</p>", parts.join(" · ")));
     let mut facts: Vec<(String, String)> = Vec::new();
@@ -112,10 +118,15 @@ fn header(run: &Run, points: &[Point], body: &mut String) {
             points.iter().fold((0, 0), |(prompts, samples), p| (prompts + p.prompts, samples + p.samples));
         fact("prompts", thousands(prompts));
         fact("samples", thousands(samples));
-        fact("mean reward of samples", format!("{} → {}", number(first.reward.mean), number(last.reward.mean)));
+        let course = |a: String, b: String| if points.len() > 1 { format!("{a} → {b}") } else { b };
+        fact("mean reward of samples", course(number(first.reward.mean), number(last.reward.mean)));
         if let (Some(a), Some(b)) = (first.recall.first(), last.recall.first()) {
-            fact("samples that are correct", format!("{} → {}", percent(a.1.mean), percent(b.1.mean)));
+            fact("samples that are correct", course(percent(a.1.mean), percent(b.1.mean)));
         }
+    }
+    let looks = ending::looks(&run.first_look, run.iterations.iter().map(|i| &i.manifest));
+    if let (Some(first), Some(last)) = (looks.first(), looks.last()) {
+        fact("mean reward, held out", format!("{} → {}", number(first.mean_reward), number(last.mean_reward)));
     }
     if let Some(eval) = &run.eval {
         let greedy: Vec<f64> = eval_models(eval).iter().filter_map(|m| m["greedy"].as_f64()).collect();
@@ -135,10 +146,31 @@ fn header(run: &Run, points: &[Point], body: &mut String) {
         put(body, format_args!("<div><b>{}</b><small>{}</small></div>", escape(&value), escape(&label)));
     }
     body.push_str("</div>");
+    let done = run.iterations.iter().filter(|i| i.manifest.is_object()).count();
+    let mut told = ending::sentences(&run.record, done, &looks);
+    told.extend(run.iterations.iter().filter_map(edits));
+    if !told.is_empty() {
+        put(body, format_args!("<p>{}</p>", escape(&told.join(" "))));
+    }
     if let Some(command) = &run.command {
         // A line breaks between words, not behind the hyphens of a flag.
         let words: Vec<String> = command.split(' ').map(|word| format!("<span>{}</span>", escape(word))).collect();
         put(body, format_args!("<h3>To repeat it</h3><pre>{}</pre>", words.join(" ")));
+    }
+}
+
+/// What people changed of the candidates of an iteration.
+fn edits(i: &Iteration) -> Option<String> {
+    let n = i.number;
+    let edited = i.manifest["report"]["edited_rows"].as_u64().filter(|&rows| rows > 0);
+    let then = edited.map(|rows| match rows {
+        1 => format!("1 row of the candidates of iteration {n} was edited by hand before it was trained on."),
+        _ => format!("{rows} rows of the candidates of iteration {n} were edited by hand before they were trained on."),
+    });
+    let since = i.edited_since.then(|| format!("The candidates of iteration {n} were edited after it was finished."));
+    match (then, since) {
+        (None, None) => None,
+        (then, since) => Some([then, since].into_iter().flatten().collect::<Vec<_>>().join(" ")),
     }
 }
 
@@ -228,7 +260,7 @@ fn eval_tables(eval: &Value) -> String {
     }
     let row = |label: &String| {
         let of = |model: &&Value| metrics(model).iter().find(|m| key(m) == *label).map(|m| cell(m, "mean"));
-        std::iter::once(label.clone()).chain(models.iter().map(|m| of(m).unwrap_or_default())).collect()
+        std::iter::once(label.clone()).chain(models.iter().map(|m| of(m).unwrap_or_else(|| "–".into()))).collect()
     };
     let headings: Vec<String> = std::iter::once(String::new()).chain(names).collect();
     let rows: Vec<Vec<String>> = labels.iter().map(row).collect();
@@ -236,14 +268,17 @@ fn eval_tables(eval: &Value) -> String {
         format!("<details open><summary>Numbers [95 % interval]</summary>{}</details>", table(&headings, &rows));
     let compared = eval["comparisons"].as_array().cloned().unwrap_or_default();
     if !compared.is_empty() {
-        let headings = ["", "model", "less", "difference", "p"].map(String::from);
+        let headings = ["", "model", "less", "difference", "p", "prompts"].map(String::from);
         let text = |c: &Value, field: &str| escape(c[field].as_str().unwrap_or_default());
         let p = |c: &Value| match c["p"].as_f64() {
             Some(p) if p < 0.001 => "&lt; 0.001".into(),
             Some(p) => format!("{p:.3}"),
             None => String::new(),
         };
-        let row = |c: &Value| vec![key(c), text(c, "model"), text(c, "against"), cell(c, "difference"), p(c)];
+        let row = |c: &Value| {
+            let n = c["n"].as_u64().map(|n| n.to_string()).unwrap_or_default();
+            vec![key(c), text(c, "model"), text(c, "against"), cell(c, "difference"), p(c), n]
+        };
         let rows: Vec<Vec<String>> = compared.iter().map(row).collect();
         put(
             &mut out,
@@ -417,44 +452,17 @@ fn samples(run: &Run, threshold: f64, body: &mut String) {
     );
 }
 
-fn settings(run: &Run, body: &mut String) {
-    if run.settings.is_empty() {
-        return;
-    }
-    body.push_str("<h2>Settings</h2><dl class=\"settings\">");
-    for (name, value) in &run.settings {
-        let value: String = value.chars().take(2000).collect();
-        put(body, format_args!("<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(&value)));
-    }
-    body.push_str("</dl>");
-}
-
 /// What is not there, and what would produce it.
-fn missing(run: &Run, points: &[Point], left_out: &[String], threshold: f64) -> Vec<String> {
+fn missing(run: &Run, points: &[Point], settings: &Settings, left_out: &[String], threshold: f64) -> Vec<String> {
     let mut notes = Vec::new();
     if run.command.is_none() {
         notes.push("the command that repeats the run: nothing in the folder records it".to_string());
     }
-    if run.settings.is_empty() {
+    if settings.is_empty() {
         notes.push("settings: nothing in the folder records them".to_string());
     }
     if !run.iterations.is_empty() && run.eval.is_none() {
-        let folder = run.folder.display();
-        let models = run.iterations.iter().map(|i| format!("{folder}/iteration-{}/model", i.number));
-        let demo_start = run.folder.join("sft");
-        let start = match run.start() {
-            Some(start) => start.to_string(),
-            None if demo_start.is_dir() => demo_start.display().to_string(),
-            None => "START".into(),
-        };
-        let held_out = run.folder.join("held_out.jsonl");
-        let data = if held_out.is_file() { held_out.display().to_string() } else { "HELD_OUT".into() };
-        let models: Vec<String> = std::iter::once(start.clone()).chain(models).collect();
-        notes.push(format!(
-            "held-out accuracy, KL and the same prompts before and after: larpo eval {} --ref_model {start} --dataset_name \
-             {data} --json > {folder}/{EVAL}",
-            models.join(" ")
-        ));
+        notes.push(command::suggested(run, threshold));
     }
     if !points.is_empty() && points.iter().all(|p| p.recall.is_empty()) {
         notes.push(format!(

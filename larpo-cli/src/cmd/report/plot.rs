@@ -3,6 +3,8 @@
 
 use super::html::escape;
 use crate::error::{Error, Result};
+use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use std::fmt::Write;
 use std::ops::Range;
@@ -16,6 +18,9 @@ const TEXT: RGBColor = RGBColor(10, 0, 0);
 const GRID: RGBColor = RGBColor(11, 0, 0);
 /// Colours of series that the style sheet has.
 pub const COLOURS: usize = 6;
+
+/// Both axes linear.
+type Plane = Cartesian2d<RangedCoordf64, RangedCoordf64>;
 
 fn colour(series: usize) -> RGBColor {
     RGBColor((series % COLOURS) as u8 + 1, 0, 0)
@@ -83,42 +88,26 @@ impl Chart {
                 let bounds = bounds(points.map(|p| p.0));
                 bounds.start - 0.5..bounds.end + 0.5
             }
-            X::Steps => padded(points.map(|p| p.0), false),
+            // From the first update on, logged or not; the last point does not touch the border.
+            X::Steps => 0.0..1.03 * bounds(points.map(|p| p.0)).end.max(1.0),
         };
         let y_step = (y.end - y.start) / 6.0;
         let y_label =
             |v: &f64| if self.share { format!("{} %", tick(100.0 * v, 100.0 * y_step)) } else { tick(*v, y_step) };
         let whole = |v: &f64| if v.fract().abs() < 1e-9 { format!("{v:.0}") } else { String::new() };
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-        let mut chart = ChartBuilder::on(&root)
-            .margin(12)
-            .margin_top(24)
-            .margin_right(32)
-            .x_label_area_size(44)
-            .y_label_area_size(122)
-            .build_cartesian_2d(x.clone(), y.clone())?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(GRID)
-            .label_style(("sans-serif", FONT).into_font().color(&TEXT))
-            .x_labels(8)
-            .y_labels(6)
-            .x_label_formatter(&whole)
-            .y_label_formatter(&y_label)
-            .draw()?;
+        let mut chart = axes(&root, (x.clone(), y.clone()), (8, 6), (&whole, &y_label))?;
         let vertical = |x: f64| PathElement::new(vec![(x, y.start), (x, y.end)], GRID.stroke_width(2));
         chart.draw_series(self.marks.iter().map(|&x| vertical(x)))?;
-        // Lines with intervals stand a little beside each other, so that the bars do not cover one another.
+        // Lines with intervals, and single points, stand a little beside each other and do not cover one another.
         let beside = |i: usize| match self.x {
             X::Few => (i as f64 - (series.len() - 1) as f64 / 2.0) * 0.014 * (x.end - x.start),
             X::Steps => 0.0,
         };
         for (i, one) in series.iter().enumerate() {
             let style = colour(i).stroke_width(4);
-            let shift = if one.intervals.is_empty() { 0.0 } else { beside(i) };
+            let alone = series.iter().all(|s| s.points.len() == 1);
+            let shift = if one.intervals.is_empty() && !alone { 0.0 } else { beside(i) };
             let bar =
                 |&(x, low, high): &(f64, f64, f64)| PathElement::new(vec![(x + shift, low), (x + shift, high)], style);
             chart.draw_series(one.intervals.iter().map(bar))?;
@@ -165,13 +154,6 @@ impl Bars {
         let n = self.bins.len();
         let root = SVGBackend::with_string(svg, (SIZE.0, SIZE.1 * 3 / 4)).into_drawing_area();
         let top = if self.highest > 0.0 { 1.05 * self.highest } else { 1.0 };
-        let mut chart = ChartBuilder::on(&root)
-            .margin(12)
-            .margin_top(24)
-            .margin_right(32)
-            .x_label_area_size(44)
-            .y_label_area_size(122)
-            .build_cartesian_2d(-0.5..n as f64 - 0.5, 0.0..top)?;
         // As many labels as have room side by side.
         let widest = self.bins.iter().map(|b| b.0.chars().count()).max().unwrap_or(1);
         let every = (n * (widest + 2)).div_ceil(40).max(1);
@@ -179,18 +161,11 @@ impl Bars {
             let whole = v.fract().abs() < 1e-9 && *v >= 0.0 && (*v as usize).is_multiple_of(every);
             self.bins.get(*v as usize).filter(|_| whole).map(|b| b.0.clone()).unwrap_or_default()
         };
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(GRID)
-            .label_style(("sans-serif", FONT).into_font().color(&TEXT))
-            .x_labels(2 * n + 1)
-            .y_labels(5)
-            .x_label_formatter(&label)
-            .y_label_formatter(&|v| format!("{} %", tick(100.0 * v, 100.0 * top / 5.0)))
-            .draw()?;
+        // A single bar does not fill the whole width.
+        let beside = if n == 1 { 1.0 } else { 0.0 };
+        let x = -0.5 - beside..n as f64 - 0.5 + beside;
+        let percent = |v: &f64| format!("{} %", tick(100.0 * v, 100.0 * top / 5.0));
+        let mut chart = axes(&root, (x, 0.0..top), (2 * n + 1, 5), (&label, &percent))?;
         let bar = |(i, (_, height)): (usize, &(String, f64))| {
             Rectangle::new([(i as f64 - 0.42, 0.0), (i as f64 + 0.42, *height)], colour(0).filled())
         };
@@ -198,6 +173,38 @@ impl Bars {
         root.present()?;
         Ok(())
     }
+}
+
+/// How a value is written at an axis.
+type Label<'a> = &'a dyn Fn(&f64) -> String;
+
+/// Axes over the two ranges, with about so many labels each, and horizontal lines behind what is drawn.
+fn axes<'a>(
+    root: &DrawingArea<SVGBackend<'a>, Shift>,
+    (x, y): (Range<f64>, Range<f64>),
+    (x_labels, y_labels): (usize, usize),
+    (x_label, y_label): (Label, Label),
+) -> std::result::Result<ChartContext<'a, SVGBackend<'a>, Plane>, Box<dyn std::error::Error>> {
+    let mut chart = ChartBuilder::on(root)
+        .margin(12)
+        .margin_top(24)
+        .margin_right(32)
+        .x_label_area_size(44)
+        .y_label_area_size(122)
+        .build_cartesian_2d(x, y)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(GRID)
+        .label_style(("sans-serif", FONT).into_font().color(&TEXT))
+        .x_labels(x_labels)
+        .y_labels(y_labels)
+        .x_label_formatter(&x_label)
+        .y_label_formatter(&y_label)
+        .draw()?;
+    Ok(chart)
 }
 
 fn failed(title: &str, error: &dyn std::error::Error) -> Error {
@@ -237,7 +244,8 @@ fn padded(values: impl Iterator<Item = f64>, from_zero: bool) -> Range<f64> {
         _ if start == 0.0 && from_zero => 0.05,
         _ => 0.5 * start.abs().max(1e-3),
     };
-    if from_zero { start..end + room } else { start - room..end + room }
+    // A point at 0 stands above the axis and its labels.
+    if from_zero { start - 0.04 * (end + room - start)..end + room } else { start - room..end + room }
 }
 
 /// A label of an axis whose labels are `step` apart.
@@ -289,6 +297,13 @@ mod tests {
         let bins = (0..16).map(|i| (format!("{}", i as f64 / 16.0), 1.0 / 16.0)).collect();
         let bars = Bars { title: "b".into(), caption: String::new(), bins, highest: 1.0 / 16.0 };
         assert_eq!(bars.figure().expect("draws").matches("<rect").count(), 16);
+        // All samples have one reward: a bar with its label and room beside it.
+        let bars = Bars { title: "b".into(), caption: String::new(), bins: vec![("0.5".into(), 1.0)], highest: 1.0 };
+        let figure = bars.figure().expect("draws");
+        let (_, rect) = figure.split_once("<rect").expect("a bar");
+        let width = rect.split_once("width=\"").expect("a width").1.split('"').next().expect("a number");
+        assert!(width.parse::<u32>().expect("pixels") < SIZE.0 / 3, "{rect}");
+        assert_eq!(figure.matches("\n0.5\n").count(), 1, "{figure}");
     }
 
     #[test]

@@ -2,25 +2,33 @@
 //! run that broke off is worth having.
 
 use super::command;
+use super::settings::texts;
+use crate::align::START;
 use crate::error::{Error, Result};
 use larpo_data::candidates::{self, CandidateList};
+use larpo_data::checksums::Checksum;
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A run folder.
+#[derive(Default)]
 pub struct Run {
     /// Where it is.
     pub folder: PathBuf,
     /// The command that repeats it, as far as it is known.
     pub command: Option<String>,
-    /// Names and values of the settings.
-    pub settings: Vec<(String, String)>,
+    /// `run.json`; null where there is none, as below.
+    pub record: Value,
+    /// `demo.json`.
+    pub demo: Value,
+    /// `start.json`: the first policy on held-out prompts.
+    pub first_look: Value,
     /// Iterations, by number.
     pub iterations: Vec<Iteration>,
     /// Lines of the folder's own metrics.jsonl.
     pub training: Vec<Map<String, Value>>,
-    /// What `larpo eval --json` found, where it was put into the folder.
+    /// What `larpo eval` found, where it was put into the folder.
     pub eval: Option<Value>,
     /// What could not be read.
     pub notes: Vec<String>,
@@ -36,9 +44,11 @@ pub struct Iteration {
     pub lists: Vec<CandidateList>,
     /// Lines of its metrics.jsonl.
     pub training: Vec<Map<String, Value>>,
+    /// Whether its candidates were edited after it was finished.
+    pub edited_since: bool,
 }
 
-/// The file in the run folder that `larpo eval --json` may be written to.
+/// The file in the run folder that `larpo eval --output` may write.
 pub const EVAL: &str = "eval.json";
 
 impl Run {
@@ -56,6 +66,7 @@ impl Run {
         let read = |name: &str, notes: &mut Vec<String>| read_json(&folder.join(name), notes);
         let (record, demo, eval) =
             (read("run.json", &mut notes)?, read("demo.json", &mut notes)?, read(EVAL, &mut notes)?);
+        let first_look = read(START, &mut notes)?;
         if iterations.is_empty() && training.is_empty() && eval.is_null() {
             return Err(Error::request(format!(
                 "{} holds nothing to report: no iteration-<n>/ of `larpo align` or `larpo demo`, no metrics.jsonl of \
@@ -63,22 +74,15 @@ impl Run {
                 folder.display()
             )));
         }
-        let manifest = iterations.iter().rev().map(|i| &i.manifest).find(|m| m.is_object()).unwrap_or(&Value::Null);
         let command = command::of_record(&record, folder)
             .or_else(|| command::of_demo(&demo, folder))
-            .or_else(|| command::of_align(&manifest["config"], folder))
             .map(|words| command::joined(&words));
-        let mut settings = Vec::new();
-        if let Some(version) = manifest["larpo"].as_str() {
-            settings.push(("larpo".into(), version.into()));
-        }
-        for (value, name) in [(&record, "run.json"), (&demo, "demo.json"), (&manifest["config"], "manifest.json")] {
-            flatten("", value, &mut settings, name);
-        }
         Ok(Self {
             folder: folder.into(),
             command,
-            settings,
+            record,
+            demo,
+            first_look,
             iterations,
             training,
             eval: Some(eval).filter(Value::is_object),
@@ -86,9 +90,50 @@ impl Run {
         })
     }
 
-    /// The model that the run started from, where the manifests name it.
-    pub fn start(&self) -> Option<&str> {
-        self.iterations.iter().find_map(|i| i.manifest["config"]["source"]["model_name_or_path"].as_str())
+    /// The newest manifest; null where there is none.
+    fn manifest(&self) -> &Value {
+        self.iterations.iter().rev().map(|i| &i.manifest).find(|m| m.is_object()).unwrap_or(&Value::Null)
+    }
+
+    /// The settings in the newest manifest.
+    pub fn config(&self) -> &Value {
+        &self.manifest()["config"]
+    }
+
+    /// The version of larpo in the newest manifest.
+    pub fn version(&self) -> &Value {
+        &self.manifest()["larpo"]
+    }
+
+    /// What the manifest records under the name of a flag.
+    pub fn recorded(&self, name: &str) -> Vec<String> {
+        let config = self.config();
+        let found = [&config[name], &config["source"][name], &config["optimizer"][name]];
+        found.into_iter().find(|value| !value.is_null()).map(texts).unwrap_or_default()
+    }
+
+    /// The values of a flag of the run: as it was given, or else as the manifest records it.
+    pub fn flag(&self, name: &str) -> Vec<String> {
+        match &self.record["flags"][name] {
+            Value::Null => self.recorded(name),
+            given => texts(given),
+        }
+    }
+
+    /// The model that the run started from, where the files name it.
+    pub fn start(&self) -> Option<String> {
+        let demo = self.folder.join("sft");
+        let named = self.flag("model_name_or_path").into_iter().next();
+        // Where the demo leaves the model before the first iteration.
+        named.or_else(|| demo.is_dir().then(|| demo.display().to_string()))
+    }
+
+    /// The iteration whose model is in the folder itself.
+    pub fn kept(&self) -> Option<u32> {
+        match self.record["result"]["summary"]["best_iteration"].as_u64() {
+            Some(best) => u32::try_from(best).ok(),
+            None => self.iterations.last().map(|i| i.number),
+        }
     }
 }
 
@@ -120,7 +165,13 @@ fn read_iteration(number: u32, folder: &Path, notes: &mut Vec<String>) -> Result
     if manifest.is_null() {
         notes.push(format!("iteration {number} has no manifest.json: it was not finished"));
     }
-    Ok(Iteration { number, manifest, lists, training: training.unwrap_or_default() })
+    // Its first line is the checksum of the candidates as they were written.
+    let recorded = read_text(&folder.join("candidates.checksum"))?;
+    let edited_since = match recorded.as_deref().and_then(|text| text.lines().next()).filter(|_| path.is_file()) {
+        Some(sum) => Checksum::of_file(&path)?.to_string() != sum,
+        None => false,
+    };
+    Ok(Iteration { number, manifest, lists, training: training.unwrap_or_default(), edited_since })
 }
 
 /// The bytes of a file as text; `None` where there is none.
@@ -155,25 +206,4 @@ fn read_metrics(path: &Path, notes: &mut Vec<String>) -> Result<Option<Vec<Map<S
         ));
     }
     Ok(Some(rows))
-}
-
-/// `a.b: value` for every leaf that is set; a later source does not repeat what an earlier one said.
-fn flatten(prefix: &str, value: &Value, out: &mut Vec<(String, String)>, source: &str) {
-    let text = match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                flatten(&name, value, out, source);
-            }
-            return;
-        }
-        Value::Null => return,
-        Value::Array(items) if items.is_empty() => return,
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    let name = if prefix.is_empty() { source.to_string() } else { prefix.to_string() };
-    if !out.iter().any(|(known, _)| *known == name) {
-        out.push((name, text));
-    }
 }

@@ -1,8 +1,10 @@
 //! The numbers behind the page: what each iteration drew, how its training went, and what an evaluation found.
 
-use super::html::number;
 use super::plot::{Bars, Chart, Series, X};
 use super::run::{Iteration, Run};
+use crate::cmd::ending;
+use crate::numbers::number;
+use crate::watch::Look;
 use larpo_core::metrics::{Estimate, Resampling, best_of_n, bootstrap_estimate, pass_at_k};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -106,7 +108,9 @@ pub fn by_iteration(run: &Run, points: &[Point]) -> Vec<Chart> {
     let shown = spread(points.len(), 4);
     let curve = |p: &Point| line(format!("iteration {}", p.iteration), p.recall.iter().map(|&(n, e)| (n as f64, e)));
     let logged = |name: &str, key: &str| {
-        let mean = |i: &Iteration| Some((f64::from(i.number), last_quarter(&i.training, key)?));
+        // What the iteration recorded is over every update; lines of the log, where that is missing, are means themselves.
+        let recorded = |i: &Iteration| i.manifest["report"]["training"][key].as_f64();
+        let mean = |i: &Iteration| Some((f64::from(i.number), recorded(i).or_else(|| last_quarter(&i.training, key))?));
         Series { name: name.into(), points: run.iterations.iter().filter_map(mean).collect(), intervals: vec![] }
     };
     let lists = |name: &str, key: &str| {
@@ -118,7 +122,7 @@ pub fn by_iteration(run: &Run, points: &[Point]) -> Vec<Chart> {
         Series { name: name.into(), points: run.iterations.iter().filter_map(share).collect(), intervals: vec![] }
     };
     let accuracy = over("accuracy", &|p| p.recall.first().filter(|r| r.0 == 1).map(|r| r.1));
-    let reference = match run.iterations.iter().find_map(|i| i.manifest["config"]["reference"].as_str()) {
+    let reference = match run.config()["reference"].as_str() {
         Some("initial") => "the first policy",
         Some("previous") => "the policy at the start of the iteration",
         _ => "the reference",
@@ -143,6 +147,36 @@ pub fn by_iteration(run: &Run, points: &[Point]) -> Vec<Chart> {
             vec![lists("trained on", "contributing"), lists("equal rewards", "equal"), lists("too short", "too_short")],
         ),
         chart("Response length", "mean tokens of the fresh samples", false, vec![over("tokens", &|p| p.tokens)]),
+    ]
+}
+
+/// The looks at the same prompts at the start and after each iteration.
+pub fn watched(run: &Run) -> Vec<Chart> {
+    let manifests = run.iterations.iter().map(|i| &i.manifest);
+    let looks: Vec<(f64, Look)> = ending::looks(&run.first_look, manifests)
+        .into_iter()
+        .zip(std::iter::once(0).chain(run.iterations.iter().map(|i| i.number)))
+        .map(|(look, number)| (f64::from(number), look))
+        .collect();
+    let held_out = !run.flag("eval_dataset").is_empty() || run.flag("split") == ["train"];
+    let which = if held_out { "held-out prompts" } else { "first prompts of the run" };
+    let prompts = run.config()["held_out_prompts"].as_u64().map(|n| format!("{n} ")).unwrap_or_default();
+    let caption = format!("{prompts}{which}, 0 is the start; bars are 1.96 standard errors to each side");
+    let curve = |name: &str, of: fn(&Look) -> (f64, Option<f64>)| {
+        let mut series = Series { name: name.into(), ..Series::default() };
+        for (x, look) in &looks {
+            let (mean, error) = of(look);
+            series.points.push((*x, mean));
+            series.intervals.extend(error.map(|e| (*x, mean - 1.96 * e, mean + 1.96 * e)));
+        }
+        series
+    };
+    let reward = curve("mean reward", |look| (look.mean_reward, look.standard_error));
+    let kl = curve("KL", |look| (look.kl, look.kl_standard_error));
+    let nats = format!("k1 estimate a response in nats; {caption}");
+    vec![
+        chart("Held-out mean reward", &caption, false, vec![reward]),
+        chart("KL from the first policy", &nats, false, vec![kl]),
     ]
 }
 
@@ -181,7 +215,8 @@ pub fn by_step(run: &Run) -> Vec<Chart> {
         let points = stretches.iter().zip(offsets.iter().copied()).flat_map(of).collect();
         Series { name: name.into(), points, intervals: vec![] }
     };
-    let marks: Vec<f64> = offsets.iter().copied().filter(|&o| o > 0.0 && o < total).collect();
+    // Between the last update of an iteration and the first of the next.
+    let marks: Vec<f64> = offsets.iter().filter(|&&o| o > 0.0 && o < total).map(|o| o + 0.5).collect();
     let caption = if marks.is_empty() { "by update" } else { "by update; vertical lines where an iteration begins" };
     let chart = |title: &str, share: bool, lines: &[(&str, &str)]| Chart {
         x: X::Steps,
@@ -260,10 +295,8 @@ fn eval_iteration(run: &Run, model: &str) -> Option<u32> {
     let same = |a: &Path, b: &Path| a.components().eq(b.components());
     match path.file_name()?.to_str()? {
         "model" => number(path.parent()?),
-        _ if same(path, &run.folder) => run.iterations.last().map(|i| i.number),
-        _ if run.start().is_some_and(|start| same(path, Path::new(start))) => Some(0),
-        // Where the demo leaves the model before the first iteration.
-        "sft" if path.parent().is_some_and(|parent| same(parent, &run.folder)) => Some(0),
+        _ if same(path, &run.folder) => run.kept(),
+        _ if run.start().is_some_and(|start| same(path, Path::new(&start))) => Some(0),
         _ => None,
     }
 }
@@ -361,6 +394,27 @@ mod tests {
         assert_eq!(last_quarter(&rows, "kl"), Some(7.0), "6, 7 and 8 of nine");
         assert_eq!(last_quarter(&rows[..1], "kl"), Some(0.0));
         assert_eq!(last_quarter(&rows, "loss"), None);
+    }
+
+    #[test]
+    fn the_manifest_counts_more_than_lines_of_the_log() {
+        let line = json!({ "step": 1, "kl": 7.0, "rank/ndcg": 0.5 });
+        let iteration = |number: u32, manifest: Value| Iteration {
+            number,
+            manifest,
+            lists: Vec::new(),
+            training: vec![line.as_object().cloned().expect("an object")],
+            edited_since: false,
+        };
+        let recorded = json!({ "report": { "training": { "kl": 2.0, "rank/ndcg": 0.75 } } });
+        let run = Run { iterations: vec![iteration(1, recorded), iteration(2, Value::Null)], ..Run::default() };
+        let charts = by_iteration(&run, &[]);
+        let points = |title: &str| {
+            let chart = charts.iter().find(|chart| chart.title == title).expect(title);
+            chart.series[0].points.clone()
+        };
+        assert_eq!(points("KL to the reference"), [(1.0, 2.0), (2.0, 7.0)]);
+        assert_eq!(points("Ranking by the policy"), [(1.0, 0.75), (2.0, 0.5)]);
     }
 
     #[test]

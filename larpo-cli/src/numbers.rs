@@ -1,0 +1,29 @@
+//! Numbers for people: one form in tables and pages.
+
+/// A number with about four digits, very small and very large ones with an exponent.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        _ if !value.is_finite() => value.to_string(),
+        0.0 => "0".into(),
+        a if !(1e-3..1e6).contains(&a) => format!("{value:.2e}"),
+        a => {
+            let decimals = (3 - a.log10().floor() as i32).clamp(0, 6) as usize;
+            let text = format!("{value:.decimals$}");
+            match text.contains('.') {
+                true => text.trim_end_matches('0').trim_end_matches('.').to_string(),
+                false => text,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_about_four_digits() {
+        let shown = [0.0, 1.0, 16.0, 0.123456, 12.3456, 123456.0, 2.5e7, 5e-5, -0.25, f64::NAN].map(number);
+        assert_eq!(shown, ["0", "1", "16", "0.1235", "12.35", "123456", "2.50e7", "5.00e-5", "-0.25", "NaN"]);
+    }
+}
