@@ -5,6 +5,7 @@ use crate::candidate_rows::{Known, from_row};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::generate::{candidate_lists, candidates, generate_batches};
+use crate::messages::count;
 use crate::policy::Policy;
 use crate::reward::to_row;
 use crate::stop::Stop;
@@ -62,7 +63,11 @@ pub fn draw<B: Backend>(
         rank(&mut lists, reranker)?;
         match edited {
             true => write(folder, &lists, stop_strings)?,
-            false => forget_drawn(folder)?,
+            false => {
+                let (kept, all) = (lists.len(), count(prompts.len(), "prompts"));
+                say!("{label}: kept the candidates of {kept} of {all}, all of which were drawn and ranked before");
+                forget_drawn(folder)?;
+            }
         }
         return Ok(lists);
     }
@@ -75,7 +80,10 @@ pub fn draw<B: Backend>(
         partial::append(&path, &batch.iter().map(unranked).collect::<Vec<_>>())?;
         lists.extend(batch);
         match stop.requested() && lists.len() < prompts.len() {
-            true => Err(Error::stopped(format!("{label}, after {} of {} prompts", lists.len(), prompts.len()))),
+            true => {
+                let prompts = count(prompts.len(), "prompts");
+                Err(Error::stopped(format!("{label}, after {} of {prompts}", lists.len())))
+            }
             false => Ok(()),
         }
     })?;
@@ -126,11 +134,12 @@ pub fn stored<B: Backend>(
     }
     if edited {
         say!(
-            "note: {} was edited since it was written: {} prompts of {}, {changed} responses encoded anew; all are ranked \
-             anew and their log-probabilities computed anew",
+            "note: {} was edited since it was written: {} of {}, {} encoded anew; all are ranked anew and their \
+             log-probabilities computed anew",
             path.display(),
             lists.len(),
-            prompts.len()
+            count(prompts.len(), "prompts"),
+            count(changed, "responses")
         );
     }
     Ok(Some((lists, edited)))
@@ -162,10 +171,14 @@ fn drawn_before<B: Backend>(policy: &Policy<B>, request: Request, path: &Path) -
         lists.push(list);
     }
     if !lists.is_empty() {
-        say!("{label}: {} of {} prompts were sampled before", lists.len(), prompts.len());
+        let all = count(prompts.len(), "prompts");
+        say!(
+            "{label}: kept the candidates of {} of {all}, which were drawn before the run was interrupted",
+            lists.len()
+        );
     }
     if kept.cut > 0 {
-        say!("{label}: {} bytes of a batch that was cut short are drawn again", kept.cut);
+        say!("{label}: a batch that was cut short ({}) is drawn again", count(kept.cut, "bytes"));
     }
     Ok(lists)
 }

@@ -54,7 +54,7 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
         Task::Config(command) => Ok(Value::String(write_settings(command.name(), &cli.settings))),
         Task::Plan(command) => plan::run(command),
         Task::Completions { shell } => Ok(Value::String(declared::completions(*shell))),
-        Task::Man { output_dir } => declared::man(output_dir.as_deref()),
+        Task::Man { verb, output_dir } => declared::man(verb.as_deref(), output_dir.as_deref()),
     }
 }
 

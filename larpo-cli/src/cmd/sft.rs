@@ -1,7 +1,7 @@
 //! `larpo sft`: supervised fine-tuning, from a folder or from random weights.
 
 use crate::args::{FreshSizes, Settings, SftArgs, Split, TokenizerSpec};
-use crate::dataset::{Limits, Part, Source};
+use crate::dataset::{Limits, Part, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
 use crate::resume;
@@ -13,6 +13,7 @@ use larpo_core::model::ModelConfig;
 use larpo_core::train::SftRow;
 use larpo_data::tokenizer::Tokenizer;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Runs the verb.
 ///
@@ -52,7 +53,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     say!("training data: {report}");
     let held_out = held_out(args, &source, &policy, limits)?;
     if rows.is_empty() {
-        return Err(Error::request("no rows to train on"));
+        return Err(nothing_left("train on", &args.dataset_name, &report));
     }
     super::plan::admit_sft(args, policy.model.config(), &rows, held_out.as_deref())?;
     folder.begin()?;
@@ -79,6 +80,15 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     });
     folder.finish(&summary)?;
     Ok(summary)
+}
+
+/// Why no row is left, and what decides it.
+fn nothing_left(purpose: &str, path: &Path, report: &RowReport) -> Error {
+    Error::request(format!(
+        "{}: no rows left to {purpose}: {report}. --max_length, --max_prompt_length, --truncation_mode, --max_samples and \
+         --validation_fraction decide which rows are used; `larpo inspect {0}` shows their lengths",
+        path.display()
+    ))
 }
 
 /// A fresh model and, where it is not given, a tokenizer built from the data.
@@ -135,7 +145,10 @@ pub(super) fn held_out<B: Backend>(
     };
     say!("validation data: {report}");
     match rows.is_empty() {
-        true => Err(Error::request("no held-out rows to evaluate on")),
+        true => {
+            let path = args.eval.eval_dataset.as_ref().unwrap_or(&args.dataset_name);
+            Err(nothing_left("evaluate on", path, &report))
+        }
         false => Ok(Some(rows)),
     }
 }

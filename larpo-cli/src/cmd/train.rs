@@ -4,6 +4,7 @@ use crate::align::describe;
 use crate::args::{Settings, TrainVerbArgs};
 use crate::dataset::{Limits, Part, Source};
 use crate::error::{Error, Result};
+use crate::messages::count;
 use crate::policy::Policy;
 use crate::resume;
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
@@ -84,7 +85,12 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
 
 fn list_counts(counts: &ListCounts) -> String {
     format!(
-        "{} lists = {} to train on + {} with equal rewards + {} too short; {} duplicates among {} candidates",
-        counts.lists, counts.contributing, counts.equal, counts.too_short, counts.duplicates, counts.candidates
+        "{} = {} to train on + {} with equal rewards + {} too short; {} among {}",
+        count(counts.lists, "lists"),
+        counts.contributing,
+        counts.equal,
+        counts.too_short,
+        count(counts.duplicates, "duplicates"),
+        count(counts.candidates, "candidates")
     )
 }

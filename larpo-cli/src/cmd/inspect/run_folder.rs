@@ -1,6 +1,7 @@
 //! The story of a run, from the files that it leaves.
 
 use crate::error::{Error, Result};
+use crate::messages::count;
 use crate::table::Table;
 use larpo_data::candidates;
 use serde_json::{Map, Value, json};
@@ -212,7 +213,7 @@ pub(super) fn metrics(path: &Path) -> Result<Value> {
         let row = &rows[if shown > 1 { i * (rows.len() - 1) / (shown - 1) } else { 0 }];
         table.row(names.iter().map(|name| row.get(*name).map_or("-".into(), number_of)));
     }
-    say!("{}: {} rows, {shown} of them shown", path.display(), rows.len());
+    say!("{}: {}, {shown} of them shown", path.display(), count(rows.len(), "rows"));
     say!("{}", table.to_string().trim_end());
     Ok(json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last() }))
 }
