@@ -17,7 +17,7 @@ fn text(bytes: &[u8]) -> String {
 /// Four responses of which none has a final answer: 100 rows are enough for a warning.
 fn answers(folder: &Folder) -> String {
     let row = json!({ "prompt": "p", "reference": "#### 1", "responses": ["a", "b", "c", "d"] });
-    folder.file("rows.jsonl", &format!("{row}\n").repeat(100))
+    folder.file("rows.jsonl", format!("{row}\n").repeat(100))
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn printed_settings_are_taken_up_again() {
     let rows = answers(&folder);
     let settings = larpo(&["config", "rank", &rows, "--reward_funcs", "length:target=2", "--json"]);
     assert_eq!((settings.status.code(), text(&settings.stderr)), (Some(0), String::new()));
-    let config = folder.file("rank.yaml", &text(&settings.stdout));
+    let config = folder.file("rank.yaml", text(&settings.stdout));
     let (typed, read) =
         (larpo(&["rank", &rows, "--reward_funcs", "length:target=2", "--json"]), larpo(&["rank", "--config", &config]));
     assert_eq!(text(&typed.stdout), text(&read.stdout));
@@ -144,7 +144,7 @@ fn refusals_say_what_to_do() {
 #[test]
 fn a_model_that_blew_up_is_not_saved() {
     let folder = Folder::new("blown");
-    let rows = folder.file("rows.jsonl", &"{\"prompt\": \"1+1\", \"completion\": \"2\"}\n".repeat(4));
+    let rows = folder.file("rows.jsonl", "{\"prompt\": \"1+1\", \"completion\": \"2\"}\n".repeat(4));
     let out = folder.name("out");
     let words = ["sft", "--dataset_name", &rows, "--output_dir", &out, "--tokenizer", "char", "--hidden_size", "16"];
     let rest = ["--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "1", "--warmup_ratio", "0"];

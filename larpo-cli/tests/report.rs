@@ -165,9 +165,9 @@ fn hostile_text_stays_text_wherever_it_stands() {
     for n in [1, 2] {
         let rows: String = (0..3).map(|i| format!("{}\n", row(i, n as f64))).collect();
         folder.file(&format!("iteration-{n}/candidates.jsonl"), &rows);
-        folder.file(&format!("iteration-{n}/manifest.json"), &manifest.to_string());
+        folder.file(&format!("iteration-{n}/manifest.json"), manifest.to_string());
         let line = json!({ "step": 1, "loss": 0.5, "kl": HOSTILE, HOSTILE: 3 });
-        folder.file(&format!("iteration-{n}/metrics.jsonl"), &format!("{line}\n"));
+        folder.file(&format!("iteration-{n}/metrics.jsonl"), format!("{line}\n"));
     }
     let model = json!({
         "model": HOSTILE, "greedy": 0.5,
@@ -175,7 +175,7 @@ fn hostile_text_stays_text_wherever_it_stands() {
         "samples": [{ "prompt_index": 0, "prompt": HOSTILE, "reference": HOSTILE, "response": HOSTILE, "reward": 1.0 }],
     });
     let compared = json!([{ "metric": HOSTILE, "model": HOSTILE, "against": HOSTILE, "difference": 1, "p": 0.5 }]);
-    folder.file("eval.json", &json!({ "models": [model, model], "comparisons": compared }).to_string());
+    folder.file("eval.json", json!({ "models": [model, model], "comparisons": compared }).to_string());
     let page = report(&folder.0.display().to_string()).1;
     assert_tame(&page);
     assert!(!page.contains("<script") && !page.contains("<img") && page.contains("&lt;script&gt;"));
@@ -183,7 +183,7 @@ fn hostile_text_stays_text_wherever_it_stands() {
     assert_eq!(controls, 0);
     // A recorded command wins over one made from settings.
     let flags = json!({ "dataset_name": [HOSTILE], "seed": ["3"] });
-    folder.file("run.json", &json!({ "verb": "align", "flags": flags }).to_string());
+    folder.file("run.json", json!({ "verb": "align", "flags": flags }).to_string());
     let page = report(&folder.0.display().to_string()).1;
     assert_tame(&page);
     assert!(page.contains("<pre><span>larpo</span> <span>align</span>"), "{page}");
@@ -198,7 +198,7 @@ fn a_run_that_broke_off_still_has_a_page() {
     assert!(larpo(&["report", &folder.name("none")]).expect_err("no folder").contains("none"));
 
     let row = json!({ "prompt": "p", "responses": ["a", "b"], "rewards": [-3.5, -7.25] });
-    folder.file("iteration-1/candidates.jsonl", &format!("{row}\n"));
+    folder.file("iteration-1/candidates.jsonl", format!("{row}\n"));
     folder.file("iteration-1/manifest.json", r#"{"config": {"seed": 3}, "report": {}}"#);
     folder.file("iteration-1/metrics.jsonl", "{\"step\":1,\"loss\":0.7}\n{\"step\":2,\"lo");
     folder.file("iteration-2/candidates.jsonl", "{\"prompt\": \"p\", \"resp");
