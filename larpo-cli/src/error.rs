@@ -1,6 +1,7 @@
 //! The one error type of the command line: what the libraries report, files of a run, and requests that make no sense.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// A result with [`Error`].
@@ -55,6 +56,12 @@ impl Error {
             Self::Interrupted(_) => exit_code::INTERRUPTED,
             Self::Data(_) | Self::Core(_) | Self::Io { .. } | Self::Request(_) => exit_code::FAILURE,
         }
+    }
+
+    /// Whether a file could not be written because the disk, or what the user may take of it, is full.
+    pub fn is_full_disk(&self) -> bool {
+        let (Self::Io { source, .. } | Self::Data(larpo_data::Error::Io { source, .. })) = self else { return false };
+        matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
     }
 
     /// A request that cannot be met.

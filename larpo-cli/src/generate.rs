@@ -74,7 +74,7 @@ pub fn generate_batches<B: Backend>(
     mut each: impl FnMut(&[PromptRow], Vec<Vec<Generated>>) -> Result<()>,
 ) -> Result<()> {
     let progress = Progress::new(label, prompts.len() as u64, "prompts");
-    progress.advance(done as u64);
+    progress.kept(done as u64);
     let mut hooks = Hooks { tokenizer: &policy.tokenizer, stop, progress: &progress };
     for batch in prompts[done..].chunks(retriever::prompts_per_batch(policy.model.config(), config)) {
         let rows: Vec<Prompt> = batch.iter().map(|p| Prompt { index: p.index as u32, ids: &p.ids }).collect();

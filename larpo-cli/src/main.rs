@@ -6,7 +6,7 @@ use larpo_cli::{args, cmd, messages, status, threads};
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,7 +39,16 @@ fn main() -> ExitCode {
     match printed {
         Ok(()) => ExitCode::from(exit_code::OK),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            let mut out = std::io::stderr();
+            let _ = match &error {
+                // What was asked for is no error; the exit code tells scripts that the work is not done.
+                Error::Interrupted(_) => writeln!(out, "{error}"),
+                _ => writeln!(out, "error: {error}"),
+            };
+            if error.is_full_disk() {
+                let resumable = cli.command().is_some_and(|command| command.can_resume());
+                let _ = writeln!(out, "{}", status::after_full_disk(resumable));
+            }
             ExitCode::from(error.exit_code())
         }
     }
@@ -66,7 +75,9 @@ fn on_interrupt(stop: &Stop) -> std::io::Result<()> {
 
 fn print(text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|error| Error::request(format!("cannot write to standard output: {error}")))
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Whoever reads has seen enough, as in `larpo man | head`.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| Error::request(format!("cannot write to standard output: {error}"))),
+    }
 }

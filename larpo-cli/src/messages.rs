@@ -41,6 +41,14 @@ pub fn line(level: Level, text: fmt::Arguments) {
     }
 }
 
+/// `1 row`, `2 rows`: a number with what is counted, which is given in the plural.
+pub fn count(n: usize, plural: &str) -> String {
+    match n {
+        1 => format!("1 {}", plural.strip_suffix('s').unwrap_or(plural)),
+        n => format!("{n} {plural}"),
+    }
+}
+
 /// Writes a line that tells what happens.
 macro_rules! say {
     ($($text:tt)*) => { $crate::messages::line($crate::messages::Level::Info, format_args!($($text)*)) };
@@ -62,7 +70,13 @@ macro_rules! debug {
 
 #[cfg(test)]
 mod tests {
+    use super::count;
     use std::path::Path;
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!([0, 1, 2].map(|n| count(n, "rows")), ["0 rows", "1 row", "2 rows"]);
+    }
 
     /// A warning that is said instead of warned would be lost with `--quiet`.
     #[test]

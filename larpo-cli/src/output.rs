@@ -36,8 +36,22 @@ const DEMO: &str = "demo.json";
 pub struct OutputDir<'a> {
     folder: &'a Path,
     overwrite: bool,
+    /// Whether the folder was made here.
+    made: bool,
     /// Keeps the lock.
     _lock: Option<File>,
+}
+
+impl Drop for OutputDir<'_> {
+    /// A run that was refused leaves no folder behind: one that was made here and holds nothing but the lock goes again.
+    fn drop(&mut self) {
+        let only_lock = |entries: fs::ReadDir| entries.flatten().all(|entry| entry.file_name() == LOCK);
+        if self.made && fs::read_dir(self.folder).is_ok_and(only_lock) {
+            // Where either fails the folder stays, which harms nobody.
+            let _ = fs::remove_file(self.folder.join(LOCK));
+            let _ = fs::remove_dir(self.folder);
+        }
+    }
 }
 
 impl<'a> OutputDir<'a> {
@@ -72,8 +86,8 @@ impl<'a> OutputDir<'a> {
                 )));
             }
         }
-        create(folder)?;
-        Ok(Self { folder, overwrite, _lock: lock(folder)? })
+        let made = create(folder)?;
+        Ok(Self { folder, overwrite, made, _lock: lock(folder)? })
     }
 
     /// The folder of a run that goes on, whatever is in it.
@@ -81,21 +95,8 @@ impl<'a> OutputDir<'a> {
     /// # Errors
     /// A folder that cannot be created or written to, or another run at work in it.
     pub fn go_on(folder: &'a Path) -> Result<Self> {
-        create(folder)?;
-        Ok(Self { folder, overwrite: false, _lock: lock(folder)? })
-    }
-
-    /// The folder.
-    pub fn folder(&self) -> &Path {
-        self.folder
-    }
-
-    /// Names of what runs left in it, sorted.
-    ///
-    /// # Errors
-    /// A folder that cannot be read.
-    pub fn traces(&self) -> Result<Vec<String>> {
-        traces(self.folder)
+        let made = create(folder)?;
+        Ok(Self { folder, overwrite: false, made, _lock: lock(folder)? })
     }
 
     /// [`OutputDir::check`] for the demo, which replaces an earlier demo unasked: the same command makes it again. A folder
@@ -160,8 +161,11 @@ pub fn prepare_file(folder: &Path, name: &str, overwrite: bool) -> Result<()> {
     fs::remove_file(&probe).map_err(Error::io(&probe, "remove"))
 }
 
-/// Names of what runs left in the folder, sorted.
-fn traces(folder: &Path) -> Result<Vec<String>> {
+/// Names of what runs left in the folder, sorted; none where there is no folder.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn traces(folder: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(_) if !folder.is_dir() => return Ok(Vec::new()),
@@ -180,13 +184,15 @@ fn traces(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Creates the folder.
-fn create(folder: &Path) -> Result<()> {
+/// Creates the folder where it is not there; whether it was not.
+fn create(folder: &Path) -> Result<bool> {
     if folder.exists() && !folder.is_dir() {
         let path = folder.display();
         return Err(Error::request(format!("--output_dir {path} is a file; give the name of a folder")));
     }
-    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))
+    let made = !folder.exists();
+    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+    Ok(made)
 }
 
 /// Locks the folder, which shows at once whether it can be written to. None where the file system has no locks.
@@ -226,7 +232,14 @@ mod tests {
     fn an_earlier_run_is_neither_mixed_nor_lost() {
         let folder = std::env::temp_dir().join(format!("larpo-output-{}", std::process::id()));
         let has = |name: &str| folder.join(name).exists();
-        OutputDir::check(&folder, false, &[]).expect("a new folder").clear().expect("nothing to clear");
+        let new = OutputDir::check(&folder, false, &[]).expect("a new folder");
+        new.clear().expect("nothing to clear");
+        assert!(has(LOCK));
+        drop(new);
+        assert!(!folder.exists(), "nothing was written: nothing stays");
+        fs::create_dir_all(&folder).expect("creates");
+        OutputDir::check(&folder, false, &[]).expect("somebody's folder");
+        assert!(folder.exists(), "a folder that was there stays");
         fs::write(folder.join("notes.txt"), "mine").expect("writes");
         fs::create_dir(folder.join("iteration-notes")).expect("creates");
         OutputDir::check(&folder, false, &[]).expect("nothing of a run is there");
@@ -259,8 +272,9 @@ mod tests {
     #[test]
     fn a_demo_replaces_nothing_but_a_demo() {
         let folder = std::env::temp_dir().join(format!("larpo-output-demo-{}", std::process::id()));
-        OutputDir::check_demo(&folder, false).expect("a new folder");
+        let new = OutputDir::check_demo(&folder, false).expect("a new folder");
         fs::write(folder.join("config.json"), "{}").expect("writes");
+        drop(new);
         OutputDir::check_demo(&folder, false).expect_err("somebody's model");
         OutputDir::mark_demo(&folder, &Value::Null).expect("writes");
         OutputDir::check_demo(&folder, false).expect("an earlier demo");

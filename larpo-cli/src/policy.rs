@@ -10,7 +10,7 @@ use larpo_data::model_folder::{self, ModelFolder};
 use larpo_data::tokenizer::Tokenizer;
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// A model and the tokenizer that belongs to it.
@@ -208,6 +208,7 @@ impl Opened {
     /// # Errors
     /// A file that is missing, damaged or of an unsupported kind, or tensors that do not fit the configuration.
     pub fn read(folder: &Path) -> Result<Self> {
+        check_folder(folder)?;
         let files = ModelFolder::open(folder)?;
         files.check()?;
         let tokenizer = Arc::new(Tokenizer::open(folder)?);
@@ -269,6 +270,41 @@ impl Opened {
             }
         })?;
         Ok(Policy { model, tokenizer, eos_ids })
+    }
+}
+
+/// Refuses what is no folder with a model in it, with what to do about it.
+///
+/// # Errors
+/// No folder, or one without `config.json`.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    let path = folder.display();
+    if folder.is_file() {
+        return Err(Error::request(format!(
+            "{path} is a file; give the folder that holds config.json and the weights"
+        )));
+    }
+    if !folder.exists() {
+        let parts: Vec<_> = folder.components().collect();
+        // `organisation/model` of the Hugging Face hub.
+        let mend = match (&parts[..], folder.to_str()) {
+            ([_, Component::Normal(name)], Some(id)) if folder.is_relative() => format!(
+                "For a model of the Hugging Face hub, download it first, for example with `hf download {id} --local-dir \
+                 {name}`, and give {name}",
+                name = name.display()
+            ),
+            _ => "Check the name".into(),
+        };
+        return Err(Error::request(format!(
+            "{path}: no such folder. larpo reads model folders on disk and downloads nothing. {mend}"
+        )));
+    }
+    match folder.join("config.json").exists() {
+        true => Ok(()),
+        false => Err(Error::request(format!(
+            "{path} has no config.json: it is no model folder. Give the folder that holds config.json, the weights \
+             (safetensors) and tokenizer.json"
+        ))),
     }
 }
 

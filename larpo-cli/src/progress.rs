@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Least time between two plain lines.
@@ -20,7 +21,7 @@ pub struct Progress {
 }
 
 enum Kind {
-    Bar(ProgressBar),
+    Bar { bar: ProgressBar, kept: AtomicU64, unit: &'static str },
     Plain(Mutex<Plain>),
 }
 
@@ -28,6 +29,8 @@ enum Kind {
 struct Plain {
     total: u64,
     done: u64,
+    /// Of those, what an earlier session did: no part of the rate.
+    kept: u64,
     unit: &'static str,
     note: String,
     start: Instant,
@@ -43,14 +46,17 @@ impl Progress {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         match (messages::shows(Level::Info), std::io::stderr().is_terminal() && !dumb) {
             (false, _) => Progress::plain(label, total, unit, Box::new(std::io::sink())),
-            (true, true) => Progress { kind: Kind::Bar(bar(&label, total, unit)), label },
+            (true, true) => {
+                let kind = Kind::Bar { bar: bar(&label, total, unit), kept: AtomicU64::new(0), unit };
+                Progress { label, kind }
+            }
             (true, false) => Progress::plain(label, total, unit, Box::new(std::io::stderr())),
         }
     }
 
     fn plain(label: String, total: u64, unit: &'static str, out: Box<dyn Write + Send>) -> Self {
         let now = Instant::now();
-        let plain = Plain { total, done: 0, unit, note: String::new(), start: now, last: now, out };
+        let plain = Plain { total, done: 0, kept: 0, unit, note: String::new(), start: now, last: now, out };
         Progress { label, kind: Kind::Plain(Mutex::new(plain)) }
     }
 
@@ -59,11 +65,25 @@ impl Progress {
         self.with_plain(|bar| bar.inc(n), |plain, label| plain.advance(label, n, Instant::now()));
     }
 
+    /// Marks the first `n` items as done before; they count neither for the rate nor for what is said at the end.
+    pub fn kept(&self, n: u64) {
+        if let Kind::Bar { kept, .. } = &self.kind {
+            kept.store(n, Ordering::Relaxed);
+        }
+        self.with_plain(
+            |bar| {
+                bar.set_position(n);
+                bar.reset_eta();
+            },
+            |plain, _| (plain.done, plain.kept) = (n, n),
+        );
+    }
+
     /// Sets the text at the end of the bar or line, such as the present loss.
     pub fn note(&self, text: impl Into<String>) {
         let text = text.into();
         match &self.kind {
-            Kind::Bar(bar) => bar.set_message(text),
+            Kind::Bar { bar, .. } => bar.set_message(text),
             Kind::Plain(_) => self.with_plain(|_| {}, |plain, _| plain.note = text),
         }
     }
@@ -76,23 +96,25 @@ impl Progress {
 
     /// Ends the loop: the bar disappears, and one line says how long it took.
     pub fn finish(self) {
-        self.with_plain(
-            |bar| {
+        let label = &self.label;
+        let ended =
+            |n: u64, unit, took| format!("{label}: {} done in {}", messages::count(n as usize, unit), duration(took));
+        match &self.kind {
+            Kind::Bar { bar, kept, unit } => {
                 bar.finish_and_clear();
-                let (n, took) = (bar.position(), bar.elapsed());
-                say!("{}: {n} done in {}", self.label, duration(took));
-            },
-            |plain, label| {
-                let took = duration(plain.start.elapsed());
-                let line = format!("{label}: {} {} done in {took}", plain.done, plain.unit);
-                plain.line(&line);
-            },
-        );
+                let done = bar.position() - kept.load(Ordering::Relaxed);
+                say!("{}", ended(done, unit, bar.elapsed()));
+            }
+            Kind::Plain(_) => self.with_plain(
+                |_| {},
+                |plain, _| plain.line(&ended(plain.done - plain.kept, plain.unit, plain.start.elapsed())),
+            ),
+        }
     }
 
     fn with_plain(&self, on_bar: impl FnOnce(&ProgressBar), on_plain: impl FnOnce(&mut Plain, &str)) {
         match &self.kind {
-            Kind::Bar(bar) => on_bar(bar),
+            Kind::Bar { bar, .. } => on_bar(bar),
             // A thread that panicked while printing left nothing half-done that matters here.
             Kind::Plain(plain) => {
                 on_plain(&mut plain.lock().unwrap_or_else(|e| e.into_inner()), &self.label);
@@ -130,7 +152,7 @@ impl Plain {
         }
         self.last = now;
         let seconds = now.duration_since(self.start).as_secs_f64();
-        let per_second = self.done as f64 / seconds;
+        let per_second = (self.done - self.kept) as f64 / seconds;
         let mut text = format!("{label}: {}/{} {}, {}", self.done, self.total, self.unit, rate(per_second, self.unit));
         let left = self.total.saturating_sub(self.done);
         if let Ok(left) = Duration::try_from_secs_f64(left as f64 / per_second) {
@@ -197,6 +219,7 @@ mod tests {
         let mut plain = Plain {
             total: 100,
             done: 0,
+            kept: 0,
             unit: "steps",
             note: "loss 1.5".into(),
             start,
@@ -220,7 +243,7 @@ mod tests {
         let (sink, start) = (Sink::default(), Instant::now());
         let out = Box::new(sink.clone());
         let note = String::new();
-        let mut plain = Plain { total: 9, done: 0, unit: "rows", note, start, last: start, out };
+        let mut plain = Plain { total: 9, done: 0, kept: 0, unit: "rows", note, start, last: start, out };
         plain.advance("x", 0, start + Duration::from_secs(6));
         assert_eq!(sink.text(), "x: 0/9 rows, 0.00 rows/s\n");
     }
@@ -239,6 +262,17 @@ mod tests {
         assert_eq!(lines.len(), 2, "{text}");
         assert_eq!(lines[0], "warning: w");
         assert!(lines[1].starts_with("sample: 4 prompts done in 0.0 s"), "{text}");
+    }
+
+    #[test]
+    fn what_was_done_before_counts_neither_for_the_rate_nor_at_the_end() {
+        let sink = Sink::default();
+        let progress = Progress::plain("sft".into(), 100, "steps", Box::new(sink.clone()));
+        progress.kept(90);
+        progress.with_plain(|_| {}, |plain, label| plain.advance(label, 5, plain.start + Duration::from_secs(5)));
+        assert_eq!(sink.text(), "sft: 95/100 steps, 1.00 steps/s, 5.0 s left\n");
+        progress.finish();
+        assert!(sink.text().contains("sft: 5 steps done in "), "{}", sink.text());
     }
 
     #[test]

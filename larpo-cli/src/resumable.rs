@@ -3,6 +3,7 @@
 
 use crate::checkpoint::{self, Counters, Kind, TrainerState};
 use crate::error::{Error, Result};
+use crate::messages::count;
 use crate::metrics_log::{MetricsLog, Row};
 use crate::policy::Policy;
 use crate::progress::Progress;
@@ -52,11 +53,11 @@ impl<'a, B: Backend> Loop<'a, B> {
                 counters = state.counters;
                 status::set_checkpoint(checkpoint);
                 say!(
-                    "{}: goes on from {}, after {} of {} updates",
+                    "{}: goes on from {}, after {} of {}",
                     journal.label,
                     checkpoint.display(),
                     state.optimizer.step,
-                    plan.steps
+                    count(plan.steps as usize, "updates")
                 );
                 Trainer::resume(model, state.optimizer)?
             }
@@ -74,7 +75,7 @@ impl<'a, B: Backend> Loop<'a, B> {
             }
         };
         let progress = Progress::new(&journal.label, plan.steps, "steps");
-        progress.advance(trainer.steps());
+        progress.kept(trainer.steps());
         Ok(Self { trainer, tokenizer, eos_ids, counters, kind, plan, data, config, journal, log, progress })
     }
 
@@ -105,7 +106,10 @@ impl<'a, B: Backend> Loop<'a, B> {
             self.checkpoint()?;
         }
         match stops {
-            true => Err(Error::stopped(format!("{}, after {step} of {} updates", self.journal.label, self.plan.steps))),
+            true => {
+                let updates = count(self.plan.steps as usize, "updates");
+                Err(Error::stopped(format!("{}, after {step} of {updates}", self.journal.label)))
+            }
             false => Ok(()),
         }
     }

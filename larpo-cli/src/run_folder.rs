@@ -3,7 +3,7 @@
 use crate::args::Settings;
 use crate::checkpoint;
 use crate::error::{Error, Result};
-use crate::output::OutputDir;
+use crate::output::{self, OutputDir};
 use crate::resume::{ITERATION, ResumeFrom};
 use crate::run_record::{Goal, RunRecord, RunResult};
 use larpo_data::checksums::Checksum;
@@ -49,7 +49,12 @@ impl<'a> RunFolder<'a> {
         let paths: Vec<&Path> = request.inputs.iter().map(|(_, path)| *path).collect();
         let output = match from {
             None => OutputDir::check(folder, request.overwrite, &paths)?,
-            Some(_) => OutputDir::go_on(folder)?,
+            Some(from) => {
+                if RunRecord::read(folder)?.is_none() {
+                    nothing_yet(folder, from)?;
+                }
+                OutputDir::go_on(folder)?
+            }
         };
         let record = RunRecord::new(request.verb, settings, request.inputs)?;
         let earlier = match from {
@@ -58,7 +63,11 @@ impl<'a> RunFolder<'a> {
                 let earlier = RunRecord::read(folder)?;
                 match &earlier {
                     Some(earlier) => earlier.check(&record, folder)?,
-                    None => output.nothing_yet(from)?,
+                    // Looked at again now that the folder is locked.
+                    None => {
+                        nothing_yet(folder, from)?;
+                        say!("nothing to go on from in {} yet: the run begins", folder.display());
+                    }
                 }
                 earlier
             }
@@ -128,26 +137,19 @@ pub fn already_finished(folder: &Path, summary: Value) -> Result<Value> {
     Ok(summary)
 }
 
-impl OutputDir<'_> {
-    /// A folder without a record: fine where nothing of a run is in it and the newest checkpoint was asked for.
-    fn nothing_yet(&self, from: &ResumeFrom) -> Result<()> {
-        match from {
-            ResumeFrom::Path(path) => Err(Error::request(format!(
-                "--resume_from_checkpoint {}: {} holds no run to go on with; `latest` begins one where there is none",
-                path.display(),
-                self.folder().display()
-            ))),
-            ResumeFrom::Latest => match self.traces()?.is_empty() {
-                true => {
-                    say!("nothing to go on from in {} yet: the run begins", self.folder().display());
-                    Ok(())
-                }
-                false => Err(Error::request(format!(
-                    "{} holds an earlier run without a record of its flags (run.json), which cannot be gone on with; give \
-                     another --output_dir, or --overwrite_output_dir instead of --resume_from_checkpoint to replace it",
-                    self.folder().display()
-                ))),
-            },
-        }
+/// A folder without a record: fine where nothing of a run is in it and the newest checkpoint was asked for.
+fn nothing_yet(folder: &Path, from: &ResumeFrom) -> Result<()> {
+    match from {
+        ResumeFrom::Path(path) => Err(Error::request(format!(
+            "--resume_from_checkpoint {}: {} holds no run to go on with; `latest` begins one where there is none",
+            path.display(),
+            folder.display()
+        ))),
+        ResumeFrom::Latest if output::traces(folder)?.is_empty() => Ok(()),
+        ResumeFrom::Latest => Err(Error::request(format!(
+            "{} holds an earlier run without a record of its flags (run.json), which cannot be gone on with; give another \
+             --output_dir, or --overwrite_output_dir instead of --resume_from_checkpoint to replace it",
+            folder.display()
+        ))),
     }
 }

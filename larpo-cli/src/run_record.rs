@@ -2,6 +2,7 @@
 
 use crate::args::{Iterations, Settings};
 use crate::error::{Error, Result};
+use crate::policy::check_folder;
 use crate::version::Build;
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
@@ -15,9 +16,17 @@ use std::path::{Path, PathBuf};
 pub const FILE: &str = "run.json";
 const VERSION: u32 = 1;
 
+/// Why `--iterations +n` is refused.
+pub fn no_run(n: usize) -> String {
+    format!(
+        "--iterations +{n} needs a run to go on with, and output_dir holds none; give the output_dir of one, or \
+         --iterations {n} to begin one"
+    )
+}
+
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-const FREE: [&str; 21] = [
+pub(crate) const FREE: [&str; 21] = [
     "cache_dir",
     "color",
     "config",
@@ -101,9 +110,7 @@ impl Goal {
                 let base = if finished { done } else { goal.iterations };
                 Ok(Self { iterations: base + n, more: Some(n), base })
             }
-            (Iterations::More(n), None) => {
-                Err(Error::request(format!("--iterations +{n} needs a run to go on with, and output_dir holds none")))
-            }
+            (Iterations::More(n), None) => Err(Error::request(no_run(n))),
         }
     }
 }
@@ -134,6 +141,9 @@ impl RunRecord {
     pub fn new(verb: &str, settings: &Settings, inputs: &[(&str, &Path)]) -> Result<Self> {
         let mut known: BTreeMap<String, Input> = BTreeMap::new();
         for &(flag, path) in inputs {
+            if flag == "model_name_or_path" {
+                check_folder(path)?;
+            }
             let files = checksums(path)?;
             match known.get_mut(flag) {
                 None => {

@@ -5,6 +5,7 @@ use crate::candidate_rows::{Known, from_row};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::generate::{candidate_lists, candidates, generate_batches};
+use crate::messages::count;
 use crate::policy::Policy;
 use crate::reward::to_row;
 use crate::stop::Stop;
@@ -82,7 +83,11 @@ pub fn draw<B: Backend>(
                 edited_rows.extend(lists.iter().filter(fewer).map(|list| list.prompt_index));
                 write(folder, &lists, stop_strings, &edited_rows)?;
             }
-            false => forget_drawn(folder)?,
+            false => {
+                let (kept, all) = (lists.len(), count(prompts.len(), "prompts"));
+                say!("{label}: kept the candidates of {kept} of {all}, all of which were drawn and ranked before");
+                forget_drawn(folder)?;
+            }
         }
         return Ok((lists, edited_rows.len()));
     }
@@ -95,7 +100,10 @@ pub fn draw<B: Backend>(
         partial::append(&path, &batch.iter().map(unranked).collect::<Vec<_>>())?;
         lists.extend(batch);
         match stop.requested() && lists.len() < prompts.len() {
-            true => Err(Error::stopped(format!("{label}, after {} of {} prompts", lists.len(), prompts.len()))),
+            true => {
+                let prompts = count(prompts.len(), "prompts");
+                Err(Error::stopped(format!("{label}, after {} of {prompts}", lists.len())))
+            }
             false => Ok(()),
         }
     })?;
@@ -150,11 +158,12 @@ pub fn stored<B: Backend>(
     if edited {
         edited_rows.extend(by_index.keys().filter(|index| !seen.contains_key(index)));
         say!(
-            "note: {} was edited since it was written: {} prompts of {}, {changed} responses encoded anew; all are ranked \
-             anew and their log-probabilities computed anew",
+            "note: {} was edited since it was written: {} of {}, {} encoded anew; all are ranked anew and their \
+             log-probabilities computed anew",
             path.display(),
             lists.len(),
-            prompts.len()
+            count(prompts.len(), "prompts"),
+            count(changed, "responses")
         );
     }
     Ok(Some(Stored { lists, edited, edited_rows }))
@@ -186,10 +195,14 @@ fn drawn_before<B: Backend>(policy: &Policy<B>, request: Request, path: &Path) -
         lists.push(list);
     }
     if !lists.is_empty() {
-        say!("{label}: {} of {} prompts were sampled before", lists.len(), prompts.len());
+        let all = count(prompts.len(), "prompts");
+        say!(
+            "{label}: kept the candidates of {} of {all}, which were drawn before the run was interrupted",
+            lists.len()
+        );
     }
     if kept.cut > 0 {
-        say!("{label}: {} bytes of a batch that was cut short are drawn again", kept.cut);
+        say!("{label}: a batch that was cut short ({}) is drawn again", count(kept.cut, "bytes"));
     }
     Ok(lists)
 }

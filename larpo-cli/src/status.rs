@@ -33,6 +33,23 @@ pub fn how_to_resume() -> String {
     }
 }
 
+/// What to do where the disk is full, as a sentence; `resumable`: the verb can go on.
+pub fn after_full_disk(resumable: bool) -> String {
+    let mend = "The disk is full: make room on it";
+    match (resumable, checkpoint()) {
+        (false, _) => format!("{mend} and give the same command again. Nothing half-written has its final name"),
+        (true, Some(path)) => format!(
+            "{mend} (a lower --save_total_limit needs less). The last checkpoint, {}, is whole; the same command with \
+             --resume_from_checkpoint latest goes on from there",
+            path.display()
+        ),
+        (true, None) => format!(
+            "{mend}. This run has written no checkpoint yet; the same command with --resume_from_checkpoint latest goes \
+             on from what there is"
+        ),
+    }
+}
+
 /// Makes a panic say that it is a bug, what to report, and how to go on. The process then ends with
 /// [`crate::error::exit_code::BUG`], which is what Rust itself uses.
 pub fn hook_panics() {
@@ -74,6 +91,9 @@ mod tests {
         let before = text("index out of range", &"src/x.rs:3:4", "");
         assert!(before.contains("src/x.rs:3:4: index out of range") && before.contains("no checkpoint"), "{before}");
         set_checkpoint(Path::new("run/checkpoint-20"));
+        let full = after_full_disk(true);
+        assert!(full.contains("run/checkpoint-20, is whole") && full.contains("--resume_from_checkpoint latest"));
+        assert!(!after_full_disk(false).contains("checkpoint"));
         let after = text("", &"", "");
         assert!(after.contains("run/checkpoint-20; the same command with --resume_from_checkpoint latest"), "{after}");
     }

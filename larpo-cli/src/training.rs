@@ -10,12 +10,13 @@ use crate::resume::Resume;
 use crate::stop::Stop;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
+use larpo_core::finite::check_weights;
 use larpo_core::lists::PackedLists;
 use larpo_core::model::Transformer;
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::OptimizerConfig;
 use larpo_core::select::Select;
-use larpo_core::train::{ListMetrics, ListTraining, SftRow, TrainingList};
+use larpo_core::train::{ListMetrics, ListTraining, SftRow, Trainer, TrainingList, pack};
 use std::path::PathBuf;
 
 /// How a loop trains, whatever it trains on.
@@ -197,8 +198,24 @@ pub fn sft<B: Backend>(
         }
         training.after(step)?;
     }
+    let last: Vec<&SftRow> = plan.batches().last().unwrap_or_default().into_iter().map(|index| &rows[index]).collect();
+    let last = &last[..last.len().min(config.micro_batch)];
+    check_end(&training.trainer, &PackedLists::pack(last.iter().map(|r| (&r.prompt[..], [&r.response[..]]))))?;
     let Counters { loss, eval_loss, .. } = training.counters;
     Ok((training.finish(), SftOutcome { steps: plan.steps, loss, eval_loss }))
+}
+
+/// Each update is checked by the loss of the next one; what the last one made is checked here, by a forward pass over rows of
+/// its batch, so that a model that blew up is neither saved nor sampled from.
+fn check_end<B: Backend>(trainer: &Trainer<B>, lists: &PackedLists) -> Result<()> {
+    check_weights(&trainer.model)?;
+    match trainer.model.score(lists)?.iter().all(|logp| logp.is_finite()) {
+        true => Ok(()),
+        false => {
+            let at = format!("the last batch, after update {}", trainer.steps());
+            Err(larpo_core::Error::NotFinite { what: "a log-probability".into(), at }.into())
+        }
+    }
 }
 
 /// Rows of a forward pass that only scores.
@@ -221,7 +238,7 @@ pub fn sft_loss<B: Backend>(model: &Transformer<B>, rows: &[SftRow]) -> Result<f
         rest = after;
         let logps = model.score(&PackedLists::pack(chunk.iter().map(|r| (&r.prompt[..], [&r.response[..]]))))?;
         if logps.iter().any(|logp| !logp.is_finite()) {
-            larpo_core::finite::check_weights(model)?;
+            check_weights(model)?;
             let at = "a held-out row".into();
             return Err(larpo_core::Error::NotFinite { what: "a log-probability".into(), at }.into());
         }
@@ -285,6 +302,8 @@ pub fn train_lists<B: Backend>(
         }
         training.after(step)?;
     }
+    let last: Vec<&TrainingList> = plan.batches().last().unwrap_or_default().into_iter().map(|i| &lists[i]).collect();
+    check_end(&training.trainer, &pack(&last[..last.len().min(config.micro_batch)]))?;
     let (loss, metrics) = training.counters.last_quarter.take();
     let label = training.label().to_string();
     let policy = training.finish();

@@ -1,62 +1,31 @@
 //! Data on their way into the verbs: every row of a file is used or counted under a reason, whatever its form.
 
-use larpo_cli::{args, cmd};
+mod common;
+use common::{Folder, run_here as larpo};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// A folder with a tiny model in it, removed at the end of the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("larpo-data-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("a temporary folder");
-        let folder = Self(path);
-        let rows: Vec<Value> =
-            (1..8).map(|a| json!({ "prompt": format!("{a}+1=\n"), "completion": format!("#### {}", a + 1) })).collect();
-        let letters = json!({ "prompt": "abcdefghijklmnopqrstuvwxyz ABCDEFGH:?", "completion": "-*/0123456789.,'" });
-        let data = folder.rows("model.jsonl", &[rows, vec![letters]].concat());
-        let sizes = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
-        let words = ["sft", "--dataset_name", &data, "--output_dir", &folder.path("model"), "--tokenizer", "char"];
-        let rest = ["--max_steps", "10", "--learning_rate", "1e-2", "--max_position_embeddings", "48"];
-        larpo(&[&words[..], &sizes, &rest].concat()).expect("sft");
-        folder
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
-        fs::write(self.0.join(name), bytes).expect("writes");
-        self.path(name)
-    }
-
-    fn rows(&self, name: &str, rows: &[Value]) -> String {
-        self.file(name, rows.iter().map(|row| format!("{row}\n")).collect::<String>())
-    }
-
-    /// Runs a verb on a file, on the tiny model, into a new folder.
-    fn run(&self, verb: &str, file: &str, extra: &[&str]) -> Result<Value, String> {
-        let out = self.path("out");
-        let _ = fs::remove_dir_all(&out);
-        let words = [verb, "--model_name_or_path", &self.path("model"), "--dataset_name", file, "--output_dir", &out];
-        larpo(&[&words[..], extra].concat())
-    }
+/// A folder with a tiny model in it.
+fn with_model(name: &str) -> Folder {
+    let folder = Folder::new(name);
+    let rows: Vec<Value> =
+        (1..8).map(|a| json!({ "prompt": format!("{a}+1=\n"), "completion": format!("#### {}", a + 1) })).collect();
+    let letters = json!({ "prompt": "abcdefghijklmnopqrstuvwxyz ABCDEFGH:?", "completion": "-*/0123456789.,'" });
+    let data = folder.rows("model.jsonl", &[rows, vec![letters]].concat());
+    let sizes = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
+    let words = ["sft", "--dataset_name", &data, "--output_dir", &folder.name("model"), "--tokenizer", "char"];
+    let rest = ["--max_steps", "10", "--learning_rate", "1e-2", "--max_position_embeddings", "48"];
+    larpo(&[&words[..], &sizes, &rest].concat()).expect("sft");
+    folder
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn larpo(words: &[&str]) -> Result<Value, String> {
-    let line = std::iter::once("larpo").chain(words.iter().copied()).map(Into::into);
-    let cli = args::parse(line.collect::<Vec<std::ffi::OsString>>()).map_err(|e| e.to_string())?;
-    cmd::run(&cli).map_err(|e| e.to_string())
+/// Runs a verb on a file, on the tiny model, into a new folder.
+fn run(folder: &Folder, verb: &str, file: &str, extra: &[&str]) -> Result<Value, String> {
+    let out = folder.name("out");
+    let _ = fs::remove_dir_all(&out);
+    let words = [verb, "--model_name_or_path", &folder.name("model"), "--dataset_name", file, "--output_dir", &out];
+    larpo(&[&words[..], extra].concat())
 }
 
 /// Rows in = rows used + rows left out; the rows used and the reasons.
@@ -89,12 +58,12 @@ fn pairs() -> Vec<Value> {
 
 #[test]
 fn pairs_train_as_lists_of_two_and_two_losses_agree() {
-    let folder = Folder::new("pairs");
+    let folder = with_model("pairs");
     let file = folder.rows("pairs.jsonl", &pairs());
     let train = |loss: &str| {
         let extra =
             ["--loss_type", loss, "--max_steps", "6", "--per_device_train_batch_size", "2", "--logging_steps", "1"];
-        let result = folder.run("train", &file, &extra).expect("trains");
+        let result = run(&folder, "train", &file, &extra).expect("trains");
         assert_eq!(counts(&result), (6, 6, json!({})));
         metrics(&folder)
     };
@@ -119,13 +88,13 @@ fn pairs_train_as_lists_of_two_and_two_losses_agree() {
         .collect();
     let extra =
         ["--loss_type", "listmle", "--max_steps", "6", "--per_device_train_batch_size", "2", "--logging_steps", "1"];
-    folder.run("train", &folder.rows("lists.jsonl", &lists), &extra).expect("trains");
+    run(&folder, "train", &folder.rows("lists.jsonl", &lists), &extra).expect("trains");
     assert_eq!(metrics(&folder), listmle);
 }
 
 #[test]
 fn labelled_completions_are_put_together_by_prompt() {
-    let folder = Folder::new("unpaired");
+    let folder = with_model("unpaired");
     let row = |prompt: &str, completion: &str, label: bool| json!({ "prompt": prompt, "completion": completion, "label": label });
     let rows = [
         row("1+1=", "2", true),
@@ -137,21 +106,21 @@ fn labelled_completions_are_put_together_by_prompt() {
         row("4+4=", "0", false),
     ];
     let file = folder.rows("labels.jsonl", &rows);
-    let result = folder.run("train", &file, &["--loss_type", "listmle", "--select", "full"]).expect("trains");
+    let result = run(&folder, "train", &file, &["--loss_type", "listmle", "--select", "full"]).expect("trains");
     let reasons = json!({ "equal rewards": 2, "fewer than two different responses": 2 });
     assert_eq!(counts(&result), (7, 3, reasons));
     assert_eq!(result["lists"]["lists"], json!(4));
     assert_eq!(result["lists"]["contributing"], json!(1));
     // Fine-tuning learns the good ones, sampling takes each prompt once.
-    let sft = folder.run("sft", &file, &["--max_steps", "1"]).expect("sft");
+    let sft = run(&folder, "sft", &file, &["--max_steps", "1"]).expect("sft");
     assert_eq!(counts(&sft), (7, 4, json!({ "label false": 3 })));
-    let sample = folder.run("sample", &file, &["--k", "1", "--max_new_tokens", "2"]).expect("samples");
+    let sample = run(&folder, "sample", &file, &["--k", "1", "--max_new_tokens", "2"]).expect("samples");
     assert_eq!(sample["prompts"], json!(4));
 }
 
 #[test]
 fn every_row_is_used_or_counted() {
-    let folder = Folder::new("counts");
+    let folder = with_model("counts");
     let good = |i: usize| json!({ "prompt": format!("{i}+1="), "completion": "#### 2" });
     let mut lines: Vec<String> = (0..20).map(|i| good(i).to_string()).collect();
     lines[3] = r#"{"prompt": "1", "prompt": "2", "completion": "3"}"#.into();
@@ -160,10 +129,10 @@ fn every_row_is_used_or_counted() {
     lines[9] = r#"{"prompt": "1+1="}"#.into();
     lines[11] = json!({ "prompt": "1".repeat(40), "completion": "2222222222" }).to_string();
     let file = folder.file("rows.jsonl", lines.join("\n"));
-    let error = folder.run("sft", &file, &[]).expect_err("a bad row");
+    let error = run(&folder, "sft", &file, &[]).expect_err("a bad row");
     assert!(error.contains("rows.jsonl:4: field `prompt`") && error.contains("--on_bad_row skip"), "{error}");
     let skip = ["--on_bad_row", "skip", "--max_steps", "1"];
-    let sft = |extra: &[&str]| counts(&folder.run("sft", &file, &[&skip[..], extra].concat()).expect("trains"));
+    let sft = |extra: &[&str]| counts(&run(&folder, "sft", &file, &[&skip[..], extra].concat()).expect("trains"));
     let mut reasons =
         json!({ "malformed `prompt`": 2, "not valid JSON": 1, "no completion": 1, "longer than 48 tokens": 1 });
     assert_eq!(sft(&[]), (20, 15, reasons.clone()));
@@ -176,15 +145,15 @@ fn every_row_is_used_or_counted() {
     let shuffled = |seed: &str| {
         let extra =
             ["--shuffle_seed", seed, "--max_samples", "4", "--max_steps", "1", "--per_device_train_batch_size", "4"];
-        let result = folder.run("sft", &file, &[&["--on_bad_row", "skip"][..], &extra].concat()).expect("trains");
+        let result = run(&folder, "sft", &file, &[&["--on_bad_row", "skip"][..], &extra].concat()).expect("trains");
         (counts(&result).0, result["loss"].as_f64().expect("a loss"))
     };
     assert_eq!(shuffled("1"), shuffled("1"));
     assert_ne!(shuffled("1"), shuffled("2"));
     let text = folder.file("a.txt", "abc abc abc abc abc");
-    assert!(folder.run("sft", &text, &["--shuffle_seed", "1"]).expect_err("one text").contains("--shuffle_seed"));
+    assert!(run(&folder, "sft", &text, &["--shuffle_seed", "1"]).expect_err("one text").contains("--shuffle_seed"));
     // Too long: cut, or refused.
-    let cut = |mode: &str| folder.run("sft", &file, &[&skip[..], &["--truncation_mode", mode]].concat());
+    let cut = |mode: &str| run(&folder, "sft", &file, &[&skip[..], &["--truncation_mode", mode]].concat());
     let kept = cut("keep_end").expect("trains");
     let reasons = json!({ "malformed `prompt`": 2, "not valid JSON": 1, "no completion": 1 });
     assert_eq!((counts(&kept), kept["data"]["shortened"].clone()), ((20, 16, reasons), json!(1)));
@@ -194,25 +163,27 @@ fn every_row_is_used_or_counted() {
 
 #[test]
 fn a_schema_can_be_chosen_where_several_fit() {
-    let folder = Folder::new("schema");
+    let folder = with_model("schema");
     let row = json!({ "prompt": "1+1=", "completion": "2", "chosen": "2", "rejected": "3" });
     let file = folder.rows("both.jsonl", &[row]);
-    let error = folder.run("train", &file, &[]).expect_err("ambiguous");
+    let error = run(&folder, "train", &file, &[]).expect_err("ambiguous");
     assert!(error.contains("--dataset_schema prompt_completion or --dataset_schema preference"), "{error}");
-    folder.run("train", &file, &["--dataset_schema", "preference"]).expect("trains");
-    folder.run("sft", &file, &["--dataset_schema", "prompt_completion", "--max_steps", "1"]).expect("trains");
-    let error = folder.run("train", &file, &["--dataset_schema", "prompt_completion"]).expect_err("nothing ranked");
+    run(&folder, "train", &file, &["--dataset_schema", "preference"]).expect("trains");
+    run(&folder, "sft", &file, &["--dataset_schema", "prompt_completion", "--max_steps", "1"]).expect("trains");
+    let error = run(&folder, "train", &file, &["--dataset_schema", "prompt_completion"]).expect_err("nothing ranked");
     assert!(error.contains("rank nothing"), "{error}");
-    assert!(folder.run("train", &file, &["--dataset_schema", "pairs"]).expect_err("no schema").contains("preference"));
+    assert!(
+        run(&folder, "train", &file, &["--dataset_schema", "pairs"]).expect_err("no schema").contains("preference")
+    );
 }
 
 #[test]
 fn the_token_cache_changes_nothing() {
-    let folder = Folder::new("cache");
+    let folder = with_model("cache");
     let file = folder.rows("pairs.jsonl", &pairs());
-    let cache = folder.path("cache");
+    let cache = folder.name("cache");
     let train = |extra: &[&str]| {
-        folder.run("train", &file, extra).expect("trains");
+        run(&folder, "train", &file, extra).expect("trains");
         (metrics(&folder), fs::read(folder.0.join("out/model.safetensors")).expect("weights"))
     };
     let files = || {
@@ -249,9 +220,9 @@ fn the_token_cache_changes_nothing() {
 
 #[test]
 fn inspect_tells_what_a_file_holds() {
-    let folder = Folder::new("inspect");
+    let folder = with_model("inspect");
     let file = folder.rows("pairs.jsonl", &pairs());
-    let found = larpo(&["inspect", &file, "--tokenizer", &folder.path("model"), "--lines", "2"]).expect("inspects");
+    let found = larpo(&["inspect", &file, "--tokenizer", &folder.name("model"), "--lines", "2"]).expect("inspects");
     assert_eq!(counts(&found), (6, 6, json!({})));
     assert_eq!((&found["schema"], &found["why"]), (&json!("preference"), &json!("every row has `chosen`, `rejected`")));
     assert_eq!(found["ranking"]["best_first"], json!(6));
@@ -261,7 +232,7 @@ fn inspect_tells_what_a_file_holds() {
     assert_eq!(found["lengths"]["response_tokens"]["max"], found["lengths"]["response_characters"]["max"]);
     assert_eq!(found["implicit_prompts"], json!(3), "every second row has no prompt of its own");
     // What a limit would do: lengths of rows are those of prompt, longest response and end.
-    let (model, tokens) = (folder.path("model"), |found: &Value| found["lengths"]["row_tokens"]["max"].as_u64());
+    let (model, tokens) = (folder.name("model"), |found: &Value| found["lengths"]["row_tokens"]["max"].as_u64());
     let limited = |file: &str, limit: u64| {
         larpo(&["inspect", file, "--tokenizer", &model, "--max_length", &limit.to_string()]).expect("inspects")
     };
@@ -288,19 +259,19 @@ fn inspect_tells_what_a_file_holds() {
     let error = larpo(&["inspect", &both]).expect_err("ambiguous");
     assert!(error.contains("--dataset_schema prompt_completion or --dataset_schema ranked_list"), "{error}");
     let text = folder.file("text.txt", "abc\ndéf");
-    let found = larpo(&["inspect", &text, "--tokenizer", &folder.path("model")]).expect_err("no é in the vocabulary");
+    let found = larpo(&["inspect", &text, "--tokenizer", &folder.name("model")]).expect_err("no é in the vocabulary");
     assert!(found.contains("no token for the character 'é'"), "{found}");
     assert_eq!(larpo(&["inspect", &text]).expect("inspects")["lines"], json!(2));
 }
 
 #[test]
 fn inspect_tells_the_story_of_a_run() {
-    let folder = Folder::new("story");
+    let folder = with_model("story");
     let prompts: Vec<Value> = (0..6).map(|i| json!({ "prompt": format!("{i}+1=") })).collect();
     let file = folder.rows("prompts.jsonl", &prompts);
     let sizes = ["--iterations", "2", "--prompts_per_iteration", "4", "--k", "4", "--max_new_tokens", "5"];
-    folder.run("align", &file, &[&sizes[..], &["--reward_funcs", "length"]].concat()).expect("aligns");
-    let out = folder.path("out");
+    run(&folder, "align", &file, &[&sizes[..], &["--reward_funcs", "length"]].concat()).expect("aligns");
+    let out = folder.name("out");
     let told = larpo(&["inspect", &out]).expect("inspects");
     let iterations = told["iterations"].as_array().expect("a list");
     assert_eq!((iterations.len(), &told["notes"]), (2, &json!([])));

@@ -2,12 +2,12 @@
 //! damaged checkpoints, other flags, other data. Each ends in a named error, and the run goes on from its last checkpoint.
 #![cfg(unix)]
 
-mod process;
+mod common;
+use common::*;
 use larpo_cli::checkpoint;
 use larpo_cli::resume::{self, ResumeFrom, align_point};
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_data::checksums;
-use process::*;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -59,6 +59,7 @@ fn ctrl_c_ends_at_a_safe_point_and_the_run_goes_on() {
         let text = fs::read_to_string(&log).expect("reads");
         assert_eq!(status.code(), Some(130), "{text}");
         assert!(text.contains("--resume_from_checkpoint latest goes on from there"), "{text}");
+        assert!(text.contains("\nstopped as asked (") && !text.contains("error: "), "{text}");
         // Between updates a checkpoint is left, whether one was due or not.
         if text.contains("updates)") {
             let (_, newest) = checkpoint::list(&out.join("iteration-1")).expect("a folder").remove(0);
@@ -169,8 +170,10 @@ fn a_full_disk_is_named_and_the_run_goes_on_when_there_is_room() {
         }
         failures += 1;
         let error = String::from_utf8_lossy(&output.stderr);
-        let line = error.lines().last().unwrap_or_default();
+        let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
         assert!(line.contains("No space left on device") && line.contains(&name), "{error}");
+        let mend = error.lines().last().unwrap_or_default();
+        assert!(mend.contains("The disk is full") && mend.contains("--resume_from_checkpoint latest"), "{error}");
         stops.insert(
             line.rsplit('/').next().unwrap_or_default().split([':', ' ']).next().unwrap_or_default().to_string(),
         );

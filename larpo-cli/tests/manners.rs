@@ -1,32 +1,10 @@
 //! The binary as a shell sees it: exit codes, what goes to which stream, settings, and what a bug says.
 
+mod common;
+use common::Folder;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-
-/// A folder that is removed at the end of the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("larpo-manners-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).expect("a temporary folder");
-        Self(path)
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        std::fs::write(&path, text).expect("writes");
-        path.display().to_string()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn larpo(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_larpo")).args(words).env_remove("RUST_BACKTRACE").output().expect("larpo starts")
@@ -39,7 +17,7 @@ fn text(bytes: &[u8]) -> String {
 /// Four responses of which none has a final answer: 100 rows are enough for a warning.
 fn answers(folder: &Folder) -> String {
     let row = json!({ "prompt": "p", "reference": "#### 1", "responses": ["a", "b", "c", "d"] });
-    folder.write("rows.jsonl", &format!("{row}\n").repeat(100))
+    folder.file("rows.jsonl", format!("{row}\n").repeat(100))
 }
 
 #[test]
@@ -52,7 +30,7 @@ fn exit_codes_are_those_of_the_help() {
     let folder = Folder::new("codes");
     let rows = answers(&folder);
     assert_eq!(code(&["rank", &rows]), Some(0));
-    let config = folder.write("c.yaml", "reward_fncs: length\n");
+    let config = folder.file("c.yaml", "reward_fncs: length\n");
     let refused = larpo(&["rank", &rows, "--config", &config]);
     assert_eq!(refused.status.code(), Some(2));
     let message = text(&refused.stderr);
@@ -93,7 +71,7 @@ fn printed_settings_are_taken_up_again() {
     let rows = answers(&folder);
     let settings = larpo(&["config", "rank", &rows, "--reward_funcs", "length:target=2", "--json"]);
     assert_eq!((settings.status.code(), text(&settings.stderr)), (Some(0), String::new()));
-    let config = folder.write("rank.yaml", &text(&settings.stdout));
+    let config = folder.file("rank.yaml", text(&settings.stdout));
     let (typed, read) =
         (larpo(&["rank", &rows, "--reward_funcs", "length:target=2", "--json"]), larpo(&["rank", "--config", &config]));
     assert_eq!(text(&typed.stdout), text(&read.stdout));
@@ -113,6 +91,68 @@ fn completions_and_manual_pages_know_the_flags() {
     assert!(written.status.success() && written.stdout.is_empty());
     let page = std::fs::read_to_string(folder.0.join("larpo-align.1")).expect("a page");
     assert!(page.contains("\\-\\-num_generations") && page.contains("larpo align"), "{page}");
+    assert_eq!(text(&larpo(&["man", "align"]).stdout), page);
+    let refused = larpo(&["man", "algin"]);
+    assert!(text(&refused.stderr).contains("no verb `algin`") && refused.status.code() == Some(1));
+}
+
+/// As in `larpo completions bash | head`: whoever reads may have seen enough.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_larpo"));
+    let mut child = command
+        .args(["completions", "bash"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("larpo starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let folder = Folder::new("mends");
+    let rows = folder.file("rows.jsonl", "{\"prompt\": \"1+1\", \"completion\": \"2\"}\n");
+    let out = folder.name("out");
+    let told = |words: &[&str]| text(&larpo(words).stderr);
+    let base = ["sft", "--dataset_name", &rows, "--output_dir", &out];
+    let fresh =
+        ["--tokenizer", "char", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
+    let cases: [(&[&str], &[&str]); 4] = [
+        (
+            &["--model_name_or_path", "meta-llama/Llama-3.2-1B"],
+            &["meta-llama/Llama-3.2-1B: no such folder", "downloads nothing", "hf download meta-llama/Llama-3.2-1B"],
+        ),
+        (&["--model_name_or_path", &rows], &["rows.jsonl is a file; give the folder"]),
+        (&["--seed=-1"], &["expected a whole number from 0 to 18446744073709551615"]),
+        (
+            &[&fresh[..], &["--max_length", "2"]].concat(),
+            &["no rows left to train on: 1 row in = 0 used + 1 left out", "--max_length", "larpo inspect"],
+        ),
+    ];
+    for (extra, parts) in cases {
+        let told = told(&[&base[..], extra].concat());
+        assert!(parts.iter().all(|part| told.contains(part)), "{parts:?}: {told}");
+        assert!(!std::path::Path::new(&out).exists(), "a refusal leaves no folder: {told}");
+    }
+}
+
+/// A learning rate that blows the weights up is found before the model is saved, even in the last update.
+#[test]
+fn a_model_that_blew_up_is_not_saved() {
+    let folder = Folder::new("blown");
+    let rows = folder.file("rows.jsonl", "{\"prompt\": \"1+1\", \"completion\": \"2\"}\n".repeat(4));
+    let out = folder.name("out");
+    let words = ["sft", "--dataset_name", &rows, "--output_dir", &out, "--tokenizer", "char", "--hidden_size", "16"];
+    let rest = ["--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "1", "--warmup_ratio", "0"];
+    let blown = larpo(&[&words[..], &rest, &["--learning_rate", "1e15"]].concat());
+    let told = text(&blown.stderr);
+    assert_eq!(blown.status.code(), Some(1), "{told}");
+    assert!(told.contains("not a finite number") && told.contains("lower the learning rate"), "{told}");
+    assert!(!folder.path("out/model.safetensors").exists(), "{told}");
 }
 
 /// Runs as a process of its own, started by the next test.
@@ -261,7 +301,7 @@ fn settings_that_depend_on_others_are_resolved() {
 #[test]
 fn a_model_that_cannot_fit_is_refused_before_it_is_made() {
     let folder = Folder::new("huge");
-    let rows = folder.write("rows.jsonl", "{\"prompt\": \"1+1\", \"completion\": \"2\"}\n");
+    let rows = folder.file("rows.jsonl", "{\"prompt\": \"1+1\", \"completion\": \"2\"}\n");
     let out = folder.0.join("out").display().to_string();
     let sizes = ["--hidden_size", "65536", "--num_hidden_layers", "4000", "--num_attention_heads", "512"];
     let words = [&["sft", "--dataset_name", &rows, "--output_dir", &out, "--tokenizer", "char"][..], &sizes].concat();

@@ -1,39 +1,12 @@
 //! `larpo report`: what it shows of a run, that hostile text stays text, and that a damaged folder still makes a page.
 
+mod common;
+use common::{Folder, run_here as larpo};
 use larpo_cli::args::{self, Command};
-use larpo_cli::cmd;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
-
-/// A folder that is removed at the end of the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("larpo-report-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("a temporary folder");
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.0.join(name);
-        fs::create_dir_all(path.parent().expect("a folder")).expect("creates");
-        fs::write(path, text).expect("writes");
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use std::path::Path;
 
 fn parse(words: &[String]) -> Command {
     args::parse(words.iter().map(OsString::from).collect::<Vec<_>>())
@@ -41,12 +14,6 @@ fn parse(words: &[String]) -> Command {
         .command()
         .expect("a verb")
         .clone()
-}
-
-fn larpo(words: &[&str]) -> Result<Value, String> {
-    let line = std::iter::once("larpo").chain(words.iter().copied()).map(OsString::from);
-    let cli = args::parse(line.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
-    cmd::run(&cli).map_err(|e| e.to_string())
 }
 
 fn report(run: &str) -> (Value, String) {
@@ -94,8 +61,8 @@ fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
             format!("{}\n", json!({ "prompt": format!("{a}+{b}\n"), "completion": format!("#### {}", a + b) }))
         })
         .collect();
-    folder.write("rows.jsonl", &rows);
-    let (data, model, out) = (folder.path("rows.jsonl"), folder.path("model"), folder.path("it's a run"));
+    folder.file("rows.jsonl", &rows);
+    let (data, model, out) = (folder.name("rows.jsonl"), folder.name("model"), folder.name("it's a run"));
     let shape =
         ["--tokenizer", "char", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
     let base = ["sft", "--dataset_name", &data, "--output_dir", &model, "--max_steps", "20", "--learning_rate", "1e-2"];
@@ -180,7 +147,7 @@ fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
     let result = larpo(&words).expect("the evaluation runs as printed");
     let validation = result["data"]["used"].as_u64();
     assert!(validation.is_some_and(|n| (3..=4).contains(&n)), "a tenth of the rows was held back: {}", result["data"]);
-    let page_at = folder.path("page.html");
+    let page_at = folder.name("page.html");
     let result = larpo(&["report", &out, "--output", &page_at]).expect("report");
     let page = fs::read_to_string(&page_at).expect("a page");
     assert_tame(&page);
@@ -221,10 +188,10 @@ fn hostile_text_stays_text_wherever_it_stands() {
     });
     for n in [1, 2] {
         let rows: String = (0..3).map(|i| format!("{}\n", row(i, n as f64))).collect();
-        folder.write(&format!("iteration-{n}/candidates.jsonl"), &rows);
-        folder.write(&format!("iteration-{n}/manifest.json"), &manifest.to_string());
+        folder.file(&format!("iteration-{n}/candidates.jsonl"), &rows);
+        folder.file(&format!("iteration-{n}/manifest.json"), manifest.to_string());
         let line = json!({ "step": 1, "loss": 0.5, "kl": HOSTILE, HOSTILE: 3 });
-        folder.write(&format!("iteration-{n}/metrics.jsonl"), &format!("{line}\n"));
+        folder.file(&format!("iteration-{n}/metrics.jsonl"), format!("{line}\n"));
     }
     let model = json!({
         "model": HOSTILE, "greedy": 0.5,
@@ -232,7 +199,7 @@ fn hostile_text_stays_text_wherever_it_stands() {
         "samples": [{ "prompt_index": 0, "prompt": HOSTILE, "reference": HOSTILE, "response": HOSTILE, "reward": 1.0 }],
     });
     let compared = json!([{ "metric": HOSTILE, "model": HOSTILE, "against": HOSTILE, "difference": 1, "p": 0.5 }]);
-    folder.write("eval.json", &json!({ "models": [model, model], "comparisons": compared }).to_string());
+    folder.file("eval.json", json!({ "models": [model, model], "comparisons": compared }).to_string());
     let page = report(&folder.0.display().to_string()).1;
     assert_tame(&page);
     assert!(!page.contains("<script") && !page.contains("<img") && page.contains("&lt;script&gt;"));
@@ -240,7 +207,7 @@ fn hostile_text_stays_text_wherever_it_stands() {
     assert_eq!(controls, 0);
     // A recorded command wins over one made from settings.
     let flags = json!({ "dataset_name": [HOSTILE], "seed": ["3"] });
-    folder.write("run.json", &json!({ "verb": "align", "flags": flags }).to_string());
+    folder.file("run.json", json!({ "verb": "align", "flags": flags }).to_string());
     let page = report(&folder.0.display().to_string()).1;
     assert_tame(&page);
     assert!(page.contains("<pre><span>larpo</span> <span>align</span>"), "{page}");
@@ -252,15 +219,15 @@ fn a_run_that_broke_off_still_has_a_page() {
     let run = folder.0.display().to_string();
     let error = larpo(&["report", &run]).expect_err("nothing there");
     assert!(error.contains("nothing to report") && error.contains("--output_dir"), "{error}");
-    assert!(larpo(&["report", &folder.path("none")]).expect_err("no folder").contains("none"));
+    assert!(larpo(&["report", &folder.name("none")]).expect_err("no folder").contains("none"));
 
     let row = json!({ "prompt": "p", "responses": ["a", "b"], "rewards": [-3.5, -7.25] });
-    folder.write("iteration-1/candidates.jsonl", &format!("{row}\n"));
-    folder.write("iteration-1/manifest.json", r#"{"config": {"seed": 3}, "report": {}}"#);
-    folder.write("iteration-1/metrics.jsonl", "{\"step\":1,\"loss\":0.7}\n{\"step\":2,\"lo");
-    folder.write("iteration-2/candidates.jsonl", "{\"prompt\": \"p\", \"resp");
-    folder.write("iteration-10/metrics.jsonl", "");
-    folder.write("iteration-notes/x", "");
+    folder.file("iteration-1/candidates.jsonl", format!("{row}\n"));
+    folder.file("iteration-1/manifest.json", r#"{"config": {"seed": 3}, "report": {}}"#);
+    folder.file("iteration-1/metrics.jsonl", "{\"step\":1,\"loss\":0.7}\n{\"step\":2,\"lo");
+    folder.file("iteration-2/candidates.jsonl", "{\"prompt\": \"p\", \"resp");
+    folder.file("iteration-10/metrics.jsonl", "");
+    folder.file("iteration-notes/x", "");
     let (result, page) = report(&run);
     assert_tame(&page);
     assert_eq!(result["iterations"], json!(3));
@@ -275,7 +242,7 @@ fn a_run_that_broke_off_still_has_a_page() {
         assert!(notes.contains(part), "{part} is missing from {notes}");
     }
     assert!(page.contains("aria-label=\"Loss\"") && page.contains("aria-label=\"Reward\""), "{page}");
-    let page_at = folder.path("page.html");
+    let page_at = folder.name("page.html");
     larpo(&["report", &run, "--correct_threshold", "-5", "--output", &page_at]).expect("report");
     assert!(fs::read_to_string(&page_at).expect("a page").contains("Recall@2"));
 }

@@ -1,7 +1,7 @@
 //! Runs of `align` that people steer: more iterations, candidates edited by hand, an end by KL or by held-out rewards.
 
-mod process;
-use process::*;
+mod common;
+use common::*;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -36,9 +36,16 @@ fn a_finished_run_is_continued() {
     let (whole_name, name) = (whole.display().to_string(), parts.display().to_string());
     succeeds(&mut larpo(&small(&data, &model, &whole_name, &["--iterations", "3"])));
     let error = fails(&mut larpo(&small(&data, &model, &name, &["--iterations", "+2"])));
-    assert!(error.contains("+2 needs a run to go on with"), "{error}");
+    assert!(error.contains("+2 needs a run to go on with") && error.contains("--iterations 2 to begin one"), "{error}");
+    assert!(!error.contains("the run begins") && !parts.exists(), "{error}");
+    let bare = ["align", "--output_dir", &name, "--json"];
+    let error = fails(&mut larpo(&[&bare[..], &["--iterations", "+2"]].concat()));
+    assert!(error.contains("+2 needs a run to go on with") && !parts.exists(), "{error}");
     succeeds(&mut larpo(&small(&data, &model, &name, &["--iterations", "1"])));
-    let more = json_of(&succeeds(&mut larpo(&small(&data, &model, &name, &["--iterations", "+2"]))));
+    // The recorded settings need not be given again; one that is given and differs is refused.
+    let error = fails(&mut larpo(&[&bare[..], &["--iterations", "+2", "--k", "7"]].concat()));
+    assert!(error.contains("--num_generations was 6 and is now 7"), "{error}");
+    let more = json_of(&succeeds(&mut larpo(&[&bare[..], &["--iterations", "+2", "--k", "6"]].concat())));
     assert_eq!(more["iterations"].as_array().map(Vec::len), Some(3));
     // Manifests say how many iterations were asked for; everything else is the same.
     let without = |out: &Path| {
@@ -103,7 +110,7 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     let latest = ["--resume_from_checkpoint", "latest"];
     let output = succeeds(&mut larpo(&small(&data, &model, &name, &latest)));
     let text = stderr(&output);
-    assert!(text.contains("was edited since it was written: 23 prompts of 24, 1 responses encoded anew"), "{text}");
+    assert!(text.contains("was edited since it was written: 23 of 24 prompts, 1 response encoded anew"), "{text}");
     // 24 of the first iteration are remembered.
     assert!(text.contains("47 lists ="), "{text}");
     let ranked: Value =
@@ -149,7 +156,7 @@ fn a_checkpoint_from_before_an_edit_is_not_gone_on_from() {
     let output = succeeds(&mut larpo(&words));
     let text = stderr(&output);
     assert!(
-        text.contains("warning: ") && text.contains("starts anew") && text.contains("119 prompts of 120"),
+        text.contains("warning: ") && text.contains("starts anew") && text.contains("119 of 120 prompts"),
         "{text}"
     );
 }

@@ -1,44 +1,11 @@
 //! The verbs as a user calls them, on a tiny model: what they leave behind, that the same seed gives the same files, and
 //! that bad input is named.
 
-use larpo_cli::{args, cmd};
+mod common;
+use common::{Folder, run_here as larpo};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
-
-/// A folder that is removed at the end of the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("larpo-verbs-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("a temporary folder");
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    fn write(&self, name: &str, rows: &[Value]) -> String {
-        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-        fs::write(self.0.join(name), text).expect("a row file");
-        self.path(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn larpo(words: &[&str]) -> Result<Value, String> {
-    let line = std::iter::once("larpo").chain(words.iter().copied()).map(Into::into);
-    let cli = args::parse(line.collect::<Vec<std::ffi::OsString>>()).map_err(|e| e.to_string())?;
-    cmd::run(&cli).map_err(|e| e.to_string())
-}
+use std::path::Path;
 
 fn additions() -> Vec<Value> {
     let pair = |(a, b)| json!({ "prompt": format!("{a}+{b}\n"), "completion": format!("#### {}", a + b) });
@@ -47,8 +14,8 @@ fn additions() -> Vec<Value> {
 
 /// A tiny model fine-tuned on additions; its folder.
 fn tiny(folder: &Folder) -> (String, String) {
-    let data = folder.write("rows.jsonl", &additions());
-    let model = folder.path("model");
+    let data = folder.rows("rows.jsonl", &additions());
+    let model = folder.name("model");
     larpo(&[
         "sft",
         "--dataset_name",
@@ -87,7 +54,7 @@ fn align_leaves_its_iterations_and_repeats_itself() {
     let folder = Folder::new("align");
     let (data, model) = tiny(&folder);
     let run = |name: &str, extra: &[&str]| {
-        let out = folder.path(name);
+        let out = folder.name(name);
         let words = [
             &[
                 "align",
@@ -203,7 +170,7 @@ fn tensorboard_gets_what_the_logs_get() {
     let folder = Folder::new("events");
     let (data, model) = tiny(&folder);
     assert_eq!(events(Path::new(&model)), 0, "only where it is asked for");
-    let out = folder.path("out");
+    let out = folder.name("out");
     let words = ["align", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &out, "--k", "4"];
     let rest =
         ["--iterations", "2", "--prompts_per_iteration", "8", "--max_new_tokens", "6", "--reward_funcs", "length"];
@@ -225,7 +192,7 @@ fn tensorboard_gets_what_the_logs_get() {
 fn an_iteration_without_a_list_keeps_the_policy() {
     let folder = Folder::new("equal");
     let (data, model) = tiny(&folder);
-    let out = folder.path("out");
+    let out = folder.name("out");
     let result = larpo(&[
         "align",
         "--model_name_or_path",
@@ -261,7 +228,7 @@ fn an_iteration_without_a_list_keeps_the_policy() {
 fn stop_strings_keep_their_tokens_and_trim_the_text() {
     let folder = Folder::new("stop");
     let (data, model) = tiny(&folder);
-    let out = folder.path("out");
+    let out = folder.name("out");
     larpo(&[
         "sample",
         "--model_name_or_path",
@@ -296,7 +263,7 @@ fn stop_strings_keep_their_tokens_and_trim_the_text() {
     assert!(stopped > 0, "a model that learned #### runs into the stop string");
 
     // `train` takes the recorded ids of untouched texts, and encodes a shortened one anew: it is scored with fewer tokens.
-    let other = folder.path("other");
+    let other = folder.name("other");
     let words = ["sample", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &other];
     let rest = ["--max_samples", "5", "--k", "4", "--max_new_tokens", "12", "--stop", " "];
     larpo(&[&words[..], &rest].concat()).expect("sample");
@@ -306,9 +273,9 @@ fn stop_strings_keep_their_tokens_and_trim_the_text() {
         .collect();
     assert_eq!(rows[0]["stop_strings"], json!([" "]));
     let train = |name: &str, rows: &[Value]| {
-        let file = folder.write(name, rows);
+        let file = folder.rows(name, rows);
         let words = ["train", "--model_name_or_path", &model, "--dataset_name", &file, "--max_steps", "1"];
-        let rest = ["--output_dir", &folder.path(&format!("{name}-out")), "--select", "full", "--loss_type", "listmle"];
+        let rest = ["--output_dir", &folder.name(&format!("{name}-out")), "--select", "full", "--loss_type", "listmle"];
         larpo(&[&words[..], &rest].concat()).expect("train")["logps/chosen"].as_f64().expect("a number")
     };
     let row = rows.iter_mut().find(|row| {
@@ -336,11 +303,11 @@ fn fine_tuning_on_text_scores_every_window_and_leaves_checkpoints() {
     let folder = Folder::new("text");
     let text: String = (0..200).map(|i| format!("line {i} of a text\n")).collect();
     fs::write(folder.0.join("text.txt"), &text).expect("a text");
-    let out = folder.path("out");
+    let out = folder.name("out");
     let result = larpo(&[
         "sft",
         "--dataset_name",
-        &folder.path("text.txt"),
+        &folder.name("text.txt"),
         "--output_dir",
         &out,
         "--tokenizer",
@@ -417,7 +384,7 @@ fn metric<'a>(result: &'a Value, name: &str, at: Option<usize>, temperature: f64
 fn eval_measures_what_sample_draws() {
     let folder = Folder::new("eval-samples");
     let (data, model) = tiny(&folder);
-    let longer = folder.path("longer");
+    let longer = folder.name("longer");
     let sft = ["sft", "--dataset_name", &data, "--output_dir", &longer, "--model_name_or_path", &model];
     larpo(&[&sft[..], &["--max_steps", "10", "--learning_rate", "1e-2"]].concat()).expect("sft");
     let reward = ["--reward_funcs", "length:target=4"];
@@ -429,7 +396,7 @@ fn eval_measures_what_sample_draws() {
     let backend = larpo_core::cpu::Cpu::new();
     let reference = larpo_cli::policy::Policy::open(&backend, Path::new(&model)).expect("the reference");
     for temperature in ["1.0", "0.7"] {
-        let out = folder.path(&format!("samples-{temperature}"));
+        let out = folder.name(&format!("samples-{temperature}"));
         let sample = ["sample", "--model_name_or_path", &longer, "--output_dir", &out, "--temperature", temperature];
         larpo(&[&sample[..], &draw].concat()).expect("sample");
         let t = temperature.parse().expect("a number");
@@ -522,7 +489,7 @@ fn votes_are_counted_over_every_subset_of_the_samples() {
     let (data, model) = tiny(&folder);
     let draw = ["--dataset_name", &data, "--max_samples", "9", "--k", "5", "--max_new_tokens", "8"];
     let result = larpo(&[&["eval", &model, "--recall_at", "3"][..], &draw].concat()).expect("eval");
-    let out = folder.path("samples");
+    let out = folder.name("samples");
     larpo(&[&["sample", "--model_name_or_path", &model, "--output_dir", &out][..], &draw].concat()).expect("sample");
     let reranker = larpo_cli::reward::RuleReranker::quiet_answer().expect("a checker");
     let lists = larpo_data::candidates::read(Path::new(&out).join("candidates.jsonl")).expect("rows");
@@ -553,13 +520,13 @@ fn votes_are_counted_over_every_subset_of_the_samples() {
 fn models_side_by_side_are_compared_in_pairs() {
     let folder = Folder::new("eval-pairs");
     let (data, model) = tiny(&folder);
-    let copy = folder.path("copy");
+    let copy = folder.name("copy");
     fs::create_dir(&copy).expect("a folder");
     for entry in fs::read_dir(&model).expect("reads") {
         let entry = entry.expect("an entry");
         fs::copy(entry.path(), Path::new(&copy).join(entry.file_name())).expect("copies");
     }
-    let untrained = folder.path("untrained");
+    let untrained = folder.name("untrained");
     let shape =
         ["--tokenizer", &model, "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
     let words = ["sft", "--dataset_name", &data, "--output_dir", &untrained, "--max_steps", "1"];
@@ -597,15 +564,15 @@ fn models_side_by_side_are_compared_in_pairs() {
 fn without_references_only_what_needs_none_is_measured() {
     let folder = Folder::new("eval-bare");
     let (_, model) = tiny(&folder);
-    let bare = folder.write("bare.jsonl", &[json!({ "prompt": "1+2\n" }), json!({ "prompt": "2+2\n" })]);
+    let bare = folder.rows("bare.jsonl", &[json!({ "prompt": "1+2\n" }), json!({ "prompt": "2+2\n" })]);
     let words = ["eval", &model, "--dataset_name", &bare, "--recall_at", "2", "--max_new_tokens", "4"];
     let error = larpo(&words).expect_err("nothing to compare with");
     assert!(error.contains("bare.jsonl:1: ") && error.contains("--reward_funcs"), "{error}");
-    let file = folder.path("eval.json");
+    let file = folder.name("eval.json");
     let to_file = ["--output", &file];
     larpo(&[&words[..], &to_file].concat()).expect_err("still nothing to compare with");
     assert!(!Path::new(&file).exists(), "an evaluation that fails leaves no file");
-    let nowhere = folder.path("none/eval.json");
+    let nowhere = folder.name("none/eval.json");
     let error = larpo(&[&words[..], &["--ref_model", &model, "--output", &nowhere]].concat()).expect_err("no folder");
     assert!(error.contains("--output") && error.contains("none"), "{error}");
     let result = larpo(&[&words[..], &["--ref_model", &model], &to_file].concat()).expect("KL needs no reward");
@@ -639,9 +606,9 @@ fn a_tokenizer_that_adds_bos_adds_it_to_windows_of_text_too() {
     });
     let added = tokenizer["added_tokens"].as_array().expect("added tokens");
     let bos_id = added.iter().find(|t| t["content"] == bos).expect("end of text")["id"].clone();
-    let text = folder.path("text.txt");
+    let text = folder.name("text.txt");
     fs::write(&text, "1+1\n#### 2\n2+3\n#### 5\n".repeat(8)).expect("writes");
-    let out = folder.path("aligned");
+    let out = folder.name("aligned");
     let align = |data: &str, out: &str| {
         larpo(
             &[
@@ -660,8 +627,8 @@ fn a_tokenizer_that_adds_bos_adds_it_to_windows_of_text_too() {
         assert!(!row["prompt"].as_str().expect("a prompt").contains(bos));
     }
     // A prompt that has the token written out would get it twice.
-    let twice = folder.write("twice.jsonl", &[json!({ "prompt": format!("{bos}1+1\n") })]);
-    let error = align(&twice, &folder.path("twice")).expect_err("two BOS");
+    let twice = folder.rows("twice.jsonl", &[json!({ "prompt": format!("{bos}1+1\n") })]);
+    let error = align(&twice, &folder.name("twice")).expect_err("two BOS");
     assert!(error.contains("never two") && error.contains("2 at the start of prompt 0"), "{error}");
 }
 
@@ -676,7 +643,7 @@ fn an_earlier_run_is_not_overwritten_unasked() {
             ["sft", "--model_name_or_path", from, "--dataset_name", &data, "--output_dir", to, "--max_steps", "1"];
         larpo(&[&words[..], extra].concat())
     };
-    let other = folder.path("other");
+    let other = folder.name("other");
     sft(&model, &other, &[]).expect("a new folder");
     assert!(sft(&other, &model, &[]).expect_err("an earlier run").contains("--overwrite_output_dir"));
     let error = sft(&model, &model, &["--overwrite_output_dir"]).expect_err("what it starts from");
@@ -694,8 +661,8 @@ fn a_response_that_was_cut_off_gets_no_end_of_text() {
         if let Some(finish) = finish {
             row["finish_reason"] = json!([finish, finish]);
         }
-        let file = folder.write(&format!("{name}.jsonl"), &[row]);
-        let out = folder.path(name);
+        let file = folder.rows(&format!("{name}.jsonl"), &[row]);
+        let out = folder.name(name);
         larpo(&["train", "--model_name_or_path", &model, "--dataset_name", &file, "--output_dir", &out])
             .expect("trains");
         let metrics = read(Path::new(&out).join("metrics.jsonl"));
@@ -714,12 +681,12 @@ fn rows_that_cannot_be_trained_on_are_named() {
     let folder = Folder::new("unscored");
     let (_, model) = tiny(&folder);
     let train = |file: &str, extra: &[&str]| {
-        let out = folder.path("out");
+        let out = folder.name("out");
         let words = ["train", "--model_name_or_path", &model, "--dataset_name", file, "--output_dir", &out];
         larpo(&[&words[..], extra].concat()).expect_err("nothing to train on")
     };
     let good = r#"{"prompt": "1+1\n", "responses": ["2", "3"], "rewards": [1, 0]}"#;
-    let file = folder.path("lists.jsonl");
+    let file = folder.name("lists.jsonl");
     fs::write(&file, format!("{good}\n\n{}\n", good.replace("rewards", "reward"))).expect("writes");
     let error = train(&file, &[]);
     assert!(error.contains("lists.jsonl:3:") && error.contains("`rewards`") && error.contains("`reward`"), "{error}");
@@ -733,8 +700,8 @@ fn a_missing_reference_is_found_before_sampling() {
     let folder = Folder::new("reference");
     let (_, model) = tiny(&folder);
     let rows = [json!({ "prompt": "1+1\n", "reference": "2" }), json!({ "prompt": "1+2\n" })];
-    let data = folder.write("prompts.jsonl", &rows);
-    for verb in [&["eval"][..], &["align", "--output_dir", &folder.path("o"), "--k", "2"]] {
+    let data = folder.rows("prompts.jsonl", &rows);
+    for verb in [&["eval"][..], &["align", "--output_dir", &folder.name("o"), "--k", "2"]] {
         let words = [verb, &["--model_name_or_path", &model, "--dataset_name", &data, "--max_new_tokens", "4"]];
         let error = larpo(&words.concat()).expect_err("no reference");
         assert!(error.contains("prompts.jsonl:2:") && error.contains("1 of 2"), "{error}");
@@ -748,8 +715,8 @@ fn rank_sorts_what_belongs_to_the_responses_and_nothing_else() {
         "prompt": "p", "reference": "2", "responses": ["#### 1", "#### 2"], "rewards": [9, 1], "token_ids": [[1], [2, 3]],
         "tags": ["x", "y"], "votes": [5, 6]
     });
-    let file = folder.write("lists.jsonl", std::slice::from_ref(&row));
-    let out = folder.path("out");
+    let file = folder.rows("lists.jsonl", std::slice::from_ref(&row));
+    let out = folder.name("out");
     let rank = |file: &str, extra: &[&str]| larpo(&[&["rank", file, "--output_dir", &out], extra].concat());
     rank(&file, &["--list_keys", "votes"]).expect("ranks");
     let ranked: Value = serde_json::from_str(&read(Path::new(&out).join("candidates.jsonl"))).expect("JSON");
@@ -761,7 +728,7 @@ fn rank_sorts_what_belongs_to_the_responses_and_nothing_else() {
     assert!(rank(&file, &[]).expect_err("is there").contains("--overwrite_output_dir"));
     let mut uneven = row;
     uneven["token_ids"] = json!([[1]]);
-    let uneven = folder.write("uneven.jsonl", &[uneven]);
+    let uneven = folder.rows("uneven.jsonl", &[uneven]);
     let error = rank(&uneven, &["--overwrite_output_dir"]).expect_err("one list of ids for two responses");
     assert!(error.contains("`token_ids`") && error.contains("2 elements"), "{error}");
 }
@@ -770,17 +737,17 @@ fn rank_sorts_what_belongs_to_the_responses_and_nothing_else() {
 fn bad_input_is_named() {
     let folder = Folder::new("errors");
     let (data, model) = tiny(&folder);
-    let lists = folder.write("lists.jsonl", &[json!({ "prompt": "1+1\n", "responses": ["#### 2", "#### 3"] })]);
+    let lists = folder.rows("lists.jsonl", &[json!({ "prompt": "1+1\n", "responses": ["#### 2", "#### 3"] })]);
     let train = |file: &str| {
-        larpo(&["train", "--model_name_or_path", &model, "--dataset_name", file, "--output_dir", &folder.path("o")])
+        larpo(&["train", "--model_name_or_path", &model, "--dataset_name", file, "--output_dir", &folder.name("o")])
     };
     assert!(train(&lists).expect_err("no rewards").contains("larpo rank"));
     let equal = folder
-        .write("equal.jsonl", &[json!({ "prompt": "1+1\n", "responses": ["#### 2", "#### 3"], "rewards": [1, 1] })]);
+        .rows("equal.jsonl", &[json!({ "prompt": "1+1\n", "responses": ["#### 2", "#### 3"], "rewards": [1, 1] })]);
     assert!(train(&equal).expect_err("equal rewards").contains("no list contributes"));
     let short = larpo(&["eval", "--model_name_or_path", &model, "--dataset_name", &data, "--max_new_tokens", "500"]);
     assert!(short.expect_err("too long for the model").contains("48 positions"));
-    let unknown = folder.write("other.jsonl", &[json!({ "prompt": "Ω", "completion": "1" })]);
+    let unknown = folder.rows("other.jsonl", &[json!({ "prompt": "Ω", "completion": "1" })]);
     let sample =
         larpo(&["sample", "--model_name_or_path", &model, "--dataset_name", &unknown, "--max_new_tokens", "4"]);
     assert!(sample.expect_err("no token for Ω").contains('Ω'));

@@ -3,9 +3,15 @@
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::lists::PackedLists;
-use crate::model::Transformer;
+use crate::model::{Parameter, Transformer};
 use crate::tape::Gradients;
 use std::ops::Range;
+
+/// The tensor, as checkpoints name it, of element `at` of a parameter, which may hold several; and the element in it.
+fn place<B: Backend>(parameter: &Parameter<B>, at: usize) -> (&str, usize) {
+    let tensor = parameter.tensors.iter().find(|t| t.rows.contains(&(at / parameter.cols)));
+    tensor.map_or((&parameter.name, at), |t| (&t.name, at - t.rows.start * parameter.cols))
+}
 
 /// The first weight that is not finite, by tensor.
 ///
@@ -15,21 +21,20 @@ pub fn check_weights<B: Backend>(model: &Transformer<B>) -> Result<(), Error> {
     for (index, parameter) in model.parameters().iter().enumerate() {
         let values = model.parameters().download(model.backend(), index);
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            // The tensor as checkpoints name it: a parameter may hold several.
-            let tensor = parameter.tensors.iter().find(|t| t.rows.contains(&(at / parameter.cols)));
-            let (name, start) = tensor.map_or((&parameter.name, 0), |t| (&t.name, t.rows.start * parameter.cols));
-            return Err(Error::NotFinite { what: format!("weight {name}"), at: format!("element {}", at - start) });
+            let (name, at) = place(parameter, at);
+            return Err(Error::NotFinite { what: format!("weight {name}"), at: format!("element {at}") });
         }
     }
     Ok(())
 }
 
-/// The first gradient that is not finite, by parameter, for the update `update`.
+/// The first gradient that is not finite, by tensor, for the update `update`.
 pub(crate) fn blame_gradients<B: Backend>(model: &Transformer<B>, gradients: &Gradients<B>, update: u64) -> Error {
     for (index, parameter) in model.parameters().iter().enumerate() {
         let values = gradients.get(index).map(|g| model.backend().read(g)).unwrap_or_default();
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            let what = format!("the gradient of {}", parameter.name);
+            let (name, at) = place(parameter, at);
+            let what = format!("the gradient of {name}");
             return Error::NotFinite { what, at: format!("update {update}, element {at}") };
         }
     }

@@ -162,7 +162,7 @@ impl<B: Backend> AdamW<B> {
             let size = parameter.rows * parameter.cols;
             if moments.as_ref().is_some_and(|(m, v)| (m.len(), v.len()) != (size, size)) {
                 let problem = format!("moments of another size than the parameter's {size}");
-                return Err(Error::Tensor { name: parameter.name.clone(), problem });
+                return Err(Error::Tensor { name: parameter.tensor_names(), problem });
             }
         }
         // Each is dropped as soon as the backend has it: not all of them are held twice.

@@ -67,14 +67,14 @@ pub fn prove<B: Backend>(
     tape.backward(&loss.total, &mut gradients);
     for (index, parameter) in model.parameters().iter().enumerate() {
         let Some(gradient) = gradients.get(index) else {
-            let found = format!("no gradient reached {}", parameter.name);
+            let found = format!("no gradient reached {}", parameter.tensor_names());
             return Err(Error::Proof { proof: "the backward pass reaches every parameter", found });
         };
         report.reached += 1;
         let mut square = b.alloc(1);
         b.sq_norm(gradient, &mut square, 0);
         if b.read(&square)[0] == 0.0 {
-            report.zero_gradients.push(parameter.name.clone());
+            report.zero_gradients.push(parameter.tensor_names());
         }
     }
     Ok(report)

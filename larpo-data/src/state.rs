@@ -10,7 +10,7 @@
 use crate::checksums::Hashing;
 use crate::error::{Error, Result};
 use crate::files;
-use bincode::error::DecodeError;
+use bincode::error::{DecodeError, EncodeError};
 use bincode::serde::decode_from_std_read;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
@@ -43,7 +43,10 @@ pub fn save_state<T: Serialize + ?Sized>(path: impl AsRef<Path>, kind: &str, val
         writer.write_all(&[0; 16]).map_err(io())?;
         let mut hashed = Hashing::new(&mut *writer);
         bincode::serde::encode_into_std_write(value, &mut hashed, bincode::config::standard()).map_err(|error| {
-            State(path).error(format!("the value cannot be written: {error}"), "Check the disk and the value")
+            match error {
+                EncodeError::Io { inner, .. } => io()(inner),
+                error => State(path).error(format!("the value cannot be written: {error}"), "Check the value"),
+            }
         })?;
         let (hash, length) = (hashed.sum.hash, hashed.sum.bytes);
         writer.seek(SeekFrom::Start(place)).map_err(io())?;

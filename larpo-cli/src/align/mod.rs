@@ -9,6 +9,7 @@ pub use report::{IterationReport, describe};
 use crate::args::{Reference, ReportTo};
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
+use crate::messages;
 use crate::policy::Policy;
 use crate::resume::{AlignPoint, ITERATION, MANIFEST};
 use crate::samples::{self, Request, Stored};
@@ -98,7 +99,7 @@ pub fn align<B: Backend>(
     let order = CounterRng::new(config.seed, Purpose::Shuffle).permutation(u64::MAX, prompts.len());
     let count = config.prompts_per_iteration.min(prompts.len());
     if count < config.prompts_per_iteration {
-        say!("note: {count} prompts an iteration, because the data set has no more");
+        say!("note: {} an iteration, because the data set has no more", messages::count(count, "prompts"));
     }
     let chosen = |iteration: u32| -> Vec<PromptRow> {
         let first = (iteration as usize - 1) * count;
@@ -265,15 +266,15 @@ impl<B: Backend> Run<'_, B> {
         let (mut lists, counts) =
             training_lists(self.memory.lists(), self.config.select, &self.config.lists.objective, iteration)?;
         say!(
-            "{name}: mean reward {mean_reward:.3}, best of {} {best_reward:.3}; {} lists = {} to train on + {} with \
-             equal rewards + {} too short; {} duplicates among {} candidates",
+            "{name}: mean reward {mean_reward:.3}, best of {} {best_reward:.3}; {} = {} to train on + {} with \
+             equal rewards + {} too short; {} among {}",
             self.config.sampling.num_generations,
-            counts.lists,
+            messages::count(counts.lists, "lists"),
             counts.contributing,
             counts.equal,
             counts.too_short,
-            counts.duplicates,
-            counts.candidates
+            messages::count(counts.duplicates, "duplicates"),
+            messages::count(counts.candidates, "candidates")
         );
         let mut report = IterationReport {
             iteration,

@@ -93,9 +93,9 @@ pub struct Given {
 /// # Errors
 /// A sentence with file, line and mend.
 pub fn merge(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<Given, String> {
-    let (typed, file) = typed(&words[at.min(words.len())..], verb);
+    let typed = typed(&words[at.min(words.len())..], verb);
     let off = switch(words, at, verb);
-    let Some(file) = file else { return Ok(Given { off, ..Given::default() }) };
+    let Some(file) = typed.get("config").map(PathBuf::from) else { return Ok(Given { off, ..Given::default() }) };
     let text = open(&file).map_err(|problem| format!("cannot read {}: {problem}", file.display()))?;
     let place = |line: usize| format!("{}:{line}", file.display());
     let entries = yaml::read(&text).map_err(|p| format!("{}: {}", place(p.line), p.message))?;
@@ -112,7 +112,7 @@ pub fn merge(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<Giv
         for word in &words {
             check(arg, word).map_err(at)?;
         }
-        if typed.contains(&id) {
+        if typed.contains_key(&id) {
             lines.remove(&id);
         } else {
             flags.extend(words);
@@ -132,16 +132,16 @@ fn open(file: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|e| format!("it is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
 }
 
-/// Names of the arguments that stand in `words`, and the configuration file among them.
-fn typed(words: &[OsString], verb: &Command) -> (BTreeSet<String>, Option<PathBuf>) {
-    let (mut names, mut file) = (BTreeSet::new(), None);
+/// Names of the arguments that stand in `words`, each with its last value; that of a switch is empty.
+pub(super) fn typed(words: &[OsString], verb: &Command) -> BTreeMap<String, OsString> {
+    let mut found = BTreeMap::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
         let text = word.to_string_lossy();
         let Some(flag) = text.strip_prefix("--") else {
             // The first word that is no value of a flag.
             if !text.starts_with('-') {
-                names.insert(SAME.1.to_string());
+                found.insert(SAME.1.to_string(), word.clone());
             }
             continue;
         };
@@ -150,17 +150,14 @@ fn typed(words: &[OsString], verb: &Command) -> (BTreeSet<String>, Option<PathBu
         }
         let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
         let Some(arg) = by_name(verb, name) else { continue };
-        names.insert(arg.get_id().to_string());
         let value = match value {
             Some(value) => Some(OsString::from(value)),
             None if arg.get_action().takes_values() => words.next().cloned(),
             None => None,
         };
-        if arg.get_id() == "config" {
-            file = value.map(PathBuf::from);
-        }
+        found.insert(arg.get_id().to_string(), value.unwrap_or_default());
     }
-    (names, file)
+    found
 }
 
 /// Lets `--switch=false` take back what a file switched on, and gives the names of those that do; `--switch=true` is
@@ -187,7 +184,7 @@ fn switch(words: &mut Vec<OsString>, at: usize, verb: &Command) -> BTreeSet<Stri
     off
 }
 
-fn by_name<'a>(verb: &'a Command, name: &str) -> Option<&'a Arg> {
+pub(super) fn by_name<'a>(verb: &'a Command, name: &str) -> Option<&'a Arg> {
     let named = |arg: &&Arg| arg.get_long_and_visible_aliases().is_some_and(|names| names.contains(&name));
     verb.get_arguments().find(named)
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 #[command(rename_all = "snake_case", next_help_heading = "Common")]
 pub struct CommonArgs {
     /// Seed of everything random: the same seed gives the same numbers
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = seed)]
     pub seed: u64,
     /// Threads to compute with [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads)]
@@ -75,7 +75,7 @@ pub struct DataArgs {
     pub read: ReadArgs,
     /// Put the rows in an order drawn with this seed, before any are held back or --max_samples takes the first
     /// [default: the order of the file]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = seed)]
     pub shuffle_seed: Option<u64>,
     /// What becomes of a row longer than max_length, or with a longer prompt than max_prompt_length: it is left out and
     /// counted, it is an error, or its prompt loses its first (keep_end) or last (keep_start) tokens; responses are

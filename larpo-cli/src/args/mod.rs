@@ -2,11 +2,13 @@
 //!
 //! Flags keep the names of TRL's configuration classes (`--learning_rate`,
 //! `--per_device_train_batch_size`, …); every long flag may be written with hyphens too, and `--k`
-//! stands for `--num_generations` wherever that exists. Nothing here opens a file or knows a model:
-//! [`parse`] only turns words into [`Cli`], or into an error that says what to write instead.
+//! stands for `--num_generations` wherever that exists. Nothing here opens data or knows a model:
+//! [`parse`] only turns words, and the settings in the files that they name, into [`Cli`], or into an error that says what
+//! to write instead.
 
 mod config;
 mod groups;
+mod recorded;
 mod sft;
 mod values;
 mod verbs;
@@ -71,9 +73,12 @@ pub enum Task {
         #[arg(value_enum)]
         shell: Shell,
     },
-    /// Print the manual page, or write those of all verbs to a folder
+    /// Print the manual page of larpo or of a verb, or write all of them to a folder
     #[command(rename_all = "snake_case")]
     Man {
+        /// The verb [default: the page of larpo itself]
+        #[arg(value_name = "VERB", conflicts_with = "output_dir")]
+        verb: Option<String>,
         /// Folder that larpo.1 and a page for each verb are written to
         #[arg(long, value_name = "DIR")]
         output_dir: Option<PathBuf>,
@@ -234,8 +239,15 @@ where
         verb => vec![verb.into()],
     };
     let given = match descend(&mut command, &path) {
-        Some(verb) => config::merge(&mut words, 1 + path.len(), verb)
-            .map_err(|problem| verb.error(ErrorKind::ValueValidation, problem))?,
+        Some(verb) => {
+            let at = 1 + path.len();
+            let merged = config::merge(&mut words, at, verb);
+            let taken = merged.and_then(|given| match path.last().is_some_and(|name| name == "align") {
+                true => recorded::take_up(&mut words, at, verb).map(|()| given),
+                false => Ok(given),
+            });
+            taken.map_err(|problem| verb.error(ErrorKind::ValueValidation, problem))?
+        }
         None => config::Given::default(),
     };
     let matches = command.try_get_matches_from_mut(words);

@@ -300,6 +300,11 @@ fn count(text: &str, low: usize, why: &str) -> Result<usize, String> {
     }
 }
 
+/// A seed.
+pub(super) fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
 /// A whole number from 0 up.
 pub(super) fn whole(text: &str) -> Result<usize, String> {
     count(text, 0, "")

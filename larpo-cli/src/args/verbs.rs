@@ -38,7 +38,8 @@ pub struct SampleArgs {
     /// A prompt to answer; may be repeated
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
     pub prompt: Vec<String>,
-    /// Folder that candidates.jsonl is written to [default: the samples are only shown]
+    /// Folder that candidates.jsonl is written to, as a whole at the end: interrupted, the verb starts again
+    /// [default: the samples are only shown]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub output_dir: Option<PathBuf>,
     /// Replace a candidates.jsonl that is there already
@@ -92,7 +93,8 @@ pub struct RankArgs {
     /// The same, as a flag
     #[arg(long, value_name = "PATH", conflicts_with = "input", help_heading = "Data")]
     pub dataset_name: Option<PathBuf>,
-    /// Folder that the sorted candidates.jsonl is written to [default: only counts are shown]
+    /// Folder that the sorted candidates.jsonl is written to, as a whole at the end: interrupted, the verb starts again
+    /// [default: only counts are shown]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub output_dir: Option<PathBuf>,
     /// Replace a candidates.jsonl that is there already
@@ -226,7 +228,7 @@ pub struct AlignArgs {
 #[command(rename_all = "snake_case", next_help_heading = "Iterations")]
 pub struct IterateArgs {
     /// Rounds of sampling, ranking and training; +N: so many more in the run in output_dir, which goes on as with
-    /// --resume_from_checkpoint latest [default with --resume_from_checkpoint: as before]
+    /// --resume_from_checkpoint latest, with its recorded settings where they are not given [default with --resume_from_checkpoint: as before]
     #[arg(long, value_name = "T|+N", default_value = "3")]
     pub iterations: Iterations,
     /// Prompts sampled for in each round; they walk a seeded shuffle of the data and wrap round

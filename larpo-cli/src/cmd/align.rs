@@ -9,7 +9,7 @@ use crate::policy::{Opened, Policy};
 use crate::resume::{ResumeFrom, align_point};
 use crate::reward::RuleReranker;
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
-use crate::run_record::Goal;
+use crate::run_record::{Goal, RunRecord, no_run};
 use crate::stop::Stop;
 use crate::watch::Watch;
 use larpo_core::backend::Backend;
@@ -21,6 +21,11 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backend: &B) -> Result<Value> {
+    if let Iterations::More(n) = args.iterate.iterations
+        && RunRecord::read(&args.output_dir)?.is_none()
+    {
+        return Err(Error::request(no_run(n)));
+    }
     let mut reranker = RuleReranker::new(&args.reward)?;
     let words: Vec<PathBuf> = reranker.files().into_iter().map(Path::to_path_buf).collect();
     let mut inputs = vec![

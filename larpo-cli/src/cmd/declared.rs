@@ -2,6 +2,7 @@
 
 use crate::args::declarations;
 use crate::error::{Error, Result};
+use crate::messages::count;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use serde_json::Value;
@@ -14,13 +15,20 @@ pub fn completions(shell: Shell) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The manual page of `larpo` as a text; with a folder, that and one for each verb as files.
+/// The manual page of `larpo` or of a verb as a text; with a folder, all of them as files.
 ///
 /// # Errors
-/// A file that cannot be written.
-pub fn man(folder: Option<&Path>) -> Result<Value> {
+/// No such verb, a file that cannot be written.
+pub fn man(verb: Option<&str>, folder: Option<&Path>) -> Result<Value> {
     let mut command = declarations();
     command.build();
+    if let Some(name) = verb {
+        let page = command.find_subcommand(name).cloned().map(page).ok_or_else(|| {
+            let verbs: Vec<&str> = command.get_subcommands().map(|verb| verb.get_name()).collect();
+            Error::request(format!("larpo has no verb `{name}`; choose from {}", verbs.join(", ")))
+        })?;
+        return Ok(Value::String(page));
+    }
     let Some(folder) = folder else { return Ok(Value::String(page(command))) };
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
     // `larpo help VERB` and the verbs below `larpo config` have the same flags again.
@@ -32,7 +40,7 @@ pub fn man(folder: Option<&Path>) -> Result<Value> {
         std::fs::write(&path, page(command)).map_err(Error::io(&path, "write"))?;
         files.push(path);
     }
-    say!("{} manual pages are in {}", files.len(), folder.display());
+    say!("{} in {}", count(files.len(), "manual pages"), folder.display());
     Ok(serde_json::json!({ "pages": files }))
 }
 

@@ -1,5 +1,6 @@
 //! `larpo demo`: the main job on embedded data.
 
+use super::report::joined;
 use crate::args::DemoArgs;
 use crate::demo::{Recipe, run as run_demo};
 use crate::error::Result;
@@ -7,6 +8,7 @@ use crate::output::OutputDir;
 use crate::version::Build;
 use larpo_core::backend::Backend;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Runs the verb.
 ///
@@ -22,13 +24,22 @@ pub fn run<B: Backend>(args: &DemoArgs, backend: &B) -> Result<Value> {
     )?;
     let outcome = run_demo(&recipe, args.common.seed, backend, &args.output_dir)?;
     say!("\n{} held-out problems:\n\n{}", recipe.held_out, outcome.table());
-    let folder = args.output_dir.display();
-    say!(
-        "The aligned model is in {folder}, a Hugging Face folder. Next:\n  \
-         larpo sample --model_name_or_path {folder} --dataset_name {folder}/held_out.jsonl --max_samples 3 --k 4\n  \
-         larpo eval --model_name_or_path {folder} --dataset_name {folder}/held_out.jsonl --max_new_tokens 48\n  \
-         larpo align --model_name_or_path {folder} --dataset_name {folder}/prompts.jsonl --output_dir {folder}-2 \
-         --max_new_tokens 48"
-    );
+    say!("The aligned model is in {}, a Hugging Face folder. Next:", args.output_dir.display());
+    next_commands(&args.output_dir).iter().for_each(|words| say!("  {}", joined(words)));
     Ok(outcome.json())
+}
+
+/// What can be tried with the demo's folder, as it is typed: by the name that this program was called by.
+fn next_commands(folder: &Path) -> [Vec<String>; 3] {
+    let program = std::env::args().next().unwrap_or_else(|| "larpo".into());
+    let path = |suffix: &str| format!("{}{suffix}", folder.display());
+    let words = |verb: &str, data: &str, rest: &[&str]| {
+        let start = [&program, verb, "--model_name_or_path", &path(""), "--dataset_name", &path(data)];
+        start.into_iter().chain(rest.iter().copied()).map(String::from).collect()
+    };
+    [
+        words("sample", "/held_out.jsonl", &["--max_samples", "3", "--k", "4", "--max_new_tokens", "48"]),
+        words("eval", "/held_out.jsonl", &["--max_new_tokens", "48"]),
+        words("align", "/prompts.jsonl", &["--output_dir", &path("-2"), "--max_new_tokens", "48"]),
+    ]
 }

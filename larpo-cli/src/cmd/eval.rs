@@ -6,6 +6,7 @@ use crate::dataset::{PromptRow, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
 use crate::generate::sampling_config;
+use crate::messages;
 use crate::policy::{Opened, Policy};
 use crate::reward::RuleReranker;
 use crate::table::Table;
@@ -126,7 +127,7 @@ fn same_prompts<B: Backend>(
     }
     let most = rows.iter().map(|rows| rows.prompts.len()).max().unwrap_or(0);
     if most > common.len() {
-        say!("note: compared on the {} prompts that every model can take, of {most}", common.len());
+        say!("note: compared on the {} that every model can take, of {most}", messages::count(common.len(), "prompts"));
     }
     for Rows { prompts, report } in &mut rows {
         let all = prompts.len();
@@ -244,7 +245,7 @@ fn tables(args: &EvalArgs, names: &[String], results: &[Evaluation]) -> Vec<Stri
             table.row(cells);
         });
         let title = match temperature {
-            None => format!("\n{} prompts, greedy decoding [95 % interval]", results[0].prompts),
+            None => format!("\n{}, greedy decoding [95 % interval]", messages::count(results[0].prompts, "prompts")),
             Some(t) => {
                 let count = args.samples();
                 let samples = if count == 1 { "sample" } else { "samples" };

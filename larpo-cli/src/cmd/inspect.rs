@@ -10,6 +10,7 @@ mod tests;
 use crate::args::InspectArgs;
 use crate::dataset::{RowReport, read_options, window_lengths, with_flag};
 use crate::error::{Error, Result};
+use crate::messages::count;
 use crate::policy::{encode_prompt, prompt_prefix};
 use items::{Item, Ranking, items};
 use larpo_data::records::{Dataset, Records, Schema, read_dataset};
@@ -218,10 +219,12 @@ fn duplicates(items: &[Item]) -> Value {
     let empty_prompts = items.iter().filter(|item| item.prompt.is_empty()).count();
     let empty_responses = items.iter().flat_map(|item| &item.responses).filter(|text| text.is_empty()).count();
     say!(
-        "duplicates  {repeated_prompts} rows have the prompt of an earlier one; {repeated_responses} responses, in \
-         {rows_with_repeats} rows, are the same as another of their row"
+        "duplicates  {} with the prompt of an earlier one; {}, in {}, the same as another of their row",
+        count(repeated_prompts, "rows"),
+        count(repeated_responses, "responses"),
+        count(rows_with_repeats, "rows")
     );
-    say!("empty       {empty_prompts} prompts, {empty_responses} responses");
+    say!("empty       {}, {}", count(empty_prompts, "prompts"), count(empty_responses, "responses"));
     json!({
         "prompts": repeated_prompts,
         "responses": repeated_responses,
@@ -241,12 +244,12 @@ fn tokenisation(items: &[Item], tokens: &[Tokens], tokenizer: &Tokenizer) -> Val
     let first = differing.first().map(|&i| items[i].line);
     let at = first.map_or(String::new(), |line| format!(", the first in line {line}"));
     say!(
-        "boundary    in {} of {} rows prompt and response encoded as one text are other tokens{at}; they are encoded apart",
+        "boundary    in {} of {} prompt and response encoded as one text are other tokens{at}; they are encoded apart",
         differing.len(),
-        items.len()
+        count(items.len(), "rows")
     );
     if with_eos > 0 {
-        say!("note        {with_eos} rows have the end-of-text token written out in a response");
+        say!("note        {} with the end-of-text token written out in a response", count(with_eos, "rows"));
     }
     json!({ "rows_joint_differs": differing.len(), "first_line": first, "rows_with_eos_in_text": with_eos })
 }

@@ -59,7 +59,7 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
         }
         Task::Plan(Planned(command)) => plan::run(command, &cli.settings),
         Task::Completions { shell } => Ok(Value::String(declared::completions(*shell))),
-        Task::Man { output_dir } => declared::man(output_dir.as_deref()),
+        Task::Man { verb, output_dir } => declared::man(verb.as_deref(), output_dir.as_deref()),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::args::RankArgs;
 use crate::dataset::{RowReport, on_bad_row, with_flag};
 use crate::error::{Error, Result};
 use crate::evaluate::GOOD;
+use crate::messages::count;
 use crate::output;
 use crate::reward::RuleReranker;
 use larpo_core::reranker::{Query, Reranker, Response};
@@ -46,7 +47,8 @@ pub fn run(args: &RankArgs) -> Result<Value> {
         sum += scores.iter().sum::<f64>();
         ranked.push(sorted(row, &scores));
     }
-    say!("data: {report}; {responses} responses, mean reward {:.4}", sum / responses.max(1) as f64);
+    let mean = sum / responses.max(1) as f64;
+    say!("data: {report}; {}, mean reward {mean:.4}", count(responses, "responses"));
     reranker.report();
     if let Some(folder) = &args.output_dir {
         let file = folder.join("candidates.jsonl");

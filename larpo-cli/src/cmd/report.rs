@@ -10,6 +10,7 @@ mod story;
 
 use crate::args::ReportArgs;
 use crate::error::{Error, Result};
+pub use command::joined;
 use run::Run;
 use serde_json::{Value, json};
 use std::fs;

@@ -5,6 +5,7 @@ use crate::args::SampleArgs;
 use crate::dataset::{PromptRow, RowReport};
 use crate::error::{Error, Result};
 use crate::generate::{candidates, sampling_config};
+use crate::messages::count;
 use crate::output;
 use crate::policy::Policy;
 use crate::reward::to_row;
@@ -45,7 +46,8 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
                 })
                 .collect();
             larpo_data::candidates::write(&path, &rows)?;
-            say!("{} prompts × {} responses in {}", lists.len(), config.num_generations, path.display());
+            let responses = count(config.num_generations, "responses");
+            say!("{} × {responses} in {}", count(lists.len(), "prompts"), path.display());
             summary["candidates"] = json!(path);
         }
         None => {
@@ -54,11 +56,13 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
                 for candidate in &list.candidates {
                     let end = candidate.finish_reason.map_or("", |f| f.name());
                     let logp: f64 = candidate.logps.iter().map(|&l| f64::from(l)).sum();
-                    say!("[{} tokens, log p {logp:.1}, {end}]\n{}", candidate.ids.len(), candidate.text.trim_end());
+                    let tokens = count(candidate.ids.len(), "tokens");
+                    say!("[{tokens}, log p {logp:.1}, {end}]\n{}", candidate.text.trim_end());
                 }
             }
             if lists.len() > SHOWN_PROMPTS {
-                say!("\n… and {} prompts more; --output_dir keeps them all", lists.len() - SHOWN_PROMPTS);
+                let more = count(lists.len() - SHOWN_PROMPTS, "prompts");
+                say!("\n… and {more} more; --output_dir keeps them all");
             }
         }
     }

@@ -127,11 +127,21 @@ pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
     say!("training data: {report}");
     let held_out = held_out(args, &source, &policy, limits)?;
     match rows.is_empty() {
-        true => Err(Error::request("no rows to train on")),
+        true => Err(nothing_left("train on", &args.dataset_name, &report)),
         false => Ok(Read { start, rows, held_out, report }),
     }
 }
 
+/// Why no row is left, and what decides it.
+fn nothing_left(purpose: &str, path: &Path, report: &RowReport) -> Error {
+    Error::request(format!(
+        "{}: no rows left to {purpose}: {report}. --max_length, --max_prompt_length, --truncation_mode, --max_samples and \
+         --validation_fraction decide which rows are used; `larpo inspect {0}` shows their lengths",
+        path.display()
+    ))
+}
+
+/// A fresh model and its tokenizer.
 fn fresh<B: Backend>(config: ModelConfig, tokenizer: Arc<Tokenizer>, seed: u64, backend: &B) -> Result<Policy<B>> {
     let (tokens, vocab_size) = (tokenizer.vocab_size(), config.vocab_size);
     let policy = Policy::fresh(backend, config, tokenizer, seed)?;
@@ -184,7 +194,10 @@ fn held_out<B: Backend>(
     };
     say!("validation data: {report}");
     match rows.is_empty() {
-        true => Err(Error::request("no held-out rows to evaluate on")),
+        true => {
+            let path = args.eval.eval_dataset.as_ref().unwrap_or(&args.dataset_name);
+            Err(nothing_left("evaluate on", path, &report))
+        }
         false => Ok(Some(rows)),
     }
 }

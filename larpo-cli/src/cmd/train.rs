@@ -4,6 +4,7 @@ use crate::align::describe;
 use crate::args::{Settings, TrainVerbArgs};
 use crate::dataset::{Limits, Part, RowReport, Source};
 use crate::error::{Error, Result};
+use crate::messages::count;
 use crate::policy::{Opened, Policy};
 use crate::resume::{self, Resume};
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
@@ -100,7 +101,12 @@ pub(super) fn read<B: Backend>(args: &TrainVerbArgs, policy: &Policy<B>) -> Resu
 
 fn list_counts(counts: &ListCounts) -> String {
     format!(
-        "{} lists = {} to train on + {} with equal rewards + {} too short; {} duplicates among {} candidates",
-        counts.lists, counts.contributing, counts.equal, counts.too_short, counts.duplicates, counts.candidates
+        "{} = {} to train on + {} with equal rewards + {} too short; {} among {}",
+        count(counts.lists, "lists"),
+        counts.contributing,
+        counts.equal,
+        counts.too_short,
+        count(counts.duplicates, "duplicates"),
+        count(counts.candidates, "candidates")
     )
 }

@@ -2,19 +2,24 @@
 //!
 //! A file is named by the hash of all that decides its contents and holds that hash too. It is checked as a whole before
 //! it is used: one that is damaged, foreign, of another version or of another shape is made anew. Nothing depends on the
-//! cache but time.
+//! cache but time. It is kept small: what nobody used for three months goes, and the longest unused beyond four GiB.
 
 use crate::args::DataArgs;
 use crate::error::Result;
 use larpo_data::state::{load_state, save_state};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// Goes up with every change of what the ids of a row are.
 const VERSION: u32 = 1;
 /// A file this small is tokenised in less time than a person notices: it is not kept unless a folder is named.
 const WORTH_KEEPING: usize = 1 << 20;
 const KIND: &str = "tokens";
+/// What the cache may hold before the longest unused files are removed, in bytes.
+const MAX_BYTES: u64 = 4 << 30;
+/// Files that were not used for so long are removed.
+const MAX_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
 /// The ids of a prompt, as the tokenizer begins a text, and of its responses, without an end-of-text token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +78,12 @@ impl TokenCache {
         let path = folder.join(format!("tokens-{:032x}.bin", key.0));
         if path.exists() {
             match load_state::<Stored>(&path, KIND) {
-                Ok(stored) if stored.key == key.0 && fits(&stored.rows, shape, vocab_size) => return Ok(stored.rows),
+                Ok(stored) if stored.key == key.0 && fits(&stored.rows, shape, vocab_size) => {
+                    // The time of the file tells when it was used. A read-only cache does without.
+                    let file = std::fs::File::options().append(true).open(&path);
+                    let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
+                    return Ok(stored.rows);
+                }
                 Ok(_) => say!("note: {} belongs to other data and is made anew", path.display()),
                 Err(error) => say!("note: tokenised data are made anew: {error}"),
             }
@@ -81,10 +91,32 @@ impl TokenCache {
         let stored = Stored { key: key.0, rows: make()? };
         // A full or read-only disk costs time at the next run, and nothing else.
         let kept = std::fs::create_dir_all(folder).map_err(|error| error.to_string());
+        evict(folder, SystemTime::now(), MAX_BYTES);
         if let Err(error) = kept.and_then(|()| save_state(&path, KIND, &stored).map_err(|error| error.to_string())) {
             say!("note: tokenised data are not kept in {} ({error}); --no_cache goes without", folder.display());
         }
         Ok(stored.rows)
+    }
+}
+
+/// Removes the cache's files that were not used for [`MAX_AGE`], and the longest unused ones beyond `max_bytes`. What cannot be
+/// removed stays: another run may have done it, or the folder may be read-only.
+fn evict(folder: &Path, now: SystemTime, max_bytes: u64) {
+    let file = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        // What a killed run left under a temporary name too.
+        let ours = name.starts_with("tokens-") && name.ends_with(".bin") || name.starts_with(".tokens-");
+        let about = entry.metadata().ok().filter(|about| ours && about.is_file())?;
+        Some((now.duration_since(about.modified().ok()?).unwrap_or_default(), about.len(), entry.path()))
+    };
+    let mut files: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().flatten().filter_map(file).collect();
+    files.sort();
+    let mut held = 0;
+    for (unused, bytes, path) in files {
+        held += bytes;
+        if unused > MAX_AGE || held > max_bytes {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -177,6 +209,47 @@ mod tests {
         std::fs::write(&folder, "").expect("writes");
         assert!(get("t", "s", &[2], 4) > last && get("t", "s", &[2], 4) > last + 1);
         std::fs::remove_file(&folder).expect("removes");
+    }
+
+    #[test]
+    fn what_is_long_unused_goes_first() {
+        let folder = std::env::temp_dir().join(format!("larpo-token-cache-evict-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("creates");
+        let now = SystemTime::now();
+        let day = Duration::from_secs(24 * 60 * 60);
+        let put = |name: &str, days: u32| {
+            std::fs::write(folder.join(name), [0; 10]).expect("writes");
+            let file = std::fs::File::options().append(true).open(folder.join(name)).expect("opens");
+            file.set_modified(now - day * days).expect("sets");
+        };
+        let files = [
+            ("tokens-a.bin", 1),
+            ("tokens-b.bin", 5),
+            ("tokens-c.bin", 91),
+            (".tokens-d.bin.1-0.tmp", 100),
+            ("mine", 400),
+        ];
+        let left = |max_bytes| {
+            evict(&folder, now, max_bytes);
+            files.map(|(name, _)| folder.join(name).exists())
+        };
+        files.into_iter().for_each(|(name, days)| put(name, days));
+        assert_eq!(left(100), [true, true, false, false, true], "three months");
+        assert_eq!(left(20), [true, true, false, false, true], "there is room for two");
+        assert_eq!(left(19), [true, false, false, false, true], "the longest unused goes");
+        // A file that is used is young again.
+        let cache = TokenCache { folder: Some(folder.clone()), data: Hash::default() };
+        let rows = || cache.rows("t", "s", &[], 4, || Ok(Vec::new())).expect("made or kept");
+        rows();
+        let path = std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let path = path.max_by_key(|path| path.as_os_str().len()).expect("the new file");
+        let name = path.file_name().expect("a name").to_str().expect("UTF-8");
+        let bytes = std::fs::read(&path).expect("reads");
+        std::fs::File::options().append(true).open(&path).and_then(|f| f.set_modified(now - day * 30)).expect("sets");
+        rows();
+        let age = now.duration_since(std::fs::metadata(&path).expect("is there").modified().expect("a time"));
+        assert!(age.unwrap_or_default() < day && std::fs::read(&path).expect("reads") == bytes, "{name}");
+        std::fs::remove_dir_all(&folder).expect("removes");
     }
 
     /// Damage behind a checksum that fits. `LARPO_MUTATIONS` is the number of mutations, as in larpo-data.

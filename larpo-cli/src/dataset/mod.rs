@@ -13,6 +13,7 @@ pub use windows::window_lengths;
 
 use crate::args::{BadRow, DataArgs, ReadArgs, Split, TruncationMode};
 use crate::error::{Error, Result};
+use crate::messages::count;
 use crate::policy::{Policy, encode_prompt};
 use cache::{Encoded, TokenCache};
 use larpo_core::backend::Backend;
@@ -188,7 +189,7 @@ impl Source {
             say!("note: fields of {} that are not read: {}", path.display(), records.unread.join(", "));
         }
         if let Some(first) = records.bad.first() {
-            warn!("{} malformed rows are left out; the first: {first}", records.bad.len());
+            warn!("{} left out; the first: {first}", count(records.bad.len(), "malformed rows"));
         }
         let order = match (args.shuffle_seed, records.schema) {
             (Some(_), Schema::Text) => {

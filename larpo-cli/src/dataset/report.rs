@@ -1,5 +1,6 @@
 //! What became of the rows of a file.
 
+use crate::messages::count;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,7 +44,7 @@ impl RowReport {
 
 impl fmt::Display for RowReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} in = {} used", self.rows, self.unit, self.used())?;
+        write!(f, "{} in = {} used", count(self.rows, self.unit), self.used())?;
         if self.shortened > 0 {
             write!(f, " ({} of them with a shortened prompt)", self.shortened)?;
         }

@@ -40,6 +40,13 @@ pub struct Parameter<B: Backend> {
     value: Arc<B::Buffer>,
 }
 
+impl<B: Backend> Parameter<B> {
+    /// The names of its checkpoint tensors, which is how people know them.
+    pub fn tensor_names(&self) -> String {
+        self.tensors.iter().map(|tensor| &tensor.name[..]).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// All parameters of a model, in a fixed order.
 pub struct Parameters<B: Backend> {
     entries: Vec<Parameter<B>>,

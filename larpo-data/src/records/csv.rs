@@ -2,6 +2,10 @@
 //!
 //! Lenient readers make a row out of anything; a quote that is never closed then swallows the rest of the file without a
 //! word. Here every departure from the grammar is a fault with its line.
+//!
+//! This is not the crate `csv`, whose parser takes every text for a table and reports none of these faults: neither a quote
+//! that is never closed nor a stray one nor text behind a closing quote. Finding them beside it takes the state machine
+//! below again, all of it.
 
 /// A record of the file: the line it begins in, counted from 1, and its fields, or what is wrong with it.
 pub(super) type Record = (usize, Result<Vec<String>, Fault>);

@@ -66,7 +66,7 @@ pub fn read_keyed_rows(
 ) -> Result<(Vec<KeyedRow>, Vec<RecordError>)> {
     let path = path.as_ref();
     let content = Content::read(path)?;
-    let mut sieve = Sieve { on_bad_row, bad: Vec::new() };
+    let mut sieve = Sieve::default();
     let mut rows = Vec::new();
     for row in content.rows(path)? {
         rows.extend(sieve.pass(row.and_then(|row| keyed_row(row, keys)))?);
@@ -78,6 +78,7 @@ pub fn read_keyed_rows(
             mend: format!("Write one JSON object per line, with at least the field `{}`", keys.response),
         }));
     }
+    sieve.settle(on_bad_row)?;
     Ok((rows, sieve.bad))
 }
 

@@ -213,7 +213,7 @@ fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result
         let dataset = Dataset::Text(text.into());
         return Ok(Records { dataset, schema: Schema::Text, why: why.into(), format, bad: vec![], unread: vec![] });
     }
-    let mut sieve = Sieve { on_bad_row: options.on_bad_row, bad: Vec::new() };
+    let mut sieve = Sieve::default();
     let mut rows = Vec::new();
     for (index, row) in content.rows(path)?.into_iter().enumerate() {
         rows.extend(sieve.pass(row)?.map(|row| (index, row)));
@@ -223,7 +223,11 @@ fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result
     }
     let (schema, why) = match options.schema {
         Some(schema) => (schema, "as asked for".into()),
-        None => schema::detect(path, &rows.iter().map(|(_, row)| row).collect::<Vec<_>>())?,
+        None => {
+            let detected = schema::detect(path, &rows.iter().map(|(_, row)| row).collect::<Vec<_>>());
+            // A file of no known kind whose rows are no JSON either is told by the latter.
+            detected.or_else(|error| sieve.settle(options.on_bad_row).and(Err(error)))?
+        }
     };
     let read = schema.fields();
     let fields = rows.iter().flat_map(|(_, row)| row.object.keys()).filter(|key| !read.contains(&key.as_str()));
@@ -244,14 +248,13 @@ fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result
     if dataset.is_empty() {
         return Err(sieve.nothing_left(|| unrecognised("the file has no rows", schema::accepted())));
     }
-    // Rows that are no JSON were found before those with a wrong field.
-    sieve.bad.sort_by_key(|error| error.line);
+    sieve.settle(options.on_bad_row)?;
     Ok(Records { dataset, schema, why, format, bad: sieve.bad, unread })
 }
 
-/// Lets rows pass, and either stops at the first bad one or collects what is wrong with them.
+/// Lets rows pass and collects what is wrong with the others.
+#[derive(Default)]
 pub(crate) struct Sieve {
-    pub(crate) on_bad_row: OnBadRow,
     pub(crate) bad: Vec<RecordError>,
 }
 
@@ -259,11 +262,21 @@ impl Sieve {
     pub(crate) fn pass<T>(&mut self, row: Result<T>) -> Result<Option<T>> {
         match row {
             Ok(row) => Ok(Some(row)),
-            Err(Error::Record(error)) if self.on_bad_row == OnBadRow::Skip => {
+            Err(Error::Record(error)) => {
                 self.bad.push(*error);
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Ends where bad rows do: with the first one, in the order of the file. Rows that are no JSON are found before those
+    /// with a wrong field.
+    pub(crate) fn settle(&mut self, on_bad_row: OnBadRow) -> Result<()> {
+        self.bad.sort_by_key(|error| error.line);
+        match (on_bad_row, self.bad.first()) {
+            (OnBadRow::Error, Some(first)) => Err(first.clone().into()),
+            _ => Ok(()),
         }
     }
 

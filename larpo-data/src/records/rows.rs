@@ -123,10 +123,19 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, error: &serde_jso
         }
         .into();
     }
+    if let Some((start, word)) = not_finite(text, floor(text, column)) {
+        return RecordError {
+            path: path.into(),
+            line,
+            field: field_before(&text[..start]).unwrap_or_default(),
+            expected: "a finite number".into(),
+            found: format!("`{word}` at column {}", start + 1),
+            mend: "JSON has no NaN and no infinity: write a finite number or leave the field out".into(),
+        }
+        .into();
+    }
     let mend = if error.is_eof() {
         "The row is cut short: complete it, on one line, or delete it".to_string()
-    } else if ["NaN", "Infinity", "nan", "inf"].iter().any(|word| text[floor(text, column)..].starts_with(word)) {
-        "JSON has no NaN and no infinity: write a finite number or leave the field out".to_string()
     } else if message.contains("number out of range") {
         "Write a number that a 64-bit floating-point number can hold".to_string()
     } else {
@@ -141,6 +150,29 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, error: &serde_jso
         mend,
     }
     .into()
+}
+
+/// The word at byte `at`, with the byte it starts at, if it is what other programs write for NaN or an infinity. Where the
+/// parser stops in it depends on the word: `nan` begins like `null`.
+fn not_finite(text: &str, at: usize) -> Option<(usize, &str)> {
+    let inside = |c: char| c.is_ascii_alphabetic() || "-+".contains(c);
+    let start = text[..at].rfind(|c| !inside(c)).map_or(0, |before| before + 1);
+    let start = (start..=at).find(|&start| text.is_char_boundary(start))?;
+    let word = &text[start..];
+    let word = &word[..word.find(|c| !inside(c)).unwrap_or(word.len())];
+    let name = word.trim_start_matches(['-', '+']).to_ascii_lowercase();
+    ["nan", "inf", "infinity"].contains(&name.as_str()).then_some((start, word))
+}
+
+/// The name of the field whose value the text ends in: what stands before the last `":`, which no text holds unescaped.
+fn field_before(text: &str) -> Option<String> {
+    let mut ends = text
+        .match_indices('"')
+        .map(|(at, _)| at)
+        .filter(|&at| !text[..at].ends_with('\\') && text[at + 1..].trim_start().starts_with(':'));
+    let end = ends.next_back()?;
+    let start = text[..end].rfind('"')? + 1;
+    Some(text[start..end].to_string())
 }
 
 /// The byte offset of a column (counted from 1), moved to the boundary of a character.
@@ -201,7 +233,17 @@ impl Row<'_> {
             None if keys.is_empty() => ("an empty object".to_string(), "Add the field"),
             None => (format!("only {keys}"), "Add the field"),
         };
+        let mend = match self.twin(&[field]) {
+            Some((twin, _)) => format!("Rename `{twin}` to `{field}`, if it is that"),
+            None => mend.to_string(),
+        };
         self.error(field, expected, found, format!("{mend}, for example {example}"))
+    }
+
+    /// A field of the row that is one of `names` but for an `s` at its end, and that name.
+    pub(crate) fn twin<'n>(&self, names: &[&'n str]) -> Option<(&str, &'n str)> {
+        let twins = |key: &str, name: &str| key.strip_suffix('s') == Some(name) || name.strip_suffix('s') == Some(key);
+        self.object.keys().find_map(|key| Some((key.as_str(), *names.iter().find(|name| twins(key, name))?)))
     }
 
     pub(crate) fn string(&self, field: &str) -> Result<&str> {

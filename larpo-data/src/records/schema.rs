@@ -158,7 +158,12 @@ fn is_verdict(row: &Row) -> bool {
 
 fn unknown(row: &Row) -> Error {
     let keys = row.object.keys().map(|k| format!("\"{k}\"")).collect::<Vec<_>>().join(", ");
-    row.error("", "a row of a known kind", format!("one with the fields {{{keys}}}"), accepted())
+    let names: Vec<&str> = Schema::ALL.iter().flat_map(|schema| schema.fields()).copied().collect();
+    let mend = match row.twin(&names) {
+        Some((twin, name)) => format!("Rename `{twin}` to `{name}`, if it is that. {}", accepted()),
+        None => accepted(),
+    };
+    row.error("", "a row of a known kind", format!("one with the fields {{{keys}}}"), mend)
 }
 
 /// What is accepted, for people.

@@ -1,5 +1,6 @@
 //! Rows of any schema as prompt, responses and scores, and what can be said of their ranking.
 
+use crate::messages::count;
 use larpo_data::records::Dataset;
 use serde_json::{Value, json};
 use std::fmt;
@@ -91,21 +92,21 @@ impl Ranking {
             }
             Dataset::Unpaired(rows) => {
                 let good = rows.iter().filter(|row| row.label).count();
-                direction.push_str(&format!("label true is better: {good} of {} rows", rows.len()));
+                direction.push_str(&format!("label true is better: {good} of {}", count(rows.len(), "rows")));
             }
             Dataset::RankedLists(rows) => {
                 let rewards = rows.iter().filter(|row| !row.list.rewards.is_empty()).count();
                 let ranks = rows.iter().filter(|row| !row.list.ranks.is_empty()).count();
                 let both = rows.iter().filter(|r| !r.list.rewards.is_empty() && !r.list.ranks.is_empty()).count();
                 if rewards > 0 {
-                    direction.push_str(&format!("`rewards`, higher is better, in {rewards} rows"));
+                    direction.push_str(&format!("`rewards`, higher is better, in {}", count(rewards, "rows")));
                 }
                 if ranks > both {
                     let and = if rewards > 0 { "; " } else { "" };
-                    direction.push_str(&format!("{and}`ranks`, 1 is best, in {} rows", ranks - both));
+                    direction.push_str(&format!("{and}`ranks`, 1 is best, in {}", count(ranks - both, "rows")));
                 }
                 if both > 0 {
-                    direction.push_str(&format!("; {both} rows have `ranks` too, which agree"));
+                    direction.push_str(&format!("; `ranks` too, which agree, in {}", count(both, "rows")));
                 }
                 if rewards + ranks == 0 {
                     direction.push_str("neither `rewards` nor `ranks`; `larpo rank` scores them");

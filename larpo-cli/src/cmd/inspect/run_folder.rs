@@ -2,6 +2,7 @@
 
 use crate::cmd::ending;
 use crate::error::{Error, Result};
+use crate::messages::count;
 use crate::numbers::number;
 use crate::table::Table;
 use larpo_data::candidates;
@@ -234,7 +235,7 @@ pub(super) fn metrics(path: &Path) -> Result<Value> {
         let row = &rows[if shown > 1 { i * (rows.len() - 1) / (shown - 1) } else { 0 }];
         table.row(names.iter().map(|name| row.get(*name).map_or("-".into(), number_of)));
     }
-    say!("{}: {} rows, {shown} of them shown", path.display(), rows.len());
+    say!("{}: {}, {shown} of them shown", path.display(), count(rows.len(), "rows"));
     say!("{}", table.to_string().trim_end());
     let ended = ending::sentences(&read_json(&path.with_file_name("run.json"))?.unwrap_or_default(), 0, &[]);
     if !ended.is_empty() {

@@ -1,7 +1,10 @@
-//! Runs of the built `larpo` as processes of their own, on a tiny model, for the tests that end them.
+//! What the test targets share: temporary folders, verbs run here, and runs of the built `larpo` as processes of their own, on a
+//! tiny model, for the tests that end them.
 #![allow(dead_code, reason = "each test target uses a part")]
 
-use serde_json::json;
+use larpo_cli::{args, cmd};
+use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -21,6 +24,24 @@ impl Folder {
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+
+    /// The same as a word of a command line.
+    pub fn name(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// Writes a file, in a folder that is made where missing; its name.
+    pub fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("creates");
+        fs::write(path, bytes).expect("writes");
+        self.name(name)
+    }
+
+    /// Writes a file of JSON lines; its name.
+    pub fn rows(&self, name: &str, rows: &[Value]) -> String {
+        self.file(name, rows.iter().map(|row| format!("{row}\n")).collect::<String>())
+    }
 }
 
 impl Drop for Folder {
@@ -29,10 +50,22 @@ impl Drop for Folder {
     }
 }
 
+/// Runs a command line in this process.
+pub fn run_here(words: &[&str]) -> Result<Value, String> {
+    let line = std::iter::once("larpo").chain(words.iter().copied()).map(OsString::from);
+    let cli = args::parse(line.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+    cmd::run(&cli).map_err(|e| e.to_string())
+}
+
 /// The binary under test with one thread: every test process has its share of the machine.
 pub fn larpo(words: &[&str]) -> Command {
+    larpo_with(1, words)
+}
+
+/// The binary under test with so many threads.
+pub fn larpo_with(threads: u32, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_larpo"));
-    command.args(words).args(["--threads", "1"]).stdin(Stdio::null());
+    command.args(words).args(["--threads", &threads.to_string()]).stdin(Stdio::null());
     command
 }
 

@@ -1,0 +1,48 @@
+//! `larpo align --iterations +N --output_dir DIR`: what decides the result comes from the record of the run that goes on, so
+//! that its command line need not be typed again.
+
+use super::config::{by_name, typed};
+use super::values::Iterations;
+use crate::run_record::{FREE, RunRecord, no_run};
+use clap::Command;
+use std::ffi::OsString;
+use std::path::Path;
+
+/// Flags that may be another path with the same contents; left out they are what they were.
+const INPUTS: [&str; 3] = ["dataset_name", "eval_dataset", "model_name_or_path"];
+
+/// Puts the recorded settings in front of the flags of `align`, except those that `words` give themselves and those that a
+/// run may be gone on with at another value. `at` is the place after the verb, `verb` its declaration.
+///
+/// # Errors
+/// A record that cannot be read; none, where `words` are not the whole command line either.
+pub fn take_up(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<(), String> {
+    let typed = typed(&words[at.min(words.len())..], verb);
+    let value = |name: &str| typed.get(name).and_then(|value| value.to_str());
+    let (Some(Ok(Iterations::More(n))), Some(folder)) = (value("iterations").map(str::parse), value("output_dir"))
+    else {
+        return Ok(());
+    };
+    let Some(record) = RunRecord::read(Path::new(folder)).map_err(|error| error.to_string())? else {
+        let whole = ["dataset_name", "model_name_or_path"].iter().all(|name| typed.contains_key(*name));
+        // The verb itself refuses a whole one.
+        return if whole { Ok(()) } else { Err(no_run(n)) };
+    };
+    let mut flags: Vec<OsString> = Vec::new();
+    for (name, values) in &record.flags {
+        let free = FREE.contains(&name.as_str()) && !INPUTS.contains(&name.as_str());
+        // A flag that this version does not know is named when the record is compared.
+        let Some(arg) = by_name(verb, name).filter(|arg| !free && !typed.contains_key(arg.get_id().as_str())) else {
+            continue;
+        };
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        if !arg.get_action().takes_values() {
+            flags.extend((values == ["true"]).then(|| format!("--{name}").into()));
+        } else if arg.get_default_values() != values {
+            // In one word each, since a value may begin with a hyphen.
+            flags.extend(values.iter().map(|value| OsString::from(format!("--{name}={value}"))));
+        }
+    }
+    words.splice(at..at, flags);
+    Ok(())
+}
