@@ -216,7 +216,7 @@ fn a_plan_holds_what_the_run_holds() {
 /// A text that fills a few hundred windows, and a small run of `sft` on it.
 fn small_sft(folder: &Folder, out: &str) -> Vec<String> {
     let line = |i: usize| format!("Line {i} says that {} and {} make {}.\n", i % 7, i % 11, i % 7 + i % 11);
-    let text = folder.write("text.txt", &(0..12_000).map(line).collect::<String>());
+    let text = folder.file("text.txt", (0..12_000).map(line).collect::<String>());
     let out = folder.0.join(out).display().to_string();
     let flags =
         "--preset t1m --max_length 128 --max_steps 6 --per_device_train_batch_size 16 --no_cache --deterministic";
@@ -267,7 +267,7 @@ fn of_a_run_that_goes_on_what_is_left_is_planned() {
 #[test]
 fn settings_that_depend_on_others_are_resolved() {
     let folder = Folder::new("resolved");
-    let rows = folder.write("rows.jsonl", "{}\n");
+    let rows = folder.file("rows.jsonl", "{}\n");
     let words = ["config", "sft", "--preset", "t1m", "--dataset_name", &rows, "--output_dir", "out", "--json=false"];
     let settings = text(&larpo(&words).stdout);
     for (line, origin) in [
@@ -282,7 +282,7 @@ fn settings_that_depend_on_others_are_resolved() {
         assert!(found, "{line} ({origin}) is missing from\n{settings}");
     }
     // It is read back, and means the same.
-    let file = folder.write("settings.yaml", &settings);
+    let file = folder.file("settings.yaml", &settings);
     let again = text(&larpo(&["config", "sft", "--config", &file]).stdout);
     let values = |text: &str| -> Vec<String> {
         let lines =

@@ -252,20 +252,20 @@ fn the_page_tells_how_a_watched_run_ended() {
     let folder = Folder::new("watched");
     let run = folder.0.display().to_string();
     let look = |reward: f64, kl: f64| json!({ "mean_reward": reward, "standard_error": 0.05, "kl": kl });
-    folder.write("start.json", &json!({ "held_out": look(0.25, 0.0) }).to_string());
+    folder.file("start.json", json!({ "held_out": look(0.25, 0.0) }).to_string());
     let rewards = [0.5, 0.375, 0.3125];
     for (n, reward) in (1..).zip(rewards) {
         let row = |i: usize| json!({ "prompt": format!("p{i}"), "responses": ["a", "b"], "rewards": [1.0, 1.0] });
-        folder.write(&format!("iteration-{n}/candidates.jsonl"), &format!("{}\n{}\n", row(1), row(2)));
+        folder.file(&format!("iteration-{n}/candidates.jsonl"), format!("{}\n{}\n", row(1), row(2)));
         let held_out = look(reward, n as f64);
         let manifest = json!({
             "config": { "held_out_prompts": 17, "source": {} },
             "report": { "held_out": held_out, "edited_rows": if n == 2 { 3 } else { 0 } },
         });
-        folder.write(&format!("iteration-{n}/manifest.json"), &manifest.to_string());
+        folder.file(&format!("iteration-{n}/manifest.json"), manifest.to_string());
     }
     // What iteration 3 recorded of its candidates is not what is there any more.
-    folder.write("iteration-3/candidates.checksum", "crc32:0:0\n");
+    folder.file("iteration-3/candidates.checksum", "crc32:0:0\n");
     let record = json!({
         "verb": "align",
         "goal": { "iterations": 6 },
@@ -273,7 +273,7 @@ fn the_page_tells_how_a_watched_run_ended() {
         "build": { "larpo": "9.9.9", "commit": "abc123", "instruction_set": "AVX2", "platform": "x", "threads": 7, "features": [] },
         "result": { "summary": { "ended_early": "2 without a better one", "best_iteration": 1 } },
     });
-    folder.write("run.json", &record.to_string());
+    folder.file("run.json", record.to_string());
     let (_, page) = report(&run);
     assert_tame(&page);
     for part in [
