@@ -95,7 +95,7 @@ fn every_mistake_is_named_by_line_and_field() {
         (r#""rewards": [1, "2"]"#, &["`rewards[1]`", "finite numbers", "the string \"2\"", "\"rewards\": [1.0, 0.0]"]),
         (r#""rewards": [1, null]"#, &["`rewards[1]`", "found null"]),
         (r#""rewards": 1"#, &["`rewards`", "an array of finite numbers, found 1"]),
-        (r#""rewards": [1, NaN]"#, &["valid JSON", "no NaN"]),
+        (r#""rewards": [1, NaN]"#, &["`rewards`", "a finite number, found `NaN` at column", "no NaN"]),
         (r#""rewards": [1, 1e999]"#, &["valid JSON", "number out of range"]),
         (r#""ranks": [0, 1]"#, &["`ranks[0]`", "1 (best) or more", "found 0"]),
         (
