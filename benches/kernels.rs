@@ -284,6 +284,43 @@ fn sq_norm<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     Kernel::new(b, vec![b.alloc(1)], move |out| backend.sq_norm(&x, &mut out[0], 0))
 }
 
+fn fill<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let backend = b.clone();
+    Kernel::new(b, vec![b.alloc(size.rows() * config().hidden_size)], move |x| backend.fill(&mut x[0], 0.5))
+}
+
+/// A residual, added.
+fn copy<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let n = size.rows() * config().hidden_size;
+    let (backend, x) = (b.clone(), b.upload(&numbers(1, n)));
+    Kernel::new(b, vec![b.upload(&numbers(2, n))], move |y| backend.copy(&x, &mut y[0], Store::Add))
+}
+
+fn scale<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let (backend, factor) = (b.clone(), b.upload(&[0.999]));
+    Kernel::new(b, vec![b.upload(&numbers(1, size.packed().targets()))], move |x| backend.scale(&mut x[0], &factor))
+}
+
+fn weighted_sum<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let n = size.packed().targets();
+    let positive = |seed| numbers(seed, n).iter().map(|x| x.abs()).collect::<Vec<_>>();
+    let (backend, x, w) = (b.clone(), b.upload(&positive(1)), b.upload(&positive(2)));
+    Kernel::new(b, vec![b.alloc(1)], move |y| backend.weighted_sum(&x, &w, &mut y[0]))
+}
+
+fn weighted_sum_grad<B: Backend>(b: &B, size: Size) -> Kernel<B> {
+    let n = size.packed().targets();
+    let (backend, d_y, w) = (b.clone(), b.upload(&[1.5]), b.upload(&numbers(1, n)));
+    Kernel::new(b, vec![b.alloc(n)], move |d_x| backend.weighted_sum_grad(&d_y, &w, &mut d_x[0], Store::Set))
+}
+
+/// Of as many gradients as a model has.
+fn clip<B: Backend>(b: &B, _: Size) -> Kernel<B> {
+    let squares: Vec<f32> = numbers(1, 75).iter().map(|x| x * x).collect();
+    let (backend, squares) = (b.clone(), b.upload(&squares));
+    Kernel::new(b, vec![b.alloc(2)], move |out| backend.clip(&squares, 1.0, &mut out[0]))
+}
+
 /// Rows of a cache that holds a prompt and its responses, and where each response's keys lie: the last step of decoding.
 fn decoding(size: Size) -> (usize, Vec<u32>) {
     let [k, prompt, response] = [size.k, size.prompt, size.response].map(|n| n as u32);
@@ -349,7 +386,13 @@ fn kernels(c: &mut Criterion) {
     kernel!(group, token_logp);
     kernel!(group, token_logp_grad);
     kernel!(group, list_loss);
+    kernel!(group, weighted_sum);
+    kernel!(group, weighted_sum_grad);
+    kernel!(group, scale);
+    kernel!(group, fill);
+    kernel!(group, copy);
     kernel!(group, sq_norm);
+    kernel!(group, clip);
     kernel!(group, adamw);
     kernel!(group, kv_append);
     kernel!(group, decode_attention);

@@ -154,13 +154,20 @@ const TURNS: usize = 8;
 /// its place until the last of them has ended.
 const PROMPT_PLACES: usize = 3;
 
-/// Prompts that have all of their responses decoded together: as many as keep what a step reads of keys and values below
-/// what it reads of weights.
-fn prompts_at_once(shape: &ModelConfig, config: &SamplingConfig) -> usize {
+/// Tokens of prompts that are computed together: products gain nothing from more, and memory grows with them.
+const PREFILL_TOKENS: usize = 4096;
+
+/// Tokens whose keys and values together are as large as the weights, or fit into a cache.
+fn cached_tokens(shape: &ModelConfig) -> usize {
     let per_token = shape.num_hidden_layers * shape.attention().cache_width();
-    let budget = CACHED_FLOATS.max(shape.parameters() as usize);
-    let by_memory = budget / (per_token * config.max_new_tokens * config.num_generations).max(1);
-    by_memory.min(MAX_ROWS / config.num_generations.max(1)).max(1)
+    CACHED_FLOATS.max(shape.parameters() as usize) / per_token.max(1)
+}
+
+/// Prompts that have all of their responses decoded together: as many as keep what a step reads of responses' keys and
+/// values below what it reads of weights.
+fn prompts_at_once(shape: &ModelConfig, config: &SamplingConfig) -> usize {
+    let of_a_prompt = config.max_new_tokens.saturating_mul(config.num_generations).max(1);
+    (cached_tokens(shape) / of_a_prompt).min(MAX_ROWS / config.num_generations.max(1)).max(1)
 }
 
 /// Prompts that are sampled as one batch.
@@ -221,10 +228,13 @@ struct Batch<'a, B: Backend> {
 impl<'a, B: Backend> Batch<'a, B> {
     fn new(model: &'a Transformer<B>, prompts: &'a [Prompt], config: &'a SamplingConfig) -> Result<Self, Error> {
         let (n, k) = (prompts.len(), config.num_generations);
-        let at_once = prompts_at_once(model.config(), config).min(n);
+        let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
+        // The prompts' keys and values have the same bound as the responses'.
+        let room = (cached_tokens(model.config()) / longest.max(1)).max(1);
+        let at_once = prompts_at_once(model.config(), config).min(n).min(room);
         let places = Places {
-            prompts: n.min(PROMPT_PLACES * at_once),
-            prompt_tokens: prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0),
+            prompts: n.min(PROMPT_PLACES * at_once).min(room),
+            prompt_tokens: longest,
             responses: at_once * k,
             // The last token of a response is never fed in, but the model must be able to.
             response_tokens: config.max_new_tokens,
@@ -249,7 +259,7 @@ impl<'a, B: Backend> Batch<'a, B> {
         let (n, k) = (self.prompts.len(), self.config.num_generations);
         let mut finished = 0;
         while finished < n {
-            self.enter(&*hooks)?;
+            while self.enter(&*hooks)? {}
             if !self.active.is_empty() {
                 let rows: Vec<DecodeRow> = self.active.iter().map(|active| self.row(active)).collect();
                 let logits = self.decoder.step(&rows)?;
@@ -273,13 +283,20 @@ impl<'a, B: Backend> Batch<'a, B> {
         DecodeRow { prompt: active.prompt_place, response: active.place, id, generated }
     }
 
-    /// Lets in the prompts that there is room for, and draws the first token of their responses.
-    fn enter(&mut self, hooks: &dyn SamplingHooks) -> Result<(), Error> {
+    /// Lets in prompts that there is room for, as many as are computed together, and draws the first token of their
+    /// responses; whether there were any.
+    fn enter(&mut self, hooks: &dyn SamplingHooks) -> Result<bool, Error> {
         let (b, k, vocab) = (self.model.backend(), self.config.num_generations, self.model.config().vocab_size);
         let room = self.free_prompts.len().min(self.free.len() / k).min(self.prompts.len() - self.entered);
         if room == 0 {
-            return Ok(());
+            return Ok(false);
         }
+        let mut tokens = 0;
+        let fits = |prompt: &&Prompt| {
+            tokens += prompt.ids.len();
+            tokens <= PREFILL_TOKENS
+        };
+        let room = self.prompts[self.entered..][..room].iter().take_while(fits).count().max(1);
         let places = self.free_prompts.split_off(self.free_prompts.len() - room);
         let entering = self.entered..self.entered + room;
         let prompts: Vec<_> = places.iter().copied().zip(self.prompts[entering].iter().map(|p| p.ids)).collect();
@@ -297,7 +314,8 @@ impl<'a, B: Backend> Batch<'a, B> {
         let mut logits = b.alloc(active.len() * vocab);
         b.gather_rows(&prompt_logits, &b.upload_index(&first), vocab, &mut logits);
         drop(prompt_logits);
-        self.draw(logits, active, hooks)
+        self.draw(logits, active, hooks)?;
+        Ok(true)
     }
 
     /// Draws the next token of each of `rows`; those that have not ended by it are active.

@@ -196,3 +196,29 @@ fn a_step_never_holds_vocabulary_times_tokens() {
         assert!(large < small + small / 4, "{len} tokens: {small} bytes with 3,000 tokens, {large} with 48,000");
     }
 }
+
+#[test]
+fn five_hundred_steps_hold_no_more_than_the_first_ones() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let backend = Cpu::new();
+    let model = Transformer::unspecified(&backend, ModelConfig::new(32, 64, 1, 2, 1, 300)).expect("a model");
+    let lists: Vec<TrainingList> = lists()
+        .into_iter()
+        .map(|list| {
+            let ids = |ids: Vec<u32>| ids.into_iter().map(|id| id % 300).collect();
+            let response =
+                |r: TrainingResponse| TrainingResponse { reference: vec![0.0; r.ids.len()], ids: ids(r.ids), ..r };
+            TrainingList { prompt: ids(list.prompt), responses: list.responses.into_iter().map(response).collect() }
+        })
+        .collect();
+    let settings = ListTraining { objective: Objective::default(), beta: 0.1, sft_weight: 0.0 };
+    let mut trainer = Trainer::new(model, OptimizerConfig::default(), 500);
+    let mut held = Vec::new();
+    for step in 0..500 {
+        trainer.list_step(&settings, &[&lists[step % lists.len()]], 1).expect("a step");
+        held.push(ALL.load(Ordering::Relaxed));
+    }
+    // Every list was seen by then. What the test harness itself takes is little.
+    let (early, late) = (held[20], held[499]);
+    assert!(late <= early + 4096, "{early} bytes after 20 steps, {late} after 500");
+}

@@ -22,6 +22,7 @@ mod tests;
 use crate::args::{BenchArgs, BenchKind};
 use crate::error::{Error, Result};
 use crate::machine::{self, Product};
+use crate::plan::bytes;
 use crate::table::Table;
 use clap::ValueEnum;
 use floor::Machine;
@@ -30,8 +31,8 @@ use larpo_core::lists::PackedLists;
 use larpo_core::model::ModelConfig;
 use serde_json::{Map, Value, json};
 
-/// Rows that a benchmark may have, well above what memory allows.
-const MAX_ROWS: usize = 1 << 24;
+/// Rows, or items of lists, that a benchmark may have.
+const MAX_ROWS: usize = 1 << 27;
 
 /// How much is measured to learn the machine's rates.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +136,23 @@ pub(super) fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
         let problem = format!("--lists × (--prompt + --k × --response) is {rows} rows, at most {MAX_ROWS} go");
         return Err(Error::request(format!("bench {what}: {problem}")));
     }
-    Ok(())
+    let least = least_bytes(config, rows as u64);
+    match machine::total_memory().filter(|memory| args.what == BenchKind::Step && least > *memory) {
+        Some(memory) => Err(Error::request(format!(
+            "bench step: {rows} rows need more than {}, and the machine has {}; give fewer --lists, a smaller --k, a \
+             shorter --prompt or --response, or a smaller --preset",
+            bytes(least),
+            bytes(memory)
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Less than what a step on `rows` holds: weights, gradients and moments, and what each block keeps for its gradient.
+fn least_bytes(config: &ModelConfig, rows: u64) -> u64 {
+    let spec = config.attention();
+    let kept = config.hidden_size + spec.qkv_width() + spec.out_width() + 2 * config.intermediate_size;
+    4 * (4 * config.parameters() + rows * (config.num_hidden_layers * kept) as u64)
 }
 
 /// A value's name on the command line.

@@ -4,7 +4,7 @@
 //! values are read once for all of them. A row's result does not depend on what it is computed together with.
 
 use super::skinny::{Rows, dots, mix};
-use super::{par, simd};
+use super::{par, scratch, simd};
 use crate::backend::{AttentionSpec, Store};
 
 /// Copies the key and value part of each row of `qkv (n, width)` to row `slots[i]` of the cache.
@@ -113,40 +113,42 @@ impl Task<'_, '_> {
         let mut o: Vec<&mut [f32]> = o.into_iter().flat_map(|row| row.chunks_exact_mut(d)).collect();
         let longest = spans.iter().map(Span::keys).max().unwrap_or(0);
         let Span { prompt, prompt_len, .. } = spans[0];
-        let mut scores = vec![0f32; q.len() * longest];
-        {
-            let mut shared = Vec::with_capacity(q.len());
-            let mut own = Vec::with_capacity(q.len());
-            for row in scores.chunks_exact_mut(longest) {
-                let (left, right) = row.split_at_mut(prompt_len);
-                shared.push(left);
-                own.push(right);
-            }
-            dots(&q, rows(prompt, prompt_len, keys), &mut shared, Store::Set);
-            for ((q, own), span) in q.chunks(group).zip(own.chunks_mut(group)).zip(spans) {
-                dots(q, rows(span.own, span.own_len, keys), own, Store::Set);
-            }
-        }
-        let scale = spec.scale as f32;
-        let mut inverse = vec![0f32; q.len()];
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (i, (row, inverse)) in scores.chunks_exact_mut(longest).zip(&mut inverse).enumerate() {
-                    let row = &mut row[..spans[i / group].keys()];
-                    let max = simd::max(row);
-                    *inverse = 1.0 / simd::exp_sum(row, scale, max * scale);
+        // Keys that a row does not see are never read.
+        scratch::with(q.len() * longest, |scores| {
+            {
+                let mut shared = Vec::with_capacity(q.len());
+                let mut own = Vec::with_capacity(q.len());
+                for row in scores.chunks_exact_mut(longest) {
+                    let (left, right) = row.split_at_mut(prompt_len);
+                    shared.push(left);
+                    own.push(right);
                 }
-            },
-        );
-        let (shared, own): (Vec<&[f32]>, Vec<&[f32]>) =
-            scores.chunks_exact(longest).map(|row| row.split_at(prompt_len)).unzip();
-        mix(&shared, rows(prompt, prompt_len, values), &mut o, Store::Set);
-        for ((p, o), span) in own.chunks(group).zip(o.chunks_mut(group)).zip(spans) {
-            mix(p, rows(span.own, span.own_len, values), o, Store::Add);
-        }
-        for (o, inverse) in o.into_iter().zip(inverse) {
-            o.iter_mut().for_each(|o| *o *= inverse);
-        }
+                dots(&q, rows(prompt, prompt_len, keys), &mut shared, Store::Set);
+                for ((q, own), span) in q.chunks(group).zip(own.chunks_mut(group)).zip(spans) {
+                    dots(q, rows(span.own, span.own_len, keys), own, Store::Set);
+                }
+            }
+            let scale = spec.scale as f32;
+            let mut inverse = vec![0f32; q.len()];
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (i, (row, inverse)) in scores.chunks_exact_mut(longest).zip(&mut inverse).enumerate() {
+                        let row = &mut row[..spans[i / group].keys()];
+                        let max = simd::max(row);
+                        *inverse = 1.0 / simd::exp_sum(row, scale, max * scale);
+                    }
+                },
+            );
+            let (shared, own): (Vec<&[f32]>, Vec<&[f32]>) =
+                scores.chunks_exact(longest).map(|row| row.split_at(prompt_len)).unzip();
+            mix(&shared, rows(prompt, prompt_len, values), &mut o, Store::Set);
+            for ((p, o), span) in own.chunks(group).zip(o.chunks_mut(group)).zip(spans) {
+                mix(p, rows(span.own, span.own_len, values), o, Store::Add);
+            }
+            for (o, inverse) in o.into_iter().zip(inverse) {
+                o.iter_mut().for_each(|o| *o *= inverse);
+            }
+        });
     }
 }

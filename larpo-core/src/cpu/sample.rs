@@ -3,7 +3,7 @@
 //! One pass over the logits gives the sum of exponentials of every [`BLOCK`], relative to the block's own maximum. A token
 //! is drawn from the sums first and inside one block then, so weights are never kept for the whole vocabulary.
 
-use super::{par, simd};
+use super::{par, scratch, simd};
 use crate::backend::{Draw, SamplingSpec};
 
 /// Logits that are summed together.
@@ -108,11 +108,11 @@ impl<'a> Sums<'a> {
         last * BLOCK + draw(weights.iter().map(|&w| f64::from(w)), share)
     }
 
-    /// The ids that top-k, top-p and min-p keep, in that order, ascending; ties go to the lower id.
-    fn kept(&self, spec: &SamplingSpec) -> Vec<u32> {
+    /// Puts the ids that top-k, top-p and min-p keep, in that order, into `ids`, ascending; ties go to the lower id.
+    fn keep(&self, spec: &SamplingSpec, ids: &mut Vec<u32>) {
         let top_k = if spec.top_k == 0 { self.logits.len() } else { spec.top_k.min(self.logits.len()) };
         let all = top_k == self.logits.len();
-        let mut ids = self.at_least(match all {
+        let cutoff = match all {
             // What is below cannot matter: all of it together falls short of 1 - top_p, or of min_p. A little below that,
             // so that rounding takes nothing away.
             true => {
@@ -122,7 +122,8 @@ impl<'a> Sums<'a> {
             }
             // As many blocks reach this as there are tokens to keep.
             false => self.block_maximum(top_k),
-        });
+        };
+        self.at_least(cutoff, ids);
         let order = |a: &u32, b: &u32| {
             let (x, y) = (self.logits[*a as usize], self.logits[*b as usize]);
             y.total_cmp(&x).then(a.cmp(b))
@@ -133,13 +134,12 @@ impl<'a> Sums<'a> {
         }
         let weight = |id: &u32| self.weight(self.logits[*id as usize]);
         if spec.top_p < 1.0 {
-            let total = if all { self.total() } else { ids.iter().map(weight).sum() };
-            let keep = nucleus(&mut ids, spec.top_p * total, weight, order);
+            let total = if all { self.total() } else { ids.iter().map(&weight).sum() };
+            let keep = nucleus(ids, spec.top_p * total, weight, order);
             ids.truncate(keep);
         }
         ids.retain(|id| weight(id) >= spec.min_p);
         ids.sort_unstable();
-        ids
     }
 
     /// The `rank`-th largest maximum of a block, or -inf.
@@ -151,16 +151,14 @@ impl<'a> Sums<'a> {
         }
     }
 
-    /// Ids whose logits are not below `cutoff`.
-    fn at_least(&self, cutoff: f32) -> Vec<u32> {
-        let mut ids = Vec::new();
+    /// Adds the ids whose logits are not below `cutoff`.
+    fn at_least(&self, cutoff: f32, ids: &mut Vec<u32>) {
         for ((block, logits), (max, _)) in self.logits.chunks(BLOCK).enumerate().zip(&self.blocks) {
             if *max >= cutoff {
                 let first = (block * BLOCK) as u32;
                 ids.extend((first..).zip(logits).filter(|(_, x)| **x >= cutoff).map(|(id, _)| id));
             }
         }
-        ids
     }
 }
 
@@ -199,9 +197,11 @@ fn sample_row(logits: &[f32], spec: &SamplingSpec, uniform: f64) -> Draw {
     let id = if spec.temperature == 0.0 {
         tempered.argmax()
     } else if truncated {
-        let kept = tempered.kept(spec);
-        let weights = kept.iter().map(|&id| tempered.weight(logits[id as usize]));
-        kept.get(draw(weights, uniform)).map_or(0, |&id| id as usize)
+        scratch::with_ids(|kept| {
+            tempered.keep(spec, kept);
+            let weights = kept.iter().map(|&id| tempered.weight(logits[id as usize]));
+            kept.get(draw(weights, uniform)).map_or(0, |&id| id as usize)
+        })
     } else {
         tempered.draw(uniform)
     };

@@ -17,6 +17,18 @@ pub fn with<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     result
 }
 
+/// Calls `f` with an empty list of ids, whose memory the thread keeps. Calls are not nested.
+pub fn with_ids<R>(f: impl FnOnce(&mut Vec<u32>) -> R) -> R {
+    thread_local! {
+        static IDS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut ids = IDS.take();
+    ids.clear();
+    let result = f(&mut ids);
+    IDS.set(ids);
+    result
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -53,11 +53,13 @@ impl<'m, B: Backend> Decoder<'m, B> {
     /// Texts longer than the model can take, or more of them than can be counted.
     pub fn new(model: &'m Transformer<B>, places: Places) -> Result<Self, Error> {
         let (b, config) = (&model.backend, &model.config);
-        let (tokens, limit) = (places.prompt_tokens + places.response_tokens, config.max_position_embeddings);
+        let tokens = places.prompt_tokens.saturating_add(places.response_tokens);
+        let limit = config.max_position_embeddings;
         if tokens > limit {
             return Err(Error::TooLong { tokens, limit });
         }
-        let rows = places.prompts * places.prompt_tokens + places.responses * places.response_tokens;
+        let of_responses = places.responses.saturating_mul(places.response_tokens);
+        let rows = places.prompts.saturating_mul(places.prompt_tokens).saturating_add(of_responses);
         u32::try_from(rows).map_err(|_| {
             Error::setting("cache rows", rows, "below 2^32; take fewer prompts, responses or tokens at once")
         })?;

@@ -27,9 +27,9 @@ pub struct Phase {
 }
 
 /// Floating-point operations of a training step on packed lists, the head computed once more in the backward pass:
-/// `6·(block parameters)·rows + 8·hidden·vocabulary·(scored tokens) + 14·(visible pairs)·heads·head_dim·layers`.
+/// `6·(block parameters)·rows + 8·hidden·vocabulary·(scored rows) + 14·(visible pairs)·heads·head_dim·layers`.
 pub fn step_flops(config: &ModelConfig, packed: &PackedLists) -> f64 {
-    config.step_flops(packed.rows() as u64, packed.targets() as u64, packed.visible_pairs())
+    config.step_flops(packed.rows() as u64, packed.scored_rows.len() as u64, packed.visible_pairs())
 }
 
 /// Floor of a step in seconds: `flops / R + 28·parameters / B`. AdamW needs the finished gradient, so the two add up.
