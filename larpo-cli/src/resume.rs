@@ -83,6 +83,14 @@ pub struct AlignPoint {
     pub resume: Option<Resume>,
 }
 
+impl AlignPoint {
+    /// The last whole checkpoint or iteration in the run's folder; none at the beginning.
+    pub fn last(&self, folder: &Path) -> Option<PathBuf> {
+        let iteration = || (self.done > 0).then(|| folder.join(format!("{ITERATION}{}", self.done)));
+        self.resume.as_ref().map(|resume| resume.checkpoint.clone()).or_else(iteration)
+    }
+}
+
 /// The place in a run of `align` to go on from.
 ///
 /// # Errors

@@ -50,7 +50,7 @@ pub fn are_drawn(folder: &Path) -> bool {
 pub struct Stored {
     /// The lists; without log-probabilities where they were edited, because nothing tells which of them still hold.
     pub lists: Vec<CandidateList>,
-    /// Whether they were edited since they were written.
+    /// Whether they were edited since they were written before.
     pub edited: bool,
     /// `prompt_index` of the rows that edits changed or deleted, now or before.
     pub edited_rows: BTreeSet<usize>,
@@ -75,21 +75,12 @@ pub fn draw<B: Backend>(
         rank(&mut lists, reranker)?;
         return Ok((lists, 0));
     };
-    if let Some(Stored { mut lists, edited, mut edited_rows }) = stored(policy, prompts, sampling.iteration, folder)? {
-        rank(&mut lists, reranker)?;
-        match edited {
-            true => {
-                let fewer = |list: &&CandidateList| list.candidates.len() != sampling.num_generations;
-                edited_rows.extend(lists.iter().filter(fewer).map(|list| list.prompt_index));
-                write(folder, &lists, stop_strings, &edited_rows)?;
-            }
-            false => {
-                let (kept, all) = (lists.len(), count(prompts.len(), "prompts"));
-                say!("{label}: kept the candidates of {kept} of {all}, all of which were drawn and ranked before");
-                forget_drawn(folder)?;
-            }
+    if let Some(taken) = take_up(policy, request, folder, reranker)? {
+        if !taken.edited {
+            let (kept, all) = (taken.lists.len(), count(prompts.len(), "prompts"));
+            say!("{label}: kept the candidates of {kept} of {all}, all of which were drawn and ranked before");
         }
-        return Ok((lists, edited_rows.len()));
+        return Ok((taken.lists, taken.edited_rows.len()));
     }
     let path = folder.join(PARTIAL);
     let mut lists = drawn_before(policy, request, &path)?;
@@ -112,11 +103,42 @@ pub fn draw<B: Backend>(
     Ok((lists, 0))
 }
 
+/// Candidates that an iteration has left in `folder`, best first in every list; None where they are not complete. Edited
+/// ones are ranked anew and written as they are now.
+///
+/// # Errors
+/// As [`draw`].
+pub fn take_up<B: Backend>(
+    policy: &Policy<B>,
+    request: Request,
+    folder: &Path,
+    reranker: &mut dyn Reranker,
+) -> Result<Option<Stored>> {
+    let Request { prompts, sampling, stop_strings, .. } = request;
+    let Some(mut taken) = stored(policy, prompts, sampling.iteration, folder)? else { return Ok(None) };
+    rank(&mut taken.lists, reranker)?;
+    match taken.edited {
+        true => {
+            let fewer = |list: &&CandidateList| list.candidates.len() != sampling.num_generations;
+            taken.edited_rows.extend(taken.lists.iter().filter(fewer).map(|list| list.prompt_index));
+            write(folder, &taken.lists, stop_strings, &taken.edited_rows)?;
+        }
+        false => forget_drawn(folder)?,
+    }
+    Ok(Some(taken))
+}
+
+/// How many rows of the candidates in `folder` were edited and taken up again, as recorded beside them.
+pub fn edited_rows(folder: &Path) -> usize {
+    let recorded = fs::read_to_string(folder.join(SUM)).unwrap_or_default();
+    recorded.lines().nth(1).map_or(0, |rows| rows.split(' ').filter(|row| !row.is_empty()).count())
+}
+
 /// Candidates that `folder` holds. None where they are not complete.
 ///
 /// # Errors
 /// A file that cannot be read, rows that are malformed or do not belong to `prompts`.
-pub fn stored<B: Backend>(
+fn stored<B: Backend>(
     policy: &Policy<B>,
     prompts: &[PromptRow],
     iteration: u32,

@@ -199,9 +199,15 @@ fn hostile_text_stays_text_wherever_it_stands() {
         "samples": [{ "prompt_index": 0, "prompt": HOSTILE, "reference": HOSTILE, "response": HOSTILE, "reward": 1.0 }],
     });
     let compared = json!([{ "metric": HOSTILE, "model": HOSTILE, "against": HOSTILE, "difference": 1, "p": 0.5 }]);
-    folder.file("eval.json", json!({ "models": [model, model], "comparisons": compared }).to_string());
+    let settings = json!({
+        "dataset_name": "held <out>.jsonl", "reward_funcs": "length", "num_generations": 4, "temperature": [0.5, 1.0],
+        "max_new_tokens": 9,
+    });
+    let evaluated = json!({ "prompts": 7, "models": [model, model], "comparisons": compared, "settings": settings });
+    folder.file("eval.json", evaluated.to_string());
     let page = report(&folder.0.display().to_string()).1;
     assert_tame(&page);
+    assert!(page.contains("on 7 prompts of “held &lt;out&gt;.jsonl”, with the reward “length”"), "{page}");
     assert!(!page.contains("<script") && !page.contains("<img") && page.contains("&lt;script&gt;"));
     let controls = page.chars().filter(|c| c.is_control() && *c != '\n').count();
     assert_eq!(controls, 0);

@@ -136,6 +136,23 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     let output = succeeds(&mut more(&[]));
     assert!(!stderr(&output).contains("was edited"), "{}", stderr(&output));
     assert_eq!(json_of(&output)["iterations"].as_array().map(Vec::len), Some(4));
+
+    // Edited after its iteration was finished: what is remembered of it is ranked anew too, and told.
+    let now = || -> Vec<Value> {
+        let text = fs::read_to_string(&path).expect("reads");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let mut edited = now();
+    let answer = edited[2]["reference"].as_str().expect("a reference").to_string();
+    let last = edited[2]["responses"].as_array().expect("texts").len() - 1;
+    edited[2]["responses"][last] = json!(format!("{answer}  "));
+    write(&edited);
+    succeeds(&mut more(&[]));
+    let row = &now()[2];
+    let place = row["responses"].as_array().expect("texts").iter().position(|r| *r == format!("{answer}  "));
+    assert!(row["rewards"][place.expect("the edited text is there")].as_f64() > Some(0.5), "{row}");
+    let inspected = succeeds(&mut larpo(&["inspect", &name]));
+    assert!(stderr(&inspected).contains("iteration 2: 3 rows of its candidates"), "{}", stderr(&inspected));
 }
 
 #[test]

@@ -107,7 +107,7 @@ pub fn align<B: Backend>(
     };
     let mut run = Run { config, initial, memory: CandidateMemory::default(), place };
     let mut looks = run.first_look(&policy, reranker)?;
-    let (mut policy, mut reports) = run.take_up(policy, chosen)?;
+    let (mut policy, mut reports) = run.take_up(policy, chosen, reranker)?;
     looks.extend(reports.iter().filter_map(|report| Look::from_json(&report["held_out"])));
     if config.watch.is_on() && looks.len() != reports.len() + 1 {
         return Err(Error::request(NOT_LOOKED_AT));
@@ -208,6 +208,7 @@ impl<B: Backend> Run<'_, B> {
         &mut self,
         policy: Policy<B>,
         chosen: impl Fn(u32) -> Vec<PromptRow>,
+        reranker: &mut dyn Reranker,
     ) -> Result<(Policy<B>, Vec<Value>)> {
         let Some(place) = self.place.filter(|place| place.point.done > 0) else { return Ok((policy, Vec::new())) };
         let done = place.point.done;
@@ -225,8 +226,11 @@ impl<B: Backend> Run<'_, B> {
             let manifest: Value = serde_json::from_slice(&text)
                 .map_err(|error| Error::request(format!("{}: {error}; restore it from a copy", path.display())))?;
             reports.push(manifest["report"].clone());
-            let Some(Stored { lists, .. }) = samples::stored(&policy, &chosen(n), n, &place.iteration(n))? else {
-                let folder = place.iteration(n);
+            let sampling = SamplingConfig { iteration: n, ..self.config.sampling.clone() };
+            let (prompts, folder) = (chosen(n), place.iteration(n));
+            let request =
+                Request { prompts: &prompts, sampling: &sampling, stop_strings: &self.config.stop, label: "" };
+            let Some(Stored { lists, .. }) = samples::take_up(&policy, request, &folder, reranker)? else {
                 return Err(Error::request(format!("{} has lost its candidates; restore them", folder.display())));
             };
             self.memory.add(lists);

@@ -10,6 +10,7 @@ use crate::resume::{ResumeFrom, align_point};
 use crate::reward::RuleReranker;
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
 use crate::run_record::{Goal, RunRecord, no_run};
+use crate::status;
 use crate::stop::Stop;
 use crate::watch::Watch;
 use larpo_core::backend::Backend;
@@ -46,6 +47,9 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     };
     let mut folder = RunFolder::open(&request)?;
     let point = folder.from(&request).map(|from| align_point(&args.output_dir, from)).transpose()?.unwrap_or_default();
+    if let Some(last) = point.last(&args.output_dir) {
+        status::set_checkpoint(&last);
+    }
     let given = settings.given().contains("iterations");
     let goal = Goal::new(args.iterate.iterations, given, folder.earlier(), point.done as usize)?;
     let same = folder.earlier().is_some_and(|earlier| earlier.goal == Some(goal))

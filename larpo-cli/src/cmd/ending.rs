@@ -1,5 +1,6 @@
 //! How a run ended, from what it left in its folder: for `inspect` and `report`.
 
+use crate::messages::count;
 use crate::numbers::number;
 use crate::watch::{self, Look};
 use serde_json::Value;
@@ -19,9 +20,9 @@ pub fn sentences(record: &Value, done: usize, looks: &[Look]) -> Vec<String> {
     let goal = record["goal"]["iterations"].as_u64();
     match (summary.is_object(), goal, summary["ended_early"].as_str()) {
         (true, Some(goal), Some(why)) => told.push(format!("Ended early, after {done} of {goal} iterations: {why}.")),
-        (true, Some(_), None) => told.push(format!("Finished: {done} iteration{}.", plural(done))),
+        (true, Some(_), None) => told.push(format!("Finished: {}.", count(done, "iterations"))),
         (true, None, _) => told.push(match summary["steps"].as_u64() {
-            Some(steps) => format!("Finished: {steps} update{}.", plural(steps as usize)),
+            Some(steps) => format!("Finished: {}.", count(steps as usize, "updates")),
             None => "Finished.".into(),
         }),
         (false, Some(goal), _) => told.push(format!("Not finished: {done} of {goal} iterations are done.")),
@@ -45,10 +46,6 @@ pub fn sentences(record: &Value, done: usize, looks: &[Look]) -> Vec<String> {
         None => {}
     }
     told
-}
-
-fn plural(n: usize) -> &'static str {
-    if n == 1 { "" } else { "s" }
 }
 
 #[cfg(test)]

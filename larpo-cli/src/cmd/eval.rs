@@ -1,7 +1,7 @@
 //! `larpo eval`: one model or several side by side, on the same prompts and seeds.
 
 use super::{check_references, prompts_of};
-use crate::args::EvalArgs;
+use crate::args::{EvalArgs, Settings};
 use crate::dataset::{PromptRow, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
@@ -21,7 +21,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// What any of its stages reports.
-pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
+pub fn run<B: Backend>(args: &EvalArgs, settings: &Settings, backend: &B) -> Result<Value> {
     if let Some(folder) = args.output.as_deref().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty())
         && !folder.is_dir()
     {
@@ -64,7 +64,7 @@ pub fn run<B: Backend>(args: &EvalArgs, backend: &B) -> Result<Value> {
     }
     reranker.report();
     let names: Vec<String> = models.iter().map(|folder| folder.display().to_string()).collect();
-    let value = report(args, &names, &results, &rows)?;
+    let value = report(args, settings, &names, &results, &rows)?;
     if let Some(path) = &args.output {
         files::write_bytes(path, format!("{value}\n").as_bytes())?;
         say!("the numbers are in {}", path.display());
@@ -154,7 +154,7 @@ fn same_tokens<B: Backend>(reference: &Policy<B>, at: &Path, model: &Path, promp
 }
 
 /// Tables for people, JSON for programs.
-fn report(args: &EvalArgs, names: &[String], results: &[Evaluation], rows: &[Rows]) -> Result<Value> {
+fn report(args: &EvalArgs, flags: &Settings, names: &[String], results: &[Evaluation], rows: &[Rows]) -> Result<Value> {
     let short = short_names(&args.models());
     for line in tables(args, &short, results) {
         say!("{line}");
@@ -186,6 +186,9 @@ fn report(args: &EvalArgs, names: &[String], results: &[Evaluation], rows: &[Row
         "correct_threshold": args.correct_threshold,
         "ref_model": args.ref_model,
         "seed": args.common.seed,
+        "reward_funcs": args.reward.reward_funcs,
+        "max_new_tokens": args.sampling.max_new_tokens,
+        "flags": flags.values(),
     });
     let object = |((name, result), rows): ((&String, &Evaluation), &Rows)| {
         let mut value = result.json();

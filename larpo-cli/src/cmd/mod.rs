@@ -72,7 +72,7 @@ fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value
         Command::Rank(args) => rank::run(args),
         Command::Train(args) => train::run(args, settings, stop, &backend),
         Command::Align(args) => align::run(args, settings, stop, &backend),
-        Command::Eval(args) => eval::run(args, &backend),
+        Command::Eval(args) => eval::run(args, settings, &backend),
         Command::Inspect(args) => inspect::run(args),
         Command::Report(args) => report::run(args),
         Command::Bench(args) => bench::run(args),

@@ -3,7 +3,7 @@
 use crate::align::AlignConfig;
 use crate::args::{
     AlignArgs, BenchArgs, BenchKind, Command, EvalArgs, Iterations, Reference, SampleArgs, Settings, SftArgs,
-    TrainVerbArgs,
+    TrainArgs, TrainVerbArgs,
 };
 use crate::dataset::{PromptRow, Source};
 use crate::error::{Error, Result};
@@ -96,7 +96,20 @@ pub(super) fn admit_sft(
     done: u64,
 ) -> Result<()> {
     let plan = plan_sft(args, model, rows, held_out, done)?;
-    admit(&plan, Advice { micro: args.train.per_device_train_batch_size, shorter: &["--max_length"] })
+    admit(&plan, advice(&args.train, &["--max_length"]), |micro, accumulation| {
+        let mut args = args.clone();
+        in_passes(&mut args.train, micro, accumulation);
+        plan_sft(&args, model, rows, held_out, done)
+    })
+}
+
+fn advice(args: &TrainArgs, shorter: &'static [&'static str]) -> Advice {
+    Advice { micro: args.per_device_train_batch_size, accumulation: args.gradient_accumulation_steps, shorter }
+}
+
+fn in_passes(args: &mut TrainArgs, micro: usize, accumulation: usize) {
+    args.per_device_train_batch_size = micro;
+    args.gradient_accumulation_steps = accumulation;
 }
 
 fn train(args: &TrainVerbArgs) -> Result<Plan> {
@@ -131,8 +144,12 @@ pub(super) fn admit_train(
     done: u64,
 ) -> Result<()> {
     let plan = plan_train(args, model, lists, done)?;
-    let shorter = &["--max_length", "--select"];
-    admit(&plan, Advice { micro: args.train.per_device_train_batch_size, shorter })
+    let lists = std::cell::RefCell::new(lists);
+    admit(&plan, advice(&args.train, &["--max_length", "--select"]), |micro, accumulation| {
+        let mut args = args.clone();
+        in_passes(&mut args.train, micro, accumulation);
+        plan_train(&args, model, &mut lists.borrow_mut(), done)
+    })
 }
 
 /// Responses of a list that training takes, of `k` candidates that all differ.
@@ -232,7 +249,12 @@ pub(super) fn admit_align(
 ) -> Result<()> {
     let plan = plan_align(args, config, model, prompts, point)?;
     let shorter = &["--max_new_tokens", "--num_generations", "--max_prompt_length"];
-    admit(&plan, Advice { micro: args.train.per_device_train_batch_size, shorter })
+    admit(&plan, advice(&args.train, shorter), |micro, accumulation| {
+        let mut args = args.clone();
+        in_passes(&mut args.train, micro, accumulation);
+        let config = AlignConfig { training: LoopConfig::lists(&args.train, args.common.seed), ..config.clone() };
+        plan_align(&args, &config, model, prompts, point)
+    })
 }
 
 fn sample(args: &SampleArgs) -> Result<Plan> {

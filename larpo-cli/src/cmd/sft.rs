@@ -7,6 +7,7 @@ use crate::plan::Dry;
 use crate::policy::{Opened, Policy};
 use crate::resume::{self, Resume};
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
+use crate::status;
 use crate::stop::Stop;
 use crate::training::{HeldOut, Journal, LoopConfig, sft};
 use larpo_core::backend::Backend;
@@ -42,6 +43,9 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         return already_finished(&args.output_dir, summary);
     }
     let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();
+    if let Some(resume) = &resume {
+        status::set_checkpoint(&resume.checkpoint);
+    }
     // Its tokenizer is the run's; building one anew takes long.
     let start = resume.as_ref().map(|resume| &resume.checkpoint).or(args.model.model_name_or_path.as_ref());
     let Read { start, rows, held_out, report } = read(args, start.map(PathBuf::as_path))?;

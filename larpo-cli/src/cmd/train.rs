@@ -8,6 +8,7 @@ use crate::messages::count;
 use crate::policy::{Opened, Policy};
 use crate::resume::{self, Resume};
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
+use crate::status;
 use crate::stop::Stop;
 use crate::training::{Journal, LoopConfig, list_row, list_training, selection, train_lists};
 use larpo_core::backend::Backend;
@@ -36,6 +37,9 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
         return already_finished(&args.output_dir, summary);
     }
     let resume = folder.from(&request).map(|from| resume::checkpoint(&args.output_dir, from)).transpose()?.flatten();
+    if let Some(resume) = &resume {
+        status::set_checkpoint(&resume.checkpoint);
+    }
     let opened = Opened::read(&args.model.model_name_or_path)?;
     let Read { mut training, counts, report } = read(args, &opened.blank()?)?;
     let done = resume.as_ref().map_or(0, Resume::updates);

@@ -85,7 +85,10 @@ impl TokenCache {
                     return Ok(stored.rows);
                 }
                 Ok(_) => say!("note: {} belongs to other data and is made anew", path.display()),
-                Err(error) => say!("note: tokenised data are made anew: {error}"),
+                Err(error) => {
+                    debug!("{error}");
+                    say!("note: {} is damaged, or of another version, and is made anew", path.display());
+                }
             }
         }
         let stored = Stored { key: key.0, rows: make()? };

@@ -3,12 +3,15 @@
 use super::Plan;
 use crate::error::{Error, Result};
 use crate::machine;
+use crate::messages::count;
 
 /// What a user can change where a run does not fit.
 #[derive(Debug, Clone, Copy)]
 pub struct Advice {
     /// Rows or lists of a pass now.
     pub micro: usize,
+    /// Passes of an update now.
+    pub accumulation: usize,
     /// Flags that shorten rows, the most effective first.
     pub shorter: &'static [&'static str],
 }
@@ -24,11 +27,12 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Says in one line what a run is going to hold.
+/// Says in one line what a run is going to hold. `with` plans the run with another number of rows of a pass, and of passes
+/// of an update.
 ///
 /// # Errors
-/// A run that cannot fit into the machine, with the flags that would change it.
-pub fn admit(plan: &Plan, advice: Advice) -> Result<()> {
+/// A run that cannot fit into the machine, with the flags that would change it, and what `with` reports.
+pub fn admit(plan: &Plan, advice: Advice, with: impl Fn(usize, usize) -> Result<Plan>) -> Result<()> {
     let limit = machine::total_memory();
     let of = limit.map_or_else(String::new, |limit| format!(" of the machine's {}", bytes(limit)));
     let parts: Vec<String> = plan
@@ -37,71 +41,78 @@ pub fn admit(plan: &Plan, advice: Advice) -> Result<()> {
         .filter(|(_, part)| *part > 0)
         .map(|(name, part)| format!("{} {}", name.replace('_', " "), bytes(part)))
         .collect();
-    say!("plan: {} updates with {}{of}: {}", plan.updates, bytes(plan.total()), parts.join(", "));
+    let updates = count(plan.updates as usize, "updates");
+    say!("plan: {updates} with {}{of}: {}", bytes(plan.total()), parts.join(", "));
     match limit {
-        Some(limit) if plan.total() > limit => Err(Error::request(refusal(plan, limit, advice))),
+        Some(limit) if plan.total() > limit => {
+            let total = |micro, accumulation| with(micro, accumulation).map(|plan| plan.total());
+            Err(Error::request(refusal(plan.total(), limit, advice, total)?))
+        }
         _ => Ok(()),
     }
 }
 
-fn refusal(plan: &Plan, limit: u64, advice: Advice) -> String {
-    let peak = plan.peak().map(|phase| phase.memory).unwrap_or_default();
-    let needed = plan.total();
+/// Every batch that is named was planned itself: memory does not shrink in proportion to it.
+fn refusal(needed: u64, limit: u64, advice: Advice, total: impl Fn(usize, usize) -> Result<u64>) -> Result<String> {
+    let Advice { micro, accumulation, shorter } = advice;
     let start = format!("this run needs {} of memory and the machine has {}", bytes(needed), bytes(limit));
-    // What grows with the rows of a pass; the rest is there whatever the batch.
-    let varies = peak.activations + peak.logits + peak.kv_cache;
-    let fixed = needed - varies;
-    if fixed >= limit {
-        let model = bytes(fixed);
-        return format!(
-            "{start}; weights, gradients, moments, the data and the program alone need {model}: choose a smaller model or \
-             a smaller --max_samples"
-        );
+    let shorter = shorter.join(" or ");
+    // Divisors leave the updates what they are.
+    let smaller: Vec<usize> = (1..micro).filter(|part| micro.is_multiple_of(*part)).collect();
+    let with = |part: usize| total(part, accumulation * (micro / part));
+    let least = match smaller.first() {
+        Some(&one) => with(one)?,
+        None => needed,
+    };
+    if least > limit {
+        let so = if smaller.is_empty() { String::new() } else { format!(", {} with one row a pass", bytes(least)) };
+        return Ok(format!("{start}{so}: choose a smaller model, or a smaller {shorter} or --max_samples"));
     }
-    let share = (limit - fixed) as f64 / varies as f64;
-    let micro = (advice.micro as f64 * share).floor() as usize;
-    let shorter = advice.shorter.join(" or ");
-    if peak.kv_cache > 0 || micro < 1 {
-        return format!("{start}; a smaller {shorter} would make it fit");
+    // The largest that fits, by halves: what fits is below what does not.
+    let (mut fits, mut above) = ((0, least), smaller.len());
+    while above - fits.0 > 1 {
+        let middle = (fits.0 + above) / 2;
+        match with(smaller[middle])? {
+            bytes if bytes <= limit => fits = (middle, bytes),
+            _ => above = middle,
+        }
     }
-    let accumulation = advice.micro.div_ceil(micro);
-    format!(
-        "{start}; --per_device_train_batch_size {micro} would make it fit (with --gradient_accumulation_steps times \
-         {accumulation} the updates stay the same), and so would a smaller {shorter}"
-    )
+    let part = smaller[fits.0];
+    Ok(format!(
+        "{start}; with --per_device_train_batch_size {part} --gradient_accumulation_steps {} the updates stay the same and \
+         it needs {}; a smaller {shorter} needs less too",
+        accumulation * (micro / part),
+        bytes(fits.1)
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Phase, Planner};
-    use larpo_core::cpu::Memory;
-    use larpo_core::model::ModelConfig;
-    use larpo_core::profile::Profile;
-
-    fn plan(memory: Memory, other: u64) -> Plan {
-        let mut plan = Planner::new(ModelConfig::new(16, 32, 1, 2, 2, 64), 0).finish(0);
-        plan.phases.push(Phase { name: "train", memory, copies: 0, work: Profile::new() });
-        Plan { other, ..plan }
-    }
 
     #[test]
-    fn a_refusal_names_what_would_fit() {
+    fn a_refusal_names_what_was_planned_to_fit() {
         let gib = 1 << 30;
-        let memory =
-            Memory { weights: gib, moments: 2 * gib, gradients: gib, activations: 8 * gib, ..Memory::default() };
-        let advice = Advice { micro: 8, shorter: &["--max_length", "--num_generations"] };
-        let text = refusal(&plan(memory, gib), 9 * gib, advice);
-        assert!(text.contains("needs 13.0 GiB") || text.contains("needs 13.00 GiB"), "{text}");
-        // 4 GiB are left for activations: half of the batch.
-        assert!(text.contains("--per_device_train_batch_size 4 would") && text.contains("times 2 "), "{text}");
-        let text = refusal(&plan(memory, gib), 5 * gib + gib / 2, advice);
-        assert!(text.contains("smaller --max_length or --num_generations would"), "{text}");
-        let text = refusal(&plan(memory, gib), 5 * gib, advice);
-        assert!(text.contains("choose a smaller model"), "{text}");
-        let sampling = Memory { weights: gib, kv_cache: 2 * gib, ..Memory::default() };
-        let text = refusal(&plan(sampling, 0), 2 * gib, advice);
-        assert!(text.contains("smaller --max_length or --num_generations would"), "{text}");
+        let advice = Advice { micro: 12, accumulation: 2, shorter: &["--max_length", "--num_generations"] };
+        // Not in proportion: 3 GiB whatever the batch, half of one for each row, and 2 from four rows on.
+        let total = |micro: usize, accumulation: usize| {
+            assert_eq!(micro * accumulation, 24);
+            Ok(3 * gib + micro as u64 * gib / 2 + if micro >= 4 { 2 * gib } else { 0 })
+        };
+        let refused = |limit| refusal(11 * gib, limit, advice, total).expect("plans");
+        let text = refused(9 * gib);
+        assert!(text.contains("--per_device_train_batch_size 6 --gradient_accumulation_steps 4 "), "{text}");
+        assert!(text.contains("needs 11.0 GiB") && text.contains("it needs 8.00 GiB"), "{text}");
+        let text = refused(6 * gib);
+        assert!(text.contains("--per_device_train_batch_size 3 --gradient_accumulation_steps 8 "), "{text}");
+        let text = refused(3 * gib);
+        assert!(
+            text.contains("3.50 GiB with one row a pass: choose a smaller model, or a smaller --max_length"),
+            "{text}"
+        );
+        let one = Advice { micro: 1, ..advice };
+        let text = refusal(11 * gib, 9 * gib, one, |_, _| Err(Error::request("nothing smaller"))).expect("no plan");
+        assert!(text.contains("choose a smaller model") && !text.contains("one row"), "{text}");
     }
 
     #[test]

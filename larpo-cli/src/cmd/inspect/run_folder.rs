@@ -4,6 +4,7 @@ use crate::cmd::ending;
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::numbers::number;
+use crate::samples::edited_rows;
 use crate::table::Table;
 use larpo_data::candidates;
 use serde_json::{Map, Value, json};
@@ -153,8 +154,9 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
             cell(&["training", "kl"]),
         ];
         table.row(cells.into_iter().chain(watched.map(|_| cell(&["held_out", "mean_reward"]))));
-        if let Some(edited @ 1..) = get(&["edited_rows"]).and_then(Value::as_u64) {
-            notes.push(format!("iteration {n}: {edited} rows of its candidates were edited by hand"));
+        let edited = edited_rows(&iteration);
+        if edited > 0 {
+            notes.push(format!("iteration {n}: {} of its candidates edited by hand", count(edited, "rows")));
         }
         rows.push(json!({
             "iteration": n,

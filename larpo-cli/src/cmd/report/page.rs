@@ -8,6 +8,7 @@ use super::settings::Settings;
 use super::story::{self, Point, eval_label, eval_models};
 use crate::cmd::ending;
 use crate::error::Result;
+use crate::messages::count;
 use crate::numbers::number;
 use larpo_core::metrics::Estimate;
 use larpo_data::candidates::CandidateList;
@@ -167,7 +168,12 @@ fn edits(i: &Iteration) -> Option<String> {
         1 => format!("1 row of the candidates of iteration {n} was edited by hand before it was trained on."),
         _ => format!("{rows} rows of the candidates of iteration {n} were edited by hand before they were trained on."),
     });
-    let since = i.edited_since.then(|| format!("The candidates of iteration {n} were edited after it was finished."));
+    let rows = match i.edited_rows as u64 {
+        all if all > edited.unwrap_or(0) => format!(" ({})", count(all as usize, "rows")),
+        _ => String::new(),
+    };
+    let since =
+        i.edited_since.then(|| format!("The candidates of iteration {n} were edited after it was finished{rows}."));
     match (then, since) {
         (None, None) => None,
         (then, since) => Some([then, since].into_iter().flatten().collect::<Vec<_>>().join(" ")),
@@ -235,6 +241,24 @@ fn numbers(points: &[Point]) -> String {
     format!("<details><summary>Numbers</summary>{}</details>", table(&headings, &rows))
 }
 
+/// What an evaluation measured, and on what, as its settings tell.
+fn eval_setting(eval: &Value, models: &[&Value]) -> Option<String> {
+    let settings = &eval["settings"];
+    let temperatures: Vec<String> =
+        settings["temperature"].as_array().into_iter().flatten().map(ToString::to_string).collect();
+    let prompts = eval["prompts"].as_u64().or(models.first()?["prompts"].as_u64())?;
+    Some(format!(
+        "Measured by larpo eval on {} of “{}”, with the reward “{}” (the run's own may be another); \
+         {} a prompt at temperature {}, at most {} long, beside the greedy one.",
+        count(prompts as usize, "prompts"),
+        escape(settings["dataset_name"].as_str()?),
+        escape(settings["reward_funcs"].as_str()?),
+        count(settings["num_generations"].as_u64()? as usize, "samples"),
+        temperatures.join(" and "),
+        count(settings["max_new_tokens"].as_u64()? as usize, "tokens"),
+    ))
+}
+
 /// All numbers of an evaluation, a column a model, and how the models differ.
 fn eval_tables(eval: &Value) -> String {
     let models = eval_models(eval);
@@ -264,8 +288,9 @@ fn eval_tables(eval: &Value) -> String {
     };
     let headings: Vec<String> = std::iter::once(String::new()).chain(names).collect();
     let rows: Vec<Vec<String>> = labels.iter().map(row).collect();
+    let told = eval_setting(eval, &models).map_or_else(String::new, |told| format!("<p>{told}</p>"));
     let mut out =
-        format!("<details open><summary>Numbers [95 % interval]</summary>{}</details>", table(&headings, &rows));
+        format!("{told}<details open><summary>Numbers [95 % interval]</summary>{}</details>", table(&headings, &rows));
     let compared = eval["comparisons"].as_array().cloned().unwrap_or_default();
     if !compared.is_empty() {
         let headings = ["", "model", "less", "difference", "p", "prompts"].map(String::from);

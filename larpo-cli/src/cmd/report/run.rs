@@ -5,6 +5,7 @@ use super::command;
 use super::settings::texts;
 use crate::align::START;
 use crate::error::{Error, Result};
+use crate::samples::edited_rows;
 use larpo_data::candidates::{self, CandidateList};
 use larpo_data::checksums::Checksum;
 use serde_json::{Map, Value};
@@ -44,6 +45,8 @@ pub struct Iteration {
     pub lists: Vec<CandidateList>,
     /// Lines of its metrics.jsonl.
     pub training: Vec<Map<String, Value>>,
+    /// Rows of its candidates that were edited and taken up again.
+    pub edited_rows: usize,
     /// Whether its candidates were edited after it was finished.
     pub edited_since: bool,
 }
@@ -171,7 +174,11 @@ fn read_iteration(number: u32, folder: &Path, notes: &mut Vec<String>) -> Result
         Some(sum) => Checksum::of_file(&path)?.to_string() != sum,
         None => false,
     };
-    Ok(Iteration { number, manifest, lists, training: training.unwrap_or_default(), edited_since })
+    let edited_rows = edited_rows(folder);
+    // What was trained on stands in the manifest; more was edited later, and is remembered by later iterations.
+    let before = manifest["report"]["edited_rows"].as_u64().unwrap_or(0);
+    let edited_since = edited_since || edited_rows as u64 > before;
+    Ok(Iteration { number, manifest, lists, training: training.unwrap_or_default(), edited_rows, edited_since })
 }
 
 /// The bytes of a file as text; `None` where there is none.
