@@ -309,3 +309,33 @@ fn inspect_tells_the_story_of_a_run() {
     fs::write(folder.0.join("out/b.txt.gz"), "").expect("writes");
     assert!(larpo(&["inspect", &out]).expect_err("two files").contains("a.csv, b.txt.gz"));
 }
+
+#[test]
+fn a_text_that_cannot_be_encoded_is_named_by_file_line_and_field() {
+    let folder = with_model("unknown");
+    let good = |extra: Value| {
+        let mut row = json!({ "prompt": "1+1=" });
+        row.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        row
+    };
+    let completion = |text: &str| good(json!({ "completion": text }));
+    let pair = |chosen: &str, rejected: &str| good(json!({ "chosen": chosen, "rejected": rejected }));
+    let labelled = |text: &str, label: bool| good(json!({ "completion": text, "label": label }));
+    let gsm8k = |question: &str, answer: &str| json!({ "question": question, "answer": answer });
+    let cases = [
+        ("sft", vec![completion("2"), completion("2Ω")], 2, "completion"),
+        ("sft", vec![completion("2"), completion("3"), json!({ "prompt": "Ω", "completion": "2" })], 3, "prompt"),
+        ("sft", vec![gsm8k("1", "#### 2"), gsm8k("1", "Ω #### 2")], 2, "answer"),
+        ("align", vec![gsm8k("1Ω", "#### 2")], 1, "question"),
+        ("train", vec![pair("1", "2"), pair("1", "Ω")], 2, "rejected"),
+        // Two rows with one prompt make one list; the second row is the one to mend.
+        ("train", vec![labelled("1", true), labelled("Ω", false)], 2, "completion"),
+    ];
+    for (i, (verb, rows, line, field)) in cases.into_iter().enumerate() {
+        let file = folder.rows(&format!("rows-{i}.jsonl"), &rows);
+        let error = run(&folder, verb, &file, &["--max_steps", "1"][..if verb == "align" { 0 } else { 2 }])
+            .expect_err("no token for Ω");
+        let place = format!("rows-{i}.jsonl:{line}: `{field}`: ");
+        assert!(error.contains(&place) && error.contains("(U+03A9)"), "{place}: {error}");
+    }
+}

@@ -1,6 +1,6 @@
 //! Ranked lists, pairs and labelled completions as lists of candidates.
 
-use super::{Dataset, Fit, Limits, Part, RowReport, Source};
+use super::{Dataset, Encoded, Fit, Limits, Part, RowReport, Source, Text, Texts};
 use crate::candidate_rows::{Known, from_row};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
@@ -29,7 +29,7 @@ struct Draft<'a> {
     index: usize,
     line: usize,
     prompt: &'a str,
-    responses: Vec<&'a str>,
+    responses: Vec<Text<'a>>,
     scores: Vec<f64>,
     rows: usize,
     /// The row it was read from, where it was one of candidates.
@@ -54,7 +54,8 @@ impl Source {
                     if list.rewards.is_empty() {
                         ranks_only.get_or_insert(row.line);
                     }
-                    let responses = list.responses.iter().map(String::as_str).collect();
+                    let response = |text| Text { line: row.line, field: "responses", text };
+                    let responses = list.responses.iter().map(|text| response(text)).collect();
                     let (index, line, prompt) = (row.index, row.line, &list.prompt[..]);
                     drafts.push(Draft { index, line, prompt, responses, scores, rows: 1, row: Some(list) });
                 }
@@ -65,7 +66,10 @@ impl Source {
                     index: all[i].index,
                     line: all[i].line,
                     prompt: &all[i].prompt,
-                    responses: vec![&all[i].chosen, &all[i].rejected],
+                    responses: vec![
+                        Text { line: all[i].line, field: "chosen", text: &all[i].chosen },
+                        Text { line: all[i].line, field: "rejected", text: &all[i].rejected },
+                    ],
                     scores: vec![1.0, 0.0],
                     rows: 1,
                     row: None,
@@ -82,7 +86,7 @@ impl Source {
                         let (index, line, prompt) = (row.index, row.line, &row.prompt[..]);
                         drafts.push(Draft { index, line, prompt, responses, scores, rows: 0, row: None });
                     }
-                    drafts[at].responses.push(&row.completion);
+                    drafts[at].responses.push(Text { line: row.line, field: "completion", text: &row.completion });
                     drafts[at].scores.push(f64::from(u8::from(row.label)));
                     drafts[at].rows += 1;
                 }
@@ -144,13 +148,19 @@ impl Source {
             };
             return drafts.iter().map(list).collect();
         }
-        let texts: Vec<(&str, Vec<&str>)> = drafts.iter().map(|d| (d.prompt, d.responses.clone())).collect();
+        let texts: Vec<Texts> = drafts
+            .iter()
+            .map(|draft| Texts {
+                prompt: Text { line: draft.line, field: self.prompt_field(), text: draft.prompt },
+                responses: draft.responses.clone(),
+            })
+            .collect();
         let encoded = self.encode(&policy.tokenizer, &self.settings("lists", chosen), &texts)?;
-        let list = |(draft, row): (&Draft, super::Encoded)| {
+        let list = |(draft, row): (&Draft, Encoded)| {
             let candidates = row.responses.into_iter().zip(&draft.responses).zip(&draft.scores);
-            let candidate = |((mut ids, &text), &reward): ((Vec<u32>, &&str), &f64)| {
+            let candidate = |((mut ids, text), &reward): ((Vec<u32>, &Text), &f64)| {
                 ids.extend(policy.eos_ids.first());
-                made_elsewhere(ids, text, reward)
+                made_elsewhere(ids, text.text, reward)
             };
             CandidateList {
                 prompt_index: draft.index,

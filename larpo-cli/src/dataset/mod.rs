@@ -223,14 +223,17 @@ impl Source {
         (&self.order[taken], report)
     }
 
-    /// The ids of the given texts, a prompt and its responses each, from the cache where it has them.
-    fn encode(&self, tokenizer: &Tokenizer, what: &str, texts: &[(&str, Vec<&str>)]) -> Result<Vec<Encoded>> {
-        let shape: Vec<usize> = texts.iter().map(|(_, responses)| responses.len()).collect();
+    /// The ids of the given texts, from the cache where it has them.
+    fn encode(&self, tokenizer: &Tokenizer, what: &str, texts: &[Texts]) -> Result<Vec<Encoded>> {
+        let shape: Vec<usize> = texts.iter().map(|texts| texts.responses.len()).collect();
         let make = || {
-            let row = |(prompt, responses): &(&str, Vec<&str>)| -> Result<Encoded> {
-                let responses =
-                    responses.iter().map(|text| tokenizer.encode(text)).collect::<std::result::Result<_, _>>()?;
-                Ok(Encoded { prompt: encode_prompt(tokenizer, prompt)?, responses })
+            let row = |texts: &Texts| -> Result<Encoded> {
+                let prompt = encode_prompt(tokenizer, texts.prompt.text);
+                let response = |text: &Text| tokenizer.encode(text.text).map_err(|error| self.in_field(text, &error));
+                Ok(Encoded {
+                    prompt: prompt.map_err(|error| self.in_field(&texts.prompt, &error))?,
+                    responses: texts.responses.iter().map(response).collect::<Result<_>>()?,
+                })
             };
             // Collected before the first error is looked for, which must not depend on which thread is faster.
             let rows: Vec<Result<Encoded>> = texts.par_iter().map(row).collect();
@@ -247,6 +250,22 @@ impl Source {
     /// An error about the row in `line`.
     fn at(&self, line: usize, problem: &dyn std::fmt::Display) -> Error {
         Error::request(format!("{}:{line}: {problem}", self.path.display()))
+    }
+
+    /// An error about the text of a field; of a data set that is one text, the error itself names the place in it.
+    fn in_field(&self, text: &Text, problem: &dyn std::fmt::Display) -> Error {
+        match text.line {
+            0 => Error::request(format!("{}: {problem}", self.path.display())),
+            line => self.at(line, &format!("`{}`: {problem}", text.field)),
+        }
+    }
+
+    /// The field that the rows' prompts stand in.
+    fn prompt_field(&self) -> &'static str {
+        match self.records.schema {
+            Schema::Gsm8k => "question",
+            _ => "prompt",
+        }
     }
 
     fn refused(&self, line: usize, problem: &str) -> Error {
@@ -267,8 +286,16 @@ impl Source {
         part: Part,
     ) -> Result<(Vec<SftRow>, RowReport)> {
         let (chosen, mut report) = self.select("rows", part, limits);
-        // Line, prompt and completion of the rows that have one.
-        let mut rows: Vec<(usize, &str, &str)> = Vec::with_capacity(chosen.len());
+        let (prompt_field, completion_field) = match self.records.schema {
+            Schema::Gsm8k => (self.prompt_field(), "answer"),
+            _ => (self.prompt_field(), "completion"),
+        };
+        let texts = |line: usize, prompt, field: &'static str, completion| Texts {
+            prompt: Text { line, field: prompt_field, text: prompt },
+            responses: vec![Text { line, field, text: completion }],
+        };
+        // Of the rows that have a completion.
+        let mut rows: Vec<Texts> = Vec::with_capacity(chosen.len());
         match &self.records.dataset {
             Dataset::Text(text) => {
                 let ids = self.text_ids(policy, text)?;
@@ -285,30 +312,29 @@ impl Source {
             Dataset::Examples(all) => {
                 for row in chosen.iter().map(|&i| &all[i]) {
                     match &row.completion {
-                        Some(completion) => rows.push((row.line, &row.prompt, completion)),
+                        Some(completion) => rows.push(texts(row.line, &row.prompt, completion_field, completion)),
                         None => report.leave_out("no completion"),
                     }
                 }
             }
             Dataset::Pairs(all) => {
                 say!("note: of each pair the chosen response is learned");
-                rows.extend(chosen.iter().map(|&i| (all[i].line, &all[i].prompt[..], &all[i].chosen[..])));
+                let row = |&i: &usize| texts(all[i].line, &all[i].prompt, "chosen", &all[i].chosen);
+                rows.extend(chosen.iter().map(row));
             }
             Dataset::Unpaired(all) => {
                 for row in chosen.iter().map(|&i| &all[i]) {
                     match row.label {
-                        true => rows.push((row.line, &row.prompt, &row.completion)),
+                        true => rows.push(texts(row.line, &row.prompt, completion_field, &row.completion)),
                         false => report.leave_out("label false"),
                     }
                 }
             }
         }
-        let texts: Vec<(&str, Vec<&str>)> =
-            rows.iter().map(|&(_, prompt, completion)| (prompt, vec![completion])).collect();
-        let encoded = self.encode(&policy.tokenizer, &self.settings("completions", chosen), &texts)?;
+        let encoded = self.encode(&policy.tokenizer, &self.settings("completions", chosen), &rows)?;
         let front = policy.prompt_prefix()?.len();
         let mut result = Vec::with_capacity(rows.len());
-        for ((line, ..), row) in rows.into_iter().zip(encoded) {
+        for (texts, row) in rows.into_iter().zip(encoded) {
             let mut response = row.responses.into_iter().next().unwrap_or_default();
             response.extend(policy.eos_ids.first());
             match limits.fit(&row.prompt, front, response.len(), limits.max_length) {
@@ -318,7 +344,7 @@ impl Source {
                     result.push(SftRow { prompt, response });
                 }
                 Fit::LeftOut(reason) => report.leave_out(reason),
-                Fit::Refused(problem) => return Err(self.refused(line, &problem)),
+                Fit::Refused(problem) => return Err(self.refused(texts.prompt.line, &problem)),
             }
         }
         Ok((result, report))
@@ -383,7 +409,8 @@ impl Source {
                 Dataset::Text(_) => unreachable!("a text has no rows"),
             });
         }
-        let texts: Vec<(&str, Vec<&str>)> = rows.iter().map(|&(_, _, prompt, _)| (prompt, vec![])).collect();
+        let prompt = |&(_, line, text, _): &(usize, usize, _, _)| Text { line, field: self.prompt_field(), text };
+        let texts: Vec<Texts> = rows.iter().map(|row| Texts { prompt: prompt(row), responses: vec![] }).collect();
         let encoded = self.encode(&policy.tokenizer, &self.settings("prompts", chosen), &texts)?;
         let front = policy.prompt_prefix()?.len();
         let mut result = Vec::with_capacity(rows.len());
@@ -457,10 +484,26 @@ impl Source {
     }
 
     /// The ids of the one text.
-    fn text_ids<B: Backend>(&self, policy: &Policy<B>, text: &str) -> Result<Vec<u32>> {
-        let rows = self.encode(&policy.tokenizer, "text", &[("", vec![text])])?;
+    fn text_ids<B: Backend>(&self, policy: &Policy<B>, whole: &str) -> Result<Vec<u32>> {
+        let text = |text| Text { line: 0, field: "", text };
+        let texts = Texts { prompt: text(""), responses: vec![text(whole)] };
+        let rows = self.encode(&policy.tokenizer, "text", &[texts])?;
         Ok(rows.into_iter().flat_map(|row| row.responses).flatten().collect())
     }
+}
+
+/// A text to encode, and where it stands: line 0 for a data set that is one text.
+#[derive(Clone, Copy)]
+struct Text<'a> {
+    line: usize,
+    field: &'static str,
+    text: &'a str,
+}
+
+/// What is encoded together: a prompt and its responses.
+struct Texts<'a> {
+    prompt: Text<'a>,
+    responses: Vec<Text<'a>>,
 }
 
 fn beyond(max_new_tokens: usize, positions: usize) -> String {

@@ -84,7 +84,7 @@ impl Recipe {
             sft_rows: 1200,
             held_out: 40,
             sft_epochs: 2,
-            more_steps: 20,
+            more_steps: 60,
             prompts_per_iteration: 32,
             hidden_size: 64,
             intermediate_size: 160,
