@@ -1,5 +1,6 @@
 //! `larpo plan`: memory and time of a verb before it runs; and the check that training verbs make.
 
+use super::sft::Start;
 use crate::align::AlignConfig;
 use crate::args::{
     AlignArgs, BenchArgs, BenchKind, Command, EvalArgs, Iterations, Reference, SampleArgs, Settings, SftArgs,
@@ -31,13 +32,15 @@ use larpo_core::select::Select;
 use larpo_core::train::{ListTraining, SftRow, TrainingList};
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Plans a verb and shows it. Of a run that goes on, what is left is planned.
 ///
 /// # Errors
 /// A verb that has nothing to plan, and what reading its data reports.
 pub fn run(command: &Command, settings: &Settings) -> Result<Value> {
+    // What is read and gone through here, the run reads and goes through as well.
+    let start = Instant::now();
     let plan = match command {
         Command::Sft(args) => sft(args)?,
         Command::Train(args) => train(args)?,
@@ -47,7 +50,7 @@ pub fn run(command: &Command, settings: &Settings) -> Result<Value> {
         Command::Bench(args) => bench(args)?,
         other => return Err(Error::request(format!("larpo {} has nothing to plan", other.name()))),
     };
-    show(&plan)
+    show(&plan, start.elapsed())
 }
 
 /// The checkpoint that `sft` or `train` would go on from.
@@ -63,25 +66,22 @@ fn sft(args: &SftArgs) -> Result<Plan> {
     let folder = resume.as_ref().map(|resume| &resume.checkpoint).or(args.model.model_name_or_path.as_ref());
     let read = super::sft::read(args, folder.map(|folder| folder.as_path()))?;
     let done = resume.as_ref().map_or(0, Resume::updates);
-    plan_sft(args, read.start.config(), &read.rows, read.held_out.as_deref(), done)
+    plan_sft(args, &read.start, &read.rows, read.held_out.as_deref(), done)
 }
 
-fn plan_sft(
-    args: &SftArgs,
-    model: &ModelConfig,
-    rows: &[SftRow],
-    held_out: Option<&[SftRow]>,
-    done: u64,
-) -> Result<Plan> {
+fn plan_sft(args: &SftArgs, start: &Start, rows: &[SftRow], held_out: Option<&[SftRow]>, done: u64) -> Result<Plan> {
     let present = row_bytes(rows) + held_out.map_or(0, row_bytes);
-    let mut planner = Planner::new(model.clone(), present);
+    let mut planner = Planner::new(start.config().clone(), present);
     let config = LoopConfig::sft(&args.train, args.common.seed);
     let order = config.plan(rows.len());
     let passed = |steps: u64| args.eval.eval_steps.map_or(0, |every| steps / every as u64);
     let looks = 1 + passed(order.steps.saturating_sub(1)).saturating_sub(passed(done));
     let model = planner.model()?;
+    if let Start::Fresh(..) = start {
+        planner.fresh(&model);
+    }
     planner.fine_tune(model, rows, (order, done), config.micro_batch, held_out.map(|rows| (rows, looks)))?;
-    Ok(planner.finish_training(&args.train, 0))
+    Ok(planner.finish_training(&args.train, 1, 0))
 }
 
 /// Refuses a run of `sft`, of which `done` updates are made, that cannot fit.
@@ -90,16 +90,16 @@ fn plan_sft(
 /// As [`admit`].
 pub(super) fn admit_sft(
     args: &SftArgs,
-    model: &ModelConfig,
+    start: &Start,
     rows: &[SftRow],
     held_out: Option<&[SftRow]>,
     done: u64,
 ) -> Result<()> {
-    let plan = plan_sft(args, model, rows, held_out, done)?;
+    let plan = plan_sft(args, start, rows, held_out, done)?;
     admit(&plan, advice(&args.train, &["--max_length"]), |micro, accumulation| {
         let mut args = args.clone();
         in_passes(&mut args.train, micro, accumulation);
-        plan_sft(&args, model, rows, held_out, done)
+        plan_sft(&args, start, rows, held_out, done)
     })
 }
 
@@ -130,7 +130,7 @@ fn plan_train(args: &TrainVerbArgs, model: &ModelConfig, lists: &mut [TrainingLi
     let first: Vec<usize> = order.batches().next().into_iter().flatten().take(micro).collect();
     planner.prove(&model, lists, &settings, &first, false)?;
     planner.train_lists(model, lists, &settings, (order, done), micro)?;
-    Ok(planner.finish_training(&args.train, references))
+    Ok(planner.finish_training(&args.train, 1, references))
 }
 
 /// Refuses a run of `train`, of which `done` updates are made, that cannot fit. The lists get references without meaning.
@@ -233,7 +233,8 @@ fn plan_align(
         model = planner.train_lists(model, &lists, &config.lists, (order, done), micro)?;
         planner.trim();
     }
-    Ok(planner.finish_training(&args.train, held))
+    // A model of every iteration, and the last or the best of them as the run's.
+    Ok(planner.finish_training(&args.train, u64::from(left) + 1, held))
 }
 
 /// Refuses what is left of a run of `align` after `point` where it cannot fit.
@@ -336,8 +337,8 @@ fn bench(args: &BenchArgs) -> Result<Plan> {
     Ok(planner.finish(0).one_of(SETTLED))
 }
 
-/// Measures the machine, and shows the plan as a table and as an object.
-fn show(plan: &Plan) -> Result<Value> {
+/// Measures the machine, and shows the plan as a table and as an object; it took `making` to make the plan.
+fn show(plan: &Plan, making: Duration) -> Result<Value> {
     let limit = machine::total_memory();
     let rates = calibrate(plan)?;
     let seconds: Vec<f64> =
@@ -353,7 +354,7 @@ fn show(plan: &Plan) -> Result<Value> {
     let times = seconds.iter().map(|&s| duration(Duration::from_secs_f64(s.min(1e9))));
     table.row(std::iter::once("time".to_string()).chain(times));
     say!("{}", table.to_string().trim_end());
-    let (peak, whole) = (plan.total(), seconds.iter().sum::<f64>());
+    let (peak, whole) = (plan.total(), making.as_secs_f64() + seconds.iter().sum::<f64>());
     let of = limit.map_or_else(String::new, |limit| match peak > limit {
         true => format!(": MORE than the machine's {}", bytes(limit)),
         false => format!(" of the machine's {}", bytes(limit)),
@@ -376,6 +377,7 @@ fn show(plan: &Plan) -> Result<Value> {
         "data_bytes": plan.data,
         "other_bytes": plan.other,
         "seconds": whole,
+        "preparing_seconds": making.as_secs_f64(),
         "updates": plan.updates,
         "phases": phases,
     }))

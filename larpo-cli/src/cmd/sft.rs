@@ -50,7 +50,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     let start = resume.as_ref().map(|resume| &resume.checkpoint).or(args.model.model_name_or_path.as_ref());
     let Read { start, rows, held_out, report } = read(args, start.map(PathBuf::as_path))?;
     let done = resume.as_ref().map_or(0, Resume::updates);
-    super::plan::admit_sft(args, start.config(), &rows, held_out.as_deref(), done)?;
+    super::plan::admit_sft(args, &start, &rows, held_out.as_deref(), done)?;
     let policy = match start {
         Start::Folder(opened) => opened.load(backend)?,
         Start::Fresh(config, tokenizer) => fresh(config, tokenizer, args.common.seed, backend)?,

@@ -1,6 +1,6 @@
 //! How fast this machine does the operations of a run: its own shapes, on a model of two layers and a small vocabulary.
 
-use super::{Plan, Step};
+use super::{FRESH, Plan, Step, WRITTEN};
 use crate::error::Result;
 use crate::machine;
 use larpo_core::cpu::Cpu;
@@ -20,6 +20,8 @@ const ROWS: usize = 1536;
 const TOKENS: usize = 24;
 /// Seconds for a kind of work, after a first run that does not count.
 const SECONDS: f64 = 1.5;
+/// Bytes that the disk's rate is measured on.
+const WRITE: usize = 32 << 20;
 /// Bytes of each of the three arrays that the memory's rate is measured on.
 const MEMORY: u64 = 128 << 20;
 
@@ -29,6 +31,8 @@ pub struct Rates {
     /// By operation and the magnitude of its rows.
     seconds: BTreeMap<(&'static str, u32), f64>,
     bytes_per_second: f64,
+    /// Seconds for a byte of what is not the backend's work.
+    host: BTreeMap<&'static str, f64>,
     /// Whole over the sum of the operations, in training and in sampling.
     overhead: [f64; 2],
 }
@@ -48,6 +52,9 @@ impl Rates {
     /// Seconds that `work` takes; `sampling` tells which overhead applies.
     pub fn seconds(&self, work: &Profile, sampling: bool) -> f64 {
         let of = |((op, shape), cost): ((&'static str, Shape), &Cost)| {
+            if let Some(seconds) = self.host.get(op) {
+                return cost.bytes * seconds;
+            }
             let wanted = magnitude(shape);
             if shape == Shape::Flat && cost.bytes > 0.0 {
                 // Arrays as long as the model's, which those of the small model say nothing about.
@@ -96,6 +103,15 @@ pub fn calibrate(plan: &Plan) -> Result<Rates> {
         vocab_size: c.vocab_size.min(VOCABULARY),
         ..c.clone()
     };
+    let needed = |op| plan.phases.iter().any(|phase| phase.work.keys().any(|(name, _)| *name == op));
+    if needed(FRESH) {
+        let start = Instant::now();
+        let model = Transformer::random(&Cpu::new(), config.clone(), 1)?;
+        rates.host.insert(FRESH, start.elapsed().as_secs_f64() / (4 * model.config().parameters()) as f64);
+    }
+    if needed(WRITTEN) {
+        rates.host.insert(WRITTEN, write());
+    }
     if let Some(step) = &plan.step {
         let (profile, seconds) = train(&config, step)?;
         rates.learn(profile, seconds, false);
@@ -105,6 +121,18 @@ pub fn calibrate(plan: &Plan) -> Result<Rates> {
         rates.learn(profile, seconds, true);
     }
     Ok(rates)
+}
+
+/// Seconds to write a byte for good, measured in the folder for temporary files; 0 where nothing can be written there.
+fn write() -> f64 {
+    let path = std::env::temp_dir().join(format!("larpo-plan-{}", std::process::id()));
+    let bytes = vec![1; WRITE];
+    let start = Instant::now();
+    let written = larpo_data::files::write_bytes(&path, &bytes);
+    let seconds = start.elapsed().as_secs_f64() / WRITE as f64;
+    // Nobody is helped by an error about a file that was only to be timed.
+    let _ = std::fs::remove_file(&path);
+    if written.is_ok() { seconds } else { 0.0 }
 }
 
 /// Runs `call` for [`SECONDS`], three times at least, after once for warmth; the profile and the seconds of what counted.

@@ -3,7 +3,8 @@
 //! The run's own code goes over the run's own shapes on a backend that neither computes nor holds anything
 //! ([`DryRun`], wrapped in [`Profiled`]): bytes are those that it would hold, work is what it would have been asked to do.
 //! Rows, lists and candidates are counted beside them, and so is what the process has resident when they are there.
-//! Seconds are the work at rates that [`calibrate`] measures. Responses that are still to be sampled are taken to be as long
+//! Seconds are the work at rates that [`calibrate`] measures, with what it takes to make fresh weights and to write models and
+//! checkpoints. Responses that are still to be sampled are taken to be as long
 //! as `--max_new_tokens` allows, so a plan of sampling is an upper bound.
 
 pub mod calibrate;
@@ -21,7 +22,7 @@ use larpo_core::batches::BatchPlan;
 use larpo_core::cpu::{DryRun, Memory};
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_core::optim::OptimizerConfig;
-use larpo_core::profile::{Profile, Profiled};
+use larpo_core::profile::{Cost, Profile, Profiled, Shape};
 use larpo_core::proofs::prove;
 use larpo_core::retriever::{NoHooks, Prompt, SamplingConfig, prompts_per_batch, sample};
 use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
@@ -37,6 +38,11 @@ const STEPS: usize = 2048;
 const BATCHES: f64 = 8.0;
 /// Updates beyond which an order is not looked at.
 const LOOKED_AT: usize = 20_000;
+
+/// Work beside the backend's, whose rates are measured like those of operations: bytes of fresh weights, and bytes of weights
+/// and moments that are written.
+const FRESH: &str = "fresh weights";
+const WRITTEN: &str = "write";
 
 /// A part of a run.
 #[derive(Debug, Clone)]
@@ -317,14 +323,25 @@ impl Planner {
         Ok(trainer.into_model())
     }
 
-    /// [`Planner::finish`] of a verb that trains: a checkpoint makes host copies of both moments, where a step's results
-    /// were before.
-    pub fn finish_training(mut self, args: &TrainArgs, more: u64) -> Plan {
-        let trains = self.plan.phases.iter().find(|phase| phase.name == "train");
-        if let (Some(train), true) = (trains, args.save_steps.is_some()) {
+    /// Weights that are drawn, not read.
+    pub fn fresh(&mut self, model: &Transformer<Dry>) {
+        let weights = 4 * model.config().parameters();
+        let memory = Memory { weights, ..Memory::default() };
+        let work = host_work(FRESH, weights, 1);
+        self.plan.phases.push(Phase { name: "start", memory, copies: 0, work });
+    }
+
+    /// [`Planner::finish`] of a verb that trains and writes `models` models: a checkpoint makes host copies of both moments,
+    /// where a step's results were before.
+    pub fn finish_training(mut self, args: &TrainArgs, models: u64, more: u64) -> Plan {
+        if let Some(train) = self.plan.phases.iter().find(|phase| phase.name == "train") {
             let memory = Memory { activations: 0, logits: 0, kv_cache: 0, ..train.memory };
-            let copies = 8 * self.plan.config.parameters();
-            self.plan.phases.push(Phase { name: "save", memory, copies, work: Profile::new() });
+            let parameters = self.plan.config.parameters();
+            let checkpoints = args.save_steps.map_or(0, |every| self.plan.updates / every as u64);
+            let copies = if args.save_steps.is_some() { 8 * parameters } else { 0 };
+            let work =
+                host_work(WRITTEN, 4 * parameters * models + 12 * parameters * checkpoints, models + checkpoints);
+            self.plan.phases.push(Phase { name: "save", memory, copies, work });
         }
         self.finish(more)
     }
@@ -401,6 +418,11 @@ impl Chosen {
         let batches = batches.map(|(i, batch)| (batch, chosen(i))).collect();
         Self { batches, times: order.steps.saturating_sub(done) as f64 / counted as f64 }
     }
+}
+
+/// `bytes` of work on the host.
+fn host_work(name: &'static str, bytes: u64, calls: u64) -> Profile {
+    Profile::from([((name, Shape::Flat), Cost { calls, bytes: bytes as f64, ..Cost::default() })])
 }
 
 /// `n` items at even distances.
