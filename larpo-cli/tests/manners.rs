@@ -264,8 +264,8 @@ fn of_a_run_that_goes_on_what_is_left_is_planned() {
         let timed = phases.filter(|(_, phase)| phase["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
         (plan["updates"].clone(), timed.map(|(name, _)| name.clone()).collect::<Vec<_>>().join(" "))
     };
-    assert_eq!(planned(&["--overwrite_output_dir"]), (json!(6), "save start train".to_string()));
-    assert_eq!(planned(&["--resume_from_checkpoint", "latest"]), (json!(2), "save train".to_string()));
+    assert_eq!(planned(&["--overwrite_output_dir"]), (json!(6), "start train save".to_string()));
+    assert_eq!(planned(&["--resume_from_checkpoint", "latest"]), (json!(2), "train save".to_string()));
 }
 
 #[test]
