@@ -301,14 +301,14 @@ impl<'a, B: Backend> Batch<'a, B> {
         let entering = self.entered..self.entered + room;
         let prompts: Vec<_> = places.iter().copied().zip(self.prompts[entering].iter().map(|p| p.ids)).collect();
         let prompt_logits = self.decoder.prefill(&prompts)?;
-        let mut active = Vec::with_capacity(room * k);
-        for prompt_place in places {
-            for j in 0..k {
-                let place = self.free.pop().expect("there is room");
-                active.push(Active { response: self.entered * k + j, place, prompt_place });
-            }
-            self.entered += 1;
-        }
+        let active: Vec<Active> = self
+            .free
+            .split_off(self.free.len() - room * k)
+            .into_iter()
+            .enumerate()
+            .map(|(i, place)| Active { response: self.entered * k + i, place, prompt_place: places[i / k] })
+            .collect();
+        self.entered += room;
         // Every response of a prompt starts from the same logits.
         let first: Vec<u32> = (0..active.len()).map(|response| (response / k) as u32).collect();
         let mut logits = b.alloc(active.len() * vocab);
