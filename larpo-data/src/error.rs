@@ -69,6 +69,13 @@ pub enum Error {
         /// How to repair it.
         mend: String,
     },
+    /// A chat template does not compile, or cannot render a conversation.
+    Template {
+        /// The file it came from.
+        path: PathBuf,
+        /// What is wrong, with the template's line.
+        problem: String,
+    },
     /// A text holds a character for which the tokenizer has no token.
     UnknownCharacter {
         /// The character.
@@ -173,6 +180,7 @@ impl fmt::Display for Error {
                 write!(f, "{}: {problem}. {mend}", path.display())
             }
             Error::Tokenizer { path: None, problem, mend } => write!(f, "tokenizer: {problem}. {mend}"),
+            Error::Template { path, problem } => write!(f, "{}: {problem}", path.display()),
             Error::UnknownCharacter { character, position } => write!(
                 f,
                 "the tokenizer has no token for the character {character:?} (U+{:04X}) at position {position} of the text. \

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod candidates;
+pub mod chat;
 pub mod checksums;
 pub mod error;
 pub mod files;

@@ -10,6 +10,7 @@ mod common;
 
 use common::{Folder, fixtures};
 use larpo_data::Error;
+use larpo_data::chat::{ChatOptions, ChatTemplate};
 use larpo_data::model_folder::ModelFolder;
 use larpo_data::records::{FormatKind, Keys, OnBadRow, ReadOptions, Schema, parse_dataset, read_keyed_rows};
 use larpo_data::state::{load_state, save_state};
@@ -465,6 +466,25 @@ fn tokenizers() {
     attack("tokenizer_config", 512, &[seed], |bytes| {
         std::fs::write(&config, bytes).expect("writes");
         let _ = Tokenizer::open(folder.path());
+    });
+}
+
+#[test]
+fn chat_templates() {
+    let golden = std::fs::read("tests/golden/chat/cases.json").expect("reads");
+    let golden: serde_json::Value = serde_json::from_slice(&golden).expect("JSON");
+    let cases = golden["cases"].as_array().expect("cases");
+    let seeds: Vec<Vec<u8>> =
+        cases.iter().map(|case| case["template"].as_str().expect("a template").as_bytes().to_vec()).collect();
+    attack("chat_template", 4096, &seeds, |bytes| {
+        let source = String::from_utf8_lossy(bytes);
+        let tokens = golden["special_tokens"].as_object().expect("tokens").clone();
+        let Ok(template) = ChatTemplate::new("default", &source, tokens, Path::new("t")) else { return };
+        for case in [cases.first(), cases.last()].into_iter().flatten() {
+            let tools = case["tools"].as_array().map(Vec::as_slice);
+            let options = ChatOptions { add_generation_prompt: true, tools };
+            let _ = template.render(case["messages"].as_array().expect("messages"), options);
+        }
     });
 }
 

@@ -1,7 +1,7 @@
 //! Tokenizers: round trips, determinism, and agreement with the Python library on its own files.
 
 mod common;
-use common::{Folder, fixtures, holds};
+use common::{Folder, fixtures, holds, ids};
 use larpo_data::tokenizer::{EOS_TOKEN, PAD_TOKEN, Tokenizer};
 use serde_json::Value;
 
@@ -11,10 +11,6 @@ const TEXTS: [&str; 4] = [
     "the cat sat on the mat, the dog sat on the cat; the cat's mat is the dog's mat",
     "Ünïcode: naïve café, 日本語, emoji 🦀🦀, tabs\tand  double  spaces\r\n",
 ];
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
 
 #[test]
 fn bpe_gives_every_text_back_byte_for_byte() {

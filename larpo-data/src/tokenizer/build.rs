@@ -63,7 +63,7 @@ impl Tokenizer {
             .build();
         inner.train(&mut trainer, texts.iter().flat_map(|text| pieces(text.as_ref()))).map_err(fail)?;
         let json = inner.to_string(true).map_err(fail)?;
-        Self::from_parts(json, own_config(), Vec::new(), None)
+        Self::from_parts(json, own_config(), None)
     }
 
     /// One token per Unicode character that occurs in `texts`.
@@ -109,7 +109,7 @@ impl Tokenizer {
             "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<|unknown|>"},
         });
         let json = serde_json::to_string_pretty(&json).expect("a JSON value can be written");
-        Self::from_parts(json, own_config(), Vec::new(), None)
+        Self::from_parts(json, own_config(), None)
     }
 }
 

@@ -7,6 +7,7 @@
 mod build;
 mod pieces;
 
+use crate::chat::{self, ChatTemplates};
 use crate::error::{Error, Result};
 use crate::files;
 use serde::de::IgnoredAny;
@@ -20,8 +21,18 @@ pub const EOS_TOKEN: &str = "<|endoftext|>";
 /// The padding token of the tokenizers built here. Nothing in this workspace pads; other libraries ask for one.
 pub const PAD_TOKEN: &str = "<|pad|>";
 
-/// Files that belong to a tokenizer besides `tokenizer.json` and `tokenizer_config.json`; copied verbatim on saving.
-const COMPANIONS: [&str; 2] = ["special_tokens_map.json", "chat_template.jinja"];
+/// Files that belong to a tokenizer besides `tokenizer.json` and `tokenizer_config.json`; copied byte by byte on saving.
+const COMPANIONS: [&str; 9] = [
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+];
 
 /// A tokenizer in the standard `tokenizer.json` form.
 pub struct Tokenizer {
@@ -30,7 +41,9 @@ pub struct Tokenizer {
     json: String,
     /// The fields of `tokenizer_config.json`.
     config: Map<String, Value>,
-    companions: Vec<(&'static str, String)>,
+    /// Files beside them: path within the folder, contents.
+    companions: Vec<(PathBuf, Vec<u8>)>,
+    chat: ChatTemplates,
     /// Token of every id; `None` where the numbering has a hole.
     tokens: Vec<Option<String>>,
     /// For a tokenizer with one token per character: the ids, so that a long text needs no machinery.
@@ -56,8 +69,8 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` where
-    /// they exist, from a model or tokenizer folder.
+    /// Reads `tokenizer.json`, and `tokenizer_config.json`, `special_tokens_map.json`, chat templates and whatever else
+    /// belongs to a tokenizer where it exists, from a model or tokenizer folder.
     ///
     /// Truncation and padding written into `tokenizer.json` are switched off: a text is never cut or filled silently.
     ///
@@ -77,19 +90,19 @@ impl Tokenizer {
         for name in COMPANIONS {
             let file = folder.join(name);
             if file.is_file() {
-                companions.push((name, files::read_text(&file)?));
+                companions.push((name.into(), std::fs::read(&file).map_err(Error::io(&file, "read"))?));
             }
         }
-        Self::from_parts(json, config, companions, Some(path))
+        for path in chat::jinja_files(&folder.join(chat::MORE))? {
+            let name = Path::new(chat::MORE).join(path.file_name().unwrap_or_default());
+            companions.push((name, std::fs::read(&path).map_err(Error::io(&path, "read"))?));
+        }
+        let chat = ChatTemplates::open(folder, &config)?;
+        Ok(Self { companions, chat, ..Self::from_parts(json, config, Some(path))? })
     }
 
     /// Puts a tokenizer together and derives the tables that encoding and decoding need.
-    fn from_parts(
-        json: String,
-        config: Map<String, Value>,
-        companions: Vec<(&'static str, String)>,
-        path: Option<PathBuf>,
-    ) -> Result<Self> {
+    fn from_parts(json: String, config: Map<String, Value>, path: Option<PathBuf>) -> Result<Self> {
         let fail = |problem: String, mend: &str| Error::Tokenizer { path: path.clone(), problem, mend: mend.into() };
         // The library panics on a `decoder` that is no JSON.
         serde_json::from_str::<IgnoredAny>(&json).map_err(|error| {
@@ -143,7 +156,8 @@ impl Tokenizer {
             inner,
             json,
             config,
-            companions,
+            companions: Vec::new(),
+            chat: ChatTemplates::default(),
             tokens,
             bos,
             eos,
@@ -163,10 +177,17 @@ impl Tokenizer {
         let mut config = serde_json::to_string_pretty(&self.config).expect("a JSON object can be written");
         config.push('\n');
         files::write_bytes(folder.join("tokenizer_config.json"), config.as_bytes())?;
-        for (name, text) in &self.companions {
-            files::write_bytes(folder.join(name), text.as_bytes())?;
+        for (name, bytes) in &self.companions {
+            let path = folder.join(name);
+            files::create_folder(path.parent().unwrap_or(folder))?;
+            files::write_bytes(path, bytes)?;
         }
         Ok(())
+    }
+
+    /// The chat templates that came with it.
+    pub fn chat(&self) -> &ChatTemplates {
+        &self.chat
     }
 
     /// The text of `tokenizer.json`, which decides every id.

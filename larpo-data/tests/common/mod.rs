@@ -57,3 +57,8 @@ pub fn holds(message: &str, parts: &[&str]) {
         assert!(message.contains(part), "expected {part:?} in: {message}");
     }
 }
+
+/// Token ids of a golden.
+pub fn ids(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
