@@ -266,12 +266,11 @@ fn the_page_tells_how_a_watched_run_ended() {
         let held_out = look(reward, n as f64);
         let manifest = json!({
             "config": { "held_out_prompts": 17, "source": {} },
-            "report": { "held_out": held_out, "edited_rows": if n == 2 { 3 } else { 0 } },
+            "report": { "held_out": held_out },
         });
         folder.file(&format!("iteration-{n}/manifest.json"), manifest.to_string());
     }
-    // What iteration 3 recorded of its candidates is not what is there any more.
-    folder.file("iteration-3/candidates.checksum", "crc32:0:0\n");
+    folder.file("iteration-2/candidates.checksum", "1 - edited\n2 - edited\n7 - edited\n");
     let record = json!({
         "verb": "align",
         "goal": { "iterations": 6 },
@@ -286,8 +285,7 @@ fn the_page_tells_how_a_watched_run_ended() {
         "Ended early, after 3 of 6 iterations: 2 without a better one.",
         "The best iteration on the held-out prompts is 1, with a mean reward of 0.5.",
         "The model in the folder is that of iteration 1.",
-        "3 rows of the candidates of iteration 2 were edited by hand",
-        "The candidates of iteration 3 were edited after it was finished.",
+        "Candidates of iteration 2: 3 rows edited by hand, taken up.",
         "aria-label=\"Held-out mean reward\"",
         "aria-label=\"KL from the first policy\"",
         "17 held-out prompts, 0 is the start",

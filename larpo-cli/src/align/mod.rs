@@ -19,7 +19,7 @@ use crate::tensorboard::EventFile;
 use crate::training::{Journal, train_lists};
 use crate::watch::{self, Look};
 use larpo_core::backend::Backend;
-use larpo_core::candidates::{CandidateMemory, training_lists};
+use larpo_core::candidates::{CandidateList, CandidateMemory, training_lists};
 use larpo_core::model::Transformer;
 use larpo_core::proofs::prove;
 use larpo_core::reranker::Reranker;
@@ -260,13 +260,16 @@ impl<B: Backend> Run<'_, B> {
         let stop = self.place.map(|place| place.stop.clone()).unwrap_or_default();
         let label = format!("{name}: sample");
         let request = Request { prompts, sampling: &sampling, stop_strings: &self.config.stop, label: &label };
-        let (fresh, edited_rows) = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
+        let fresh = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
         policy.model.backend().trim();
         let (mean_reward, best_reward) = reward_summary(&fresh);
         self.memory.add(fresh);
         self.memory.forget(self.config.memory, iteration);
         // Lists that grew are scored as a whole again: a ranker may compare their members.
-        self.memory.lists_mut().try_for_each(|list| list.rank(reranker))?;
+        let grew = |list: &&mut CandidateList| {
+            list.candidates.first().is_some_and(|first| list.candidates.iter().any(|c| c.iteration != first.iteration))
+        };
+        self.memory.lists_mut().filter(grew).try_for_each(|list| list.rank(reranker))?;
         let (mut lists, counts) =
             training_lists(self.memory.lists(), self.config.select, &self.config.lists.objective, iteration)?;
         say!(
@@ -286,7 +289,6 @@ impl<B: Backend> Run<'_, B> {
             prompts: prompts.len(),
             mean_reward,
             best_reward,
-            edited_rows,
             counts,
             proofs: None,
             outcome: None,

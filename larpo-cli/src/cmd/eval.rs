@@ -157,13 +157,13 @@ fn same_tokens<B: Backend>(reference: &Policy<B>, at: &Path, model: &Path, promp
 fn report(args: &EvalArgs, flags: &Settings, names: &[String], results: &[Evaluation], rows: &[Rows]) -> Result<Value> {
     let short = short_names(&args.models());
     for line in tables(args, &short, results) {
-        say!("{line}");
+        show!("{line}");
     }
     let mut comparisons = Vec::new();
     for ((name, short_name), result) in names.iter().zip(&short).zip(results).skip(1) {
         let compared = compare(result, &results[0]).map_err(|error| Error::request(error.to_string()))?;
-        say!("\n{short_name} less {}:", short[0]);
-        say!("{}", comparison_table(&compared, args.sampling.temperature.len()).to_string().trim_end());
+        show!("\n{short_name} less {}:", short[0]);
+        show!("{}", comparison_table(&compared, args.sampling.temperature.len()).to_string().trim_end());
         comparisons.extend(compared.iter().map(|c| {
             let mut value = c.json();
             value["model"] = json!(name);
@@ -172,13 +172,13 @@ fn report(args: &EvalArgs, flags: &Settings, names: &[String], results: &[Evalua
         }));
     }
     if !comparisons.is_empty() {
-        say!(
+        show!(
             "p: McNemar's exact test for greedy accuracy, random sign flips otherwise; not corrected for their number"
         );
     }
     // What is missing is missing in all, but for the prompts and rewards that a model meets.
     let missing: BTreeSet<&String> = results.iter().flat_map(|r| &r.missing).collect();
-    missing.iter().for_each(|line| say!("{line}"));
+    missing.iter().for_each(|line| show!("{line}"));
     let settings = json!({
         "dataset_name": args.dataset_name,
         "num_generations": args.samples(),

@@ -1,7 +1,7 @@
 //! Tokens for people to look at: every token apart, those the loss looks at marked.
 
+use crate::messages;
 use larpo_data::tokenizer::Tokenizer;
-use std::io::IsTerminal;
 
 /// Tokens of a prompt or response that are shown; of a longer one the middle is left out, and said to be.
 pub(super) const SHOWN: usize = 160;
@@ -20,9 +20,9 @@ pub(super) enum Style {
 }
 
 impl Style {
-    /// Colours where stderr is a terminal and the variable NO_COLOR is not set (<https://no-color.org>).
-    pub(super) fn of_stderr() -> Self {
-        Self::of(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref())
+    /// Colours where results go to a terminal and the variable NO_COLOR is not set (<https://no-color.org>).
+    pub(super) fn of_results() -> Self {
+        Self::of(messages::results_on_terminal(), std::env::var_os("NO_COLOR").as_deref())
     }
 
     pub(super) fn of(terminal: bool, no_color: Option<&std::ffi::OsStr>) -> Self {

@@ -40,17 +40,6 @@ pub fn of_record(record: &Value, folder: &Path) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// `larpo demo` with the settings of its mark.
-pub fn of_demo(demo: &Value, folder: &Path) -> Option<Vec<String>> {
-    let seed = demo.get("seed")?.as_u64()?;
-    let mut words = vec!["larpo".to_string(), "demo".into(), "--seed".into(), seed.to_string()];
-    if demo["quick"] == true {
-        words.push("--quick".into());
-    }
-    words.extend(["--output_dir".into(), folder.display().to_string()]);
-    Some(words)
-}
-
 /// Flags of `eval` that are the run's own: its rewards, how long responses may be and how the data are read.
 const OF_EVAL: [&str; 11] = [
     "reward_funcs",
@@ -167,7 +156,8 @@ mod tests {
         for other in [json!({ "verb": "align", "flags": { "no_such": ["1"] } }), json!({ "verb": "x", "flags": {} })] {
             assert_eq!(of_record(&other, Path::new("o")), None);
         }
-        let demo = of_demo(&json!({ "quick": true, "seed": 7 }), Path::new("o")).expect("a demo");
-        assert_eq!(joined(&demo), "larpo demo --seed 7 --quick --output_dir o");
+        let demo = json!({ "verb": "demo", "flags": { "quick": ["true"], "seed": ["7"] } });
+        let demo = of_record(&demo, Path::new("o")).expect("a demo");
+        assert_eq!(joined(&demo), "larpo demo --quick --seed=7 --output_dir=o");
     }
 }

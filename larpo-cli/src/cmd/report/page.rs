@@ -7,6 +7,7 @@ use super::run::{Iteration, Run};
 use super::settings::Settings;
 use super::story::{self, Point, eval_label, eval_models};
 use crate::cmd::ending;
+use crate::edits;
 use crate::error::Result;
 use crate::messages::count;
 use crate::numbers::number;
@@ -149,7 +150,8 @@ fn header(run: &Run, points: &[Point], body: &mut String) {
     body.push_str("</div>");
     let done = run.iterations.iter().filter(|i| i.manifest.is_object()).count();
     let mut told = ending::sentences(&run.record, done, &looks);
-    told.extend(run.iterations.iter().filter_map(edits));
+    let edited = run.iterations.iter().filter_map(|i| edits::sentence(u64::from(i.number), i.edited));
+    told.extend(edited.map(|sentence| sentence.replacen('c', "C", 1) + "."));
     if !told.is_empty() {
         put(body, format_args!("<p>{}</p>", escape(&told.join(" "))));
     }
@@ -157,26 +159,6 @@ fn header(run: &Run, points: &[Point], body: &mut String) {
         // A line breaks between words, not behind the hyphens of a flag.
         let words: Vec<String> = command.split(' ').map(|word| format!("<span>{}</span>", escape(word))).collect();
         put(body, format_args!("<h3>To repeat it</h3><pre>{}</pre>", words.join(" ")));
-    }
-}
-
-/// What people changed of the candidates of an iteration.
-fn edits(i: &Iteration) -> Option<String> {
-    let n = i.number;
-    let edited = i.manifest["report"]["edited_rows"].as_u64().filter(|&rows| rows > 0);
-    let then = edited.map(|rows| match rows {
-        1 => format!("1 row of the candidates of iteration {n} was edited by hand before it was trained on."),
-        _ => format!("{rows} rows of the candidates of iteration {n} were edited by hand before they were trained on."),
-    });
-    let rows = match i.edited_rows as u64 {
-        all if all > edited.unwrap_or(0) => format!(" ({})", count(all as usize, "rows")),
-        _ => String::new(),
-    };
-    let since =
-        i.edited_since.then(|| format!("The candidates of iteration {n} were edited after it was finished{rows}."));
-    match (then, since) {
-        (None, None) => None,
-        (then, since) => Some([then, since].into_iter().flatten().collect::<Vec<_>>().join(" ")),
     }
 }
 

@@ -404,8 +404,7 @@ mod tests {
             manifest,
             lists: Vec::new(),
             training: vec![line.as_object().cloned().expect("an object")],
-            edited_rows: 0,
-            edited_since: false,
+            edited: (0, 0),
         };
         let recorded = json!({ "report": { "training": { "kl": 2.0, "rank/ndcg": 0.75 } } });
         let run = Run { iterations: vec![iteration(1, recorded), iteration(2, Value::Null)], ..Run::default() };
