@@ -70,8 +70,13 @@ impl Style {
     }
 }
 
-/// One token on one line. A part of a character has no text of its own: its token as it stands in the vocabulary.
+/// One token on one line. A part of a character has no text of its own: its bytes, or its token as it stands in the
+/// vocabulary.
 fn token(tokenizer: &Tokenizer, id: u32) -> String {
+    if let Some(bytes) = tokenizer.bytes_of(id) {
+        let escaped = |bytes: &[u8]| bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+        return bytes.utf8_chunks().map(|chunk| one_line(chunk.valid()) + &escaped(chunk.invalid())).collect();
+    }
     match tokenizer.decode(&[id], false) {
         Ok(text) if !text.is_empty() && !text.contains('\u{FFFD}') => one_line(&text),
         _ => format!("‹{}›", tokenizer.token_of(id).unwrap_or("?")),
