@@ -322,6 +322,12 @@ impl<B: Backend> Run<'_, B> {
         if self.config.watch.is_on() {
             report.held_out = Some(self.look(&policy, reranker, &name)?);
         }
+        if let (Some(place), ReportTo::Tensorboard) = (self.place, self.config.training.report_to) {
+            // Before the manifest: an iteration that is done again drops its events, one that is done would lack them.
+            let write = |mut events: EventFile| events.write(&report.scalars().into());
+            let events = EventFile::create(&place.folder, u64::from(iteration)).and_then(write);
+            events.map_err(Error::io(&place.folder, "write events to"))?;
+        }
         if let Some(folder) = &folder {
             files::write_folder(folder.join(MODEL), |folder| {
                 policy.save(folder)?;
@@ -329,10 +335,6 @@ impl<B: Backend> Run<'_, B> {
             })?;
             self.write_manifest(folder, prompts, &report)?;
             status::set_checkpoint(folder);
-        }
-        if let (Some(place), ReportTo::Tensorboard) = (self.place, self.config.training.report_to) {
-            let write = |mut events: EventFile| events.write(&report.scalars().into());
-            EventFile::create(&place.folder).and_then(write).map_err(Error::io(&place.folder, "write events to"))?;
         }
         Ok((policy, report))
     }
