@@ -139,6 +139,15 @@ fn completions_and_manual_pages_know_the_flags() {
     let page = std::fs::read_to_string(folder.0.join("larpo-align.1")).expect("a page");
     assert!(page.contains("\\-\\-num_generations") && page.contains("larpo align"), "{page}");
     assert_eq!(text(&larpo(&["man", "align"]).stdout), page);
+    let version = env!("CARGO_PKG_VERSION");
+    let title = page.lines().find(|line| line.starts_with(".TH ")).expect("a title");
+    assert!(
+        title.starts_with(".TH LARPO-ALIGN 1 ") && title.ends_with(&format!("\"larpo {version}\" \"larpo manual\""))
+    );
+    let (_, synopsis) = page.split_once(".SH SYNOPSIS\n").expect("a synopsis");
+    let synopsis = synopsis.lines().next().expect("a line");
+    let needed = "\\fB\\-\\-model_name_or_path\\fR \\fIDIR\\fR \\fB\\-\\-dataset_name\\fR \\fIPATH\\fR";
+    assert!(synopsis.starts_with("\\fBlarpo align\\fR \\fI[OPTIONS]\\fR ") && synopsis.contains(needed), "{synopsis}");
     let refused = larpo(&["man", "algin"]);
     assert!(text(&refused.stderr).contains("no verb `algin`") && refused.status.code() == Some(1));
 }
