@@ -288,7 +288,10 @@ impl Input {
 }
 
 /// Checksums of a file (under the empty name), or of the files of a model folder that a model is made of.
-fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
+///
+/// # Errors
+/// A file or folder that cannot be read.
+pub fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
     if !path.is_dir() {
         return Ok(BTreeMap::from([(String::new(), Checksum::of_file(path)?.to_string())]));
     }
@@ -315,7 +318,7 @@ fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// Whether two values are the same, numbers by their value.
-fn same(old: Option<&Vec<String>>, new: Option<&Vec<String>>) -> bool {
+pub fn same(old: Option<&Vec<String>>, new: Option<&Vec<String>>) -> bool {
     let equal = |(old, new): (&String, &String)| match (old.parse::<f64>(), new.parse::<f64>()) {
         (Ok(old), Ok(new)) => old == new,
         _ => old == new,

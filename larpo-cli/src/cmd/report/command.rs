@@ -55,9 +55,9 @@ const OF_EVAL: [&str; 11] = [
     "shuffle_seed",
 ];
 
-/// The evaluation that gives a report its held-out curves, as a note with a command.
-pub fn suggested(run: &Run, threshold: f64) -> String {
-    let what = "held-out accuracy, KL and the same prompts before and after: an evaluation";
+/// The evaluation that gives a report `what` it lacks, as a note with a command.
+pub fn suggested(run: &Run, what: &str, threshold: f64) -> String {
+    let what = format!("{what}: an evaluation");
     match evaluation(run, threshold) {
         Some((words, false)) => format!("{what}: {}", joined(&words)),
         Some((words, true)) => format!(
@@ -74,7 +74,7 @@ fn evaluation(run: &Run, threshold: f64) -> Option<(Vec<String>, bool)> {
     let first = |name: &str| run.flag(name).into_iter().next();
     let start = run.start()?;
     let mut words: Vec<String> = ["larpo", "eval", &start].map(String::from).into();
-    let models = run.iterations.iter().map(|i| run.folder.join(format!("iteration-{}/model", i.number)));
+    let models = run.iterations.iter().map(|i| run.model_after(i.number));
     words.extend(models.filter(|model| model.is_dir()).map(|model| model.display().to_string()));
     words.push(format!("--ref_model={start}"));
     let demo = run.folder.join("held_out.jsonl");

@@ -2,6 +2,7 @@
 //! run that broke off is worth having.
 
 use super::command;
+use super::evaluation::Evaluation;
 use super::settings::texts;
 use crate::align::START;
 use crate::edits;
@@ -27,7 +28,7 @@ pub struct Run {
     /// Lines of the folder's own metrics.jsonl.
     pub training: Vec<Map<String, Value>>,
     /// What `larpo eval` found, where it was put into the folder.
-    pub eval: Option<Value>,
+    pub eval: Option<Evaluation>,
     /// What could not be read.
     pub notes: Vec<String>,
 }
@@ -72,16 +73,17 @@ impl Run {
             )));
         }
         let command = command::of_record(&record, folder).map(|words| command::joined(&words));
-        Ok(Self {
-            folder: folder.into(),
-            command,
-            record,
-            first_look,
-            iterations,
-            training,
-            eval: Some(eval).filter(Value::is_object),
-            notes,
-        })
+        let mut run =
+            Self { folder: folder.into(), command, record, first_look, iterations, training, eval: None, notes };
+        if eval.is_object() {
+            run.eval = Some(Evaluation::new(&run, eval));
+        }
+        Ok(run)
+    }
+
+    /// Where the policy after an iteration is.
+    pub fn model_after(&self, iteration: u32) -> PathBuf {
+        self.folder.join(format!("iteration-{iteration}/model"))
     }
 
     /// The newest manifest; null where there is none.
