@@ -1,5 +1,5 @@
 //! Passes the commit on as `LARPO_COMMIT`, where there is one: of a packaged crate the one that cargo recorded, of a
-//! checkout git's. Without either, nothing is passed.
+//! checkout git's, and with that its day as `LARPO_DATE`. Without either, nothing is passed.
 
 use std::path::Path;
 use std::process::Command;
@@ -35,6 +35,9 @@ fn checked_out(folder: &Path) -> Option<String> {
         {
             println!("cargo::rerun-if-changed={path}");
         }
+    }
+    if let Some(day) = git(&["log", "-1", "--format=%cs"]) {
+        println!("cargo::rustc-env=LARPO_DATE={day}");
     }
     git(&["rev-parse", "--short=12", "HEAD"])
 }

@@ -1,6 +1,6 @@
 //! Rows of candidate files as candidates again: with their recorded ids where these still say what the text says.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::first_stop;
 use crate::policy::Policy;
 use larpo_core::backend::Backend;
@@ -23,7 +23,7 @@ pub struct Known {
 /// response whose ids were encoded anew has no log-probabilities.
 ///
 /// # Errors
-/// A text that the tokenizer cannot encode.
+/// A text that the tokenizer cannot encode, by its field.
 pub fn from_row<B: Backend>(
     policy: &Policy<B>,
     row: &CandidateRow,
@@ -32,7 +32,7 @@ pub fn from_row<B: Backend>(
 ) -> Result<CandidateList> {
     let prompt_ids = match &row.prompt_token_ids {
         Some(ids) if known.untouched || policy.tokenizer.decode(ids, true)? == row.prompt => ids.clone(),
-        _ => policy.encode_prompt(&row.prompt)?,
+        _ => policy.encode_prompt(&row.prompt).map_err(|error| Error::request(format!("`prompt`: {error}")))?,
     };
     let mut candidates = Vec::with_capacity(row.responses.len());
     for (i, text) in row.responses.iter().enumerate() {
@@ -45,9 +45,14 @@ pub fn from_row<B: Backend>(
         let logps = row.logps.get(i).filter(|logps| recorded.as_ref().is_some_and(|ids| ids.len() == logps.len()));
         let ids = match (recorded, finish) {
             (Some(ids), _) => ids,
-            // Nothing ended the text.
-            (None, Some("length" | "stop_string")) => policy.tokenizer.encode(text)?,
-            (None, _) => policy.encode_response(text)?,
+            (None, finish) => {
+                let encoded = match finish {
+                    // Nothing ended the text.
+                    Some("length" | "stop_string") => policy.tokenizer.encode(text).map_err(Error::from),
+                    _ => policy.encode_response(text),
+                };
+                encoded.map_err(|error| Error::request(format!("`responses[{i}]`: {error}")))?
+            }
         };
         candidates.push(Candidate {
             ids,

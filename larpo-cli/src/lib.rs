@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod cmd;
 pub mod dataset;
 pub mod demo;
+pub mod edits;
 pub mod error;
 pub mod evaluate;
 pub mod generate;

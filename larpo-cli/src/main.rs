@@ -6,7 +6,7 @@ use larpo_cli::{args, cmd, messages, status, threads};
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,6 +22,9 @@ fn main() -> ExitCode {
     let common = cli.command().map(|command| command.common());
     if let Some(common) = common {
         messages::set_level(common.level());
+        if common.json {
+            messages::set_json();
+        }
     }
     let stop = Stop::default();
     let done = threads::set(common.and_then(|common| common.threads)).and_then(|()| {
@@ -31,10 +34,13 @@ fn main() -> ExitCode {
         }
         cmd::run_until(&cli, &stop)
     });
-    let printed = done.and_then(|value| match value {
-        Value::String(text) => print(&text),
-        value if common.is_some_and(|common| common.json) => print(&format!("{value}\n")),
-        _ => Ok(()),
+    let printed = done.and_then(|value| {
+        match value {
+            Value::String(text) => messages::print(&text),
+            value if common.is_some_and(|common| common.json) => messages::print(&format!("{value}\n")),
+            _ => {}
+        }
+        messages::printed().map_err(|error| Error::request(format!("cannot write to standard output: {error}")))
     });
     match printed {
         Ok(()) => ExitCode::from(exit_code::OK),
@@ -71,13 +77,4 @@ fn on_interrupt(stop: &Stop) -> std::io::Result<()> {
             writeln!(std::io::stderr(), "\nending at the next safe point, with a checkpoint; once more to end at once");
     });
     Ok(())
-}
-
-fn print(text: &str) -> Result<(), Error> {
-    let mut out = std::io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Whoever reads has seen enough, as in `larpo man | head`.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.map_err(|error| Error::request(format!("cannot write to standard output: {error}"))),
-    }
 }

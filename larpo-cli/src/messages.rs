@@ -1,12 +1,14 @@
-//! Messages for people, on stderr, by level. stdout belongs to results.
+//! What people read: results on stdout, messages on stderr.
 //!
-//! `say!` tells what happens, `warn!` what deserves attention, `debug!` what helps to find out why. A closed or full
-//! stderr never stops the work that is reported on.
+//! `show!` writes a line of the result that was asked for. Of the messages, which have levels, `say!` tells what happens,
+//! `warn!` what deserves attention, `debug!` what helps to find out why. A closed or full stderr never stops the work that is
+//! reported on; of stdout the process hears at its end, from [`printed`].
 
 use clap::ValueEnum;
 use std::fmt;
-use std::io::Write;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// How much is told; each level includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -16,7 +18,7 @@ pub enum Level {
     Error,
     /// warnings too
     Warn,
-    /// progress, notes and results as tables too
+    /// progress and notes too
     Info,
     /// settings, machine and memory too
     Debug,
@@ -41,12 +43,66 @@ pub fn line(level: Level, text: fmt::Arguments) {
     }
 }
 
+/// Whether stdout belongs to the JSON object.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// What became of stdout: nothing bad yet, or why nothing more is written there.
+static STDOUT: Mutex<io::Result<()>> = Mutex::new(Ok(()));
+
+/// Keeps stdout for the JSON object of `--json`: results for people become messages.
+pub fn set_json() {
+    JSON.store(true, Ordering::Relaxed);
+}
+
+/// Writes to stdout. After a failure nothing more is written; [`printed`] tells of it.
+pub fn print(text: &str) {
+    let mut state = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if state.is_ok() {
+        let mut out = io::stdout();
+        *state = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+/// Whether all that was to go to stdout went there. A reader who has seen enough, as in `larpo inspect FILE | head`, is no
+/// failure.
+///
+/// # Errors
+/// The first failure, such as a full disk.
+pub fn printed() -> io::Result<()> {
+    let mut state = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    match std::mem::replace(&mut *state, Ok(())) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes a line of the result that was asked for.
+pub fn result(text: fmt::Arguments) {
+    match JSON.load(Ordering::Relaxed) {
+        true => line(Level::Info, text),
+        false => print(&format!("{text}\n")),
+    }
+}
+
+/// Whether lines of results are seen on a terminal.
+pub fn results_on_terminal() -> bool {
+    match JSON.load(Ordering::Relaxed) {
+        true => io::stderr().is_terminal(),
+        false => io::stdout().is_terminal(),
+    }
+}
+
 /// `1 row`, `2 rows`: a number with what is counted, which is given in the plural.
 pub fn count(n: usize, plural: &str) -> String {
     match n {
         1 => format!("1 {}", plural.strip_suffix('s').unwrap_or(plural)),
         n => format!("{n} {plural}"),
     }
+}
+
+/// Writes a line of the result that was asked for.
+macro_rules! show {
+    ($($text:tt)*) => { $crate::messages::result(format_args!($($text)*)) };
 }
 
 /// Writes a line that tells what happens.

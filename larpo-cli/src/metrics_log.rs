@@ -75,14 +75,14 @@ impl MetricsLog {
         Ok(MetricsLog { file, events: None })
     }
 
-    /// Also writes what `to` asks for, into `folder`.
+    /// Also writes what `to` asks for, into `folder`, from the update `first` on.
     ///
     /// # Errors
     /// Where its file cannot be created.
-    pub fn report_to(mut self, to: ReportTo, folder: &Path) -> io::Result<MetricsLog> {
+    pub fn report_to(mut self, to: ReportTo, folder: &Path, first: u64) -> io::Result<MetricsLog> {
         self.events = match to {
             ReportTo::None => None,
-            ReportTo::Tensorboard => Some(EventFile::create(folder)?),
+            ReportTo::Tensorboard => Some(EventFile::create(folder, first)?),
         };
         Ok(self)
     }

@@ -4,15 +4,14 @@ use crate::align::START;
 use crate::checkpoint::PREFIX as CHECKPOINT;
 use crate::error::{Error, Result};
 use crate::resume::ITERATION;
-use crate::run_record;
+use crate::run_record::{self, DEMO, RunRecord};
 use larpo_data::files;
-use serde_json::Value;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 /// Files that a run leaves in its output folder. The record is removed last: while it is there, the run is known.
-const FILES: [&str; 9] = [
+const FILES: [&str; 8] = [
     "config.json",
     "model.safetensors",
     "metrics.jsonl",
@@ -20,7 +19,6 @@ const FILES: [&str; 9] = [
     "eval.json",
     "report.html",
     START,
-    DEMO,
     run_record::FILE,
 ];
 /// Folders that it leaves there, one an iteration or checkpoint.
@@ -28,8 +26,6 @@ const FOLDERS: [&str; 2] = [ITERATION, CHECKPOINT];
 /// Locked by the run at work in the folder. The lock is the kernel's and ends with the process, however that ends; the file
 /// itself stays and says nothing.
 const LOCK: &str = ".larpo.lock";
-/// What tells that a folder was made by the demo, which can make it again.
-const DEMO: &str = "demo.json";
 
 /// The folder of a run that ends with a model.
 #[derive(Debug)]
@@ -108,16 +104,9 @@ impl<'a> OutputDir<'a> {
         let traces = traces(folder)?;
         let foreign =
             |name: &String| name.starts_with(CHECKPOINT) || name == "metrics.jsonl" || name == "candidates.jsonl";
-        let demo = traces.iter().any(|name| name == DEMO) && !traces.iter().any(foreign);
+        let made = RunRecord::read(folder).is_ok_and(|record| record.is_some_and(|record| record.verb == DEMO));
+        let demo = made && !traces.iter().any(foreign);
         Self::check(folder, overwrite || demo, &[])
-    }
-
-    /// Marks the folder as one of the demo's.
-    ///
-    /// # Errors
-    /// A file that cannot be written.
-    pub fn mark_demo(folder: &Path, settings: &Value) -> Result<()> {
-        Ok(files::write_bytes(folder.join(DEMO), format!("{settings}\n").as_bytes())?)
     }
 
     /// Makes room for the run, once everything it starts from has been read: an earlier run's iterations, checkpoints and
@@ -229,6 +218,7 @@ fn lock(folder: &Path) -> Result<Option<File>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Settings;
 
     #[test]
     fn an_earlier_run_is_neither_mixed_nor_lost() {
@@ -278,13 +268,16 @@ mod tests {
         fs::write(folder.join("config.json"), "{}").expect("writes");
         drop(new);
         OutputDir::check_demo(&folder, false).expect_err("somebody's model");
-        OutputDir::mark_demo(&folder, &Value::Null).expect("writes");
+        let record = |verb: &str| RunRecord::new(verb, &Settings::default(), &[]).expect("no inputs");
+        record("sft").write(&folder).expect("writes");
+        OutputDir::check_demo(&folder, false).expect_err("another run");
+        record(DEMO).write(&folder).expect("writes");
         OutputDir::check_demo(&folder, false).expect("an earlier demo");
         fs::create_dir(folder.join("checkpoint-5")).expect("creates");
         OutputDir::check_demo(&folder, false).expect_err("somebody's checkpoint");
         // Another run that takes the folder over takes the mark away.
         OutputDir::check(&folder, true, &[]).expect("asked for").clear().expect("clears");
-        assert!(!folder.join(DEMO).exists());
+        assert!(!folder.join(run_record::FILE).exists());
         fs::remove_dir_all(&folder).expect("removes");
     }
 }

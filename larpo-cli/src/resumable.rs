@@ -70,7 +70,7 @@ impl<'a, B: Backend> Loop<'a, B> {
                     step => MetricsLog::resume(path, step),
                 };
                 let beside = path.parent().unwrap_or(path);
-                let log = log.and_then(|log| log.report_to(config.report_to, beside));
+                let log = log.and_then(|log| log.report_to(config.report_to, beside, trainer.steps() + 1));
                 Some((log.map_err(Error::io(path, "write"))?, path.clone()))
             }
         };

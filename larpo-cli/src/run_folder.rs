@@ -5,7 +5,7 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::output::{self, OutputDir};
 use crate::resume::{ITERATION, ResumeFrom};
-use crate::run_record::{Goal, RunRecord, RunResult};
+use crate::run_record::{Goal, RunRecord};
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
 use serde_json::Value;
@@ -124,10 +124,8 @@ impl<'a> RunFolder<'a> {
     ///
     /// # Errors
     /// A file that cannot be read or written.
-    pub fn finish(mut self, summary: &Value) -> Result<()> {
-        let model = Checksum::of_file(self.folder.join("model.safetensors"))?.to_string();
-        self.record.result = Some(RunResult { summary: summary.clone(), model });
-        self.record.write(self.folder)
+    pub fn finish(self, summary: &Value) -> Result<()> {
+        self.record.finish(self.folder, summary)
     }
 }
 

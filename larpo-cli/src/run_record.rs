@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 /// The file in the output folder.
 pub const FILE: &str = "run.json";
 const VERSION: u32 = 1;
+/// The verb of a record whose folder the demo made, and may make again.
+pub const DEMO: &str = "demo";
 
 /// Why `--iterations +n` is refused.
 pub fn no_run(n: usize) -> String {
@@ -194,6 +196,16 @@ impl RunRecord {
         }
     }
 
+    /// Records that the run in `folder` came to its end, and what it printed.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    pub fn finish(mut self, folder: &Path, summary: &Value) -> Result<()> {
+        let model = Checksum::of_file(folder.join("model.safetensors"))?.to_string();
+        self.result = Some(RunResult { summary: summary.clone(), model });
+        self.write(folder)
+    }
+
     /// Writes the record, at once.
     ///
     /// # Errors
@@ -203,19 +215,27 @@ impl RunRecord {
         Ok(files::write_bytes(folder.join(FILE), format!("{text}\n").as_bytes())?)
     }
 
+    /// Whether the run in `folder` is one of `verb`.
+    ///
+    /// # Errors
+    /// It is one of another verb.
+    pub fn check_verb(&self, verb: &str, folder: &Path) -> Result<()> {
+        if self.verb == verb {
+            return Ok(());
+        }
+        Err(Error::request(format!(
+            "{} holds a run of `larpo {}`, not of `larpo {verb}`; give another --output_dir",
+            folder.display(),
+            self.verb
+        )))
+    }
+
     /// Whether the run may go on as `now` asks.
     ///
     /// # Errors
     /// Every flag and every input that differs and would change the result, with the old and the new value.
     pub fn check(&self, now: &Self, folder: &Path) -> Result<()> {
-        if self.verb != now.verb {
-            return Err(Error::request(format!(
-                "{} holds a run of `larpo {}`, not of `larpo {}`; give another --output_dir",
-                folder.display(),
-                self.verb,
-                now.verb
-            )));
-        }
+        self.check_verb(&now.verb, folder)?;
         let mut differences = Vec::new();
         let names = self.flags.keys().chain(now.flags.keys().filter(|name| !self.flags.contains_key(*name)));
         for name in names.filter(|name| !FREE.contains(&name.as_str())) {
@@ -268,7 +288,10 @@ impl Input {
 }
 
 /// Checksums of a file (under the empty name), or of the files of a model folder that a model is made of.
-fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
+///
+/// # Errors
+/// A file or folder that cannot be read.
+pub fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
     if !path.is_dir() {
         return Ok(BTreeMap::from([(String::new(), Checksum::of_file(path)?.to_string())]));
     }
@@ -295,7 +318,7 @@ fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// Whether two values are the same, numbers by their value.
-fn same(old: Option<&Vec<String>>, new: Option<&Vec<String>>) -> bool {
+pub fn same(old: Option<&Vec<String>>, new: Option<&Vec<String>>) -> bool {
     let equal = |(old, new): (&String, &String)| match (old.parse::<f64>(), new.parse::<f64>()) {
         (Ok(old), Ok(new)) => old == new,
         _ => old == new,

@@ -3,6 +3,7 @@
 
 use crate::candidate_rows::{Known, from_row};
 use crate::dataset::PromptRow;
+use crate::edits::Written;
 use crate::error::{Error, Result};
 use crate::generate::{candidate_lists, candidates, generate_batches};
 use crate::messages::count;
@@ -14,17 +15,13 @@ use larpo_core::candidates::CandidateList;
 use larpo_core::reranker::Reranker;
 use larpo_core::retriever::{SamplingConfig, prompts_per_batch};
 use larpo_data::candidates::CandidateList as CandidateRow;
-use larpo_data::checksums::Checksum;
-use larpo_data::{files, partial};
+use larpo_data::partial;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
 /// Ranked candidates.
 const FILE: &str = "candidates.jsonl";
-/// Their checksum as they were written, by which edits are found, and a line with the `prompt_index` of the rows that edits
-/// changed or deleted before.
-const SUM: &str = "candidates.checksum";
 /// Candidates as they are drawn, not yet ranked.
 const PARTIAL: &str = "candidates.partial.jsonl";
 
@@ -46,18 +43,16 @@ pub fn are_drawn(folder: &Path) -> bool {
     folder.join(FILE).is_file()
 }
 
-/// Candidates that a folder holds, not ranked again.
+/// Candidates that a folder holds.
 pub struct Stored {
-    /// The lists; without log-probabilities where they were edited, because nothing tells which of them still hold.
+    /// The lists, best first. Rows that were edited have no log-probabilities, because nothing tells which of them still hold.
     pub lists: Vec<CandidateList>,
-    /// Whether they were edited since they were written before.
+    /// Whether some were edited since they were written before.
     pub edited: bool,
-    /// `prompt_index` of the rows that edits changed or deleted, now or before.
-    pub edited_rows: BTreeSet<usize>,
 }
 
-/// Draws and ranks the candidates of an iteration, best first in every list, and tells how many rows people edited. With a
-/// folder they are left in `candidates.jsonl`; what is in the folder already is not drawn again.
+/// Draws and ranks the candidates of an iteration, best first in every list. With a folder they are left in
+/// `candidates.jsonl`; what is in the folder already is not drawn again.
 ///
 /// # Errors
 /// Prompts that the model cannot take, what the reranker reports, files that cannot be read or written, edited candidates
@@ -68,19 +63,19 @@ pub fn draw<B: Backend>(
     folder: Option<&Path>,
     reranker: &mut dyn Reranker,
     stop: &Stop,
-) -> Result<(Vec<CandidateList>, usize)> {
+) -> Result<Vec<CandidateList>> {
     let Request { prompts, sampling, stop_strings, label } = request;
     let Some(folder) = folder else {
         let mut lists = candidates(policy, prompts, sampling, stop_strings, label)?;
         rank(&mut lists, reranker)?;
-        return Ok((lists, 0));
+        return Ok(lists);
     };
     if let Some(taken) = take_up(policy, request, folder, reranker)? {
         if !taken.edited {
             let (kept, all) = (taken.lists.len(), count(prompts.len(), "prompts"));
             say!("{label}: kept the candidates of {kept} of {all}, all of which were drawn and ranked before");
         }
-        return Ok((taken.lists, taken.edited_rows.len()));
+        return Ok(taken.lists);
     }
     let path = folder.join(PARTIAL);
     let mut lists = drawn_before(policy, request, &path)?;
@@ -100,14 +95,14 @@ pub fn draw<B: Backend>(
     })?;
     rank(&mut lists, reranker)?;
     write(folder, &lists, stop_strings, &BTreeSet::new())?;
-    Ok((lists, 0))
+    Ok(lists)
 }
 
-/// Candidates that an iteration has left in `folder`, best first in every list; None where they are not complete. Edited
-/// ones are ranked anew and written as they are now.
+/// Candidates that an iteration has left in `folder`; None where they are not complete. Rows that were edited since are
+/// checked and ranked anew, and written as they are now; the others keep the rewards that stand there.
 ///
 /// # Errors
-/// As [`draw`].
+/// A file that cannot be read or written, rows that are malformed or do not belong to the prompts, what the reranker reports.
 pub fn take_up<B: Backend>(
     policy: &Policy<B>,
     request: Request,
@@ -115,45 +110,54 @@ pub fn take_up<B: Backend>(
     reranker: &mut dyn Reranker,
 ) -> Result<Option<Stored>> {
     let Request { prompts, sampling, stop_strings, .. } = request;
-    let Some(mut taken) = stored(policy, prompts, sampling.iteration, folder)? else { return Ok(None) };
-    rank(&mut taken.lists, reranker)?;
-    match taken.edited {
-        true => {
-            let fewer = |list: &&CandidateList| list.candidates.len() != sampling.num_generations;
-            taken.edited_rows.extend(taken.lists.iter().filter(fewer).map(|list| list.prompt_index));
-            write(folder, &taken.lists, stop_strings, &taken.edited_rows)?;
+    let Some(written) = Written::read(folder)? else { return Ok(None) };
+    let path = folder.join(FILE);
+    let rows = larpo_data::candidates::read_numbered(&path)?;
+    check_prompts(&path, &rows, prompts)?;
+    let (mut lists, mut edited, mut encoded) = (Vec::with_capacity(rows.len()), written.edited(), 0);
+    for (line, row) in &rows {
+        let at = |error: Error| Error::request(format!("{}:{line}: {error}", path.display()));
+        let prompt_index = row.prompt_index.unwrap_or_default();
+        let untouched = written.has(row);
+        let known = Known { prompt_index, iteration: sampling.iteration, untouched };
+        let scores = untouched.then_some(&row.rewards[..]);
+        let mut list = from_row(policy, row, scores, known).map_err(at)?;
+        if !untouched {
+            encoded +=
+                list.candidates.iter().enumerate().filter(|(i, c)| row.token_ids.get(*i) != Some(&c.ids)).count();
+            list.candidates.iter_mut().for_each(|candidate| candidate.logps.clear());
+            rank(std::slice::from_mut(&mut list), reranker).map_err(at)?;
         }
-        false => forget_drawn(folder)?,
+        lists.push(list);
     }
-    Ok(Some(taken))
+    let edits = written.edits(&rows.into_iter().map(|(_, row)| row).collect::<Vec<_>>());
+    if edits.rows() == 0 {
+        forget_drawn(folder)?;
+        return Ok(Some(Stored { lists, edited: false }));
+    }
+    let deleted = match edits.deleted.len() {
+        0 => String::new(),
+        deleted => format!(", {deleted} of them deleted"),
+    };
+    say!(
+        "note: {}: {} of {} edited by hand{deleted}; {} ranked anew, {} encoded anew, log-probabilities of ranked rows to be \
+         computed anew",
+        path.display(),
+        edits.rows(),
+        count(prompts.len(), "rows"),
+        count(edits.changed.len(), "rows"),
+        count(encoded, "responses")
+    );
+    edited.extend(edits.changed.into_iter().chain(edits.deleted));
+    write(folder, &lists, stop_strings, &edited)?;
+    Ok(Some(Stored { lists, edited: true }))
 }
 
-/// How many rows of the candidates in `folder` were edited and taken up again, as recorded beside them.
-pub fn edited_rows(folder: &Path) -> usize {
-    let recorded = fs::read_to_string(folder.join(SUM)).unwrap_or_default();
-    recorded.lines().nth(1).map_or(0, |rows| rows.split(' ').filter(|row| !row.is_empty()).count())
-}
-
-/// Candidates that `folder` holds. None where they are not complete.
-///
-/// # Errors
-/// A file that cannot be read, rows that are malformed or do not belong to `prompts`.
-fn stored<B: Backend>(
-    policy: &Policy<B>,
-    prompts: &[PromptRow],
-    iteration: u32,
-    folder: &Path,
-) -> Result<Option<Stored>> {
-    let (path, sum) = (folder.join(FILE), folder.join(SUM));
-    let Ok(recorded) = fs::read_to_string(&sum) else { return Ok(None) };
-    let (recorded, before) = recorded.trim().split_once('\n').unwrap_or((recorded.trim(), ""));
-    let edited = recorded != Checksum::of_file(&path)?.to_string();
-    let mut edited_rows: BTreeSet<usize> = before.split(' ').filter_map(|index| index.parse().ok()).collect();
+/// Whether each row is one of a prompt of the iteration, and no two are of the same.
+fn check_prompts(path: &Path, rows: &[(usize, CandidateRow)], prompts: &[PromptRow]) -> Result<()> {
     let by_index: HashMap<usize, &PromptRow> = prompts.iter().map(|prompt| (prompt.index, prompt)).collect();
     let mut seen: HashMap<usize, usize> = HashMap::new();
-    let mut lists = Vec::with_capacity(prompts.len());
-    let mut changed = 0;
-    for (line, row) in larpo_data::candidates::read_numbered(&path)? {
+    for (line, row) in rows {
         let at = |problem: &str| Error::request(format!("{}:{line}: {problem}", path.display()));
         let index = row.prompt_index.filter(|index| by_index.contains_key(index)).ok_or_else(|| {
             at("`prompt_index` is not that of a prompt of this iteration; delete the row, or restore the number")
@@ -163,32 +167,11 @@ fn stored<B: Backend>(
                 "`prompt` is not row {index} of the data any more; restore it, or delete the row"
             )));
         }
-        if let Some(first) = seen.insert(index, line) {
+        if let Some(first) = seen.insert(index, *line) {
             return Err(at(&format!("`prompt_index` {index} is that of line {first} too; make one row of the two")));
         }
-        let known = Known { prompt_index: index, iteration, untouched: !edited };
-        let mut list = from_row(policy, &row, None, known).map_err(|error| at(&error.to_string()))?;
-        if edited {
-            let anew =
-                list.candidates.iter().enumerate().filter(|(i, c)| row.token_ids.get(*i) != Some(&c.ids)).count();
-            changed += anew;
-            edited_rows.extend((anew > 0).then_some(index));
-            list.candidates.iter_mut().for_each(|candidate| candidate.logps.clear());
-        }
-        lists.push(list);
     }
-    if edited {
-        edited_rows.extend(by_index.keys().filter(|index| !seen.contains_key(index)));
-        say!(
-            "note: {} was edited since it was written: {} of {}, {} encoded anew; all are ranked anew and their \
-             log-probabilities computed anew",
-            path.display(),
-            lists.len(),
-            count(prompts.len(), "prompts"),
-            count(changed, "responses")
-        );
-    }
-    Ok(Some(Stored { lists, edited, edited_rows }))
+    Ok(())
 }
 
 /// What was drawn before the run was interrupted, in whole batches: another grouping of the prompts may round differently.
@@ -238,17 +221,12 @@ fn rank(lists: &mut [CandidateList], reranker: &mut dyn Reranker) -> Result<()> 
     Ok(())
 }
 
-/// Writes ranked candidates; the checksum says that they are complete, and only then the drawn ones go.
+/// Writes ranked candidates; their checksums say that they are complete, and only then the drawn ones go.
 fn write(folder: &Path, lists: &[CandidateList], stop_strings: &[String], edited: &BTreeSet<usize>) -> Result<()> {
     let path = folder.join(FILE);
     let rows: Vec<_> = lists.iter().map(|list| to_row(list, stop_strings)).collect();
     larpo_data::candidates::write(&path, &rows)?;
-    let mut sum = format!("{}\n", Checksum::of_file(&path)?);
-    if !edited.is_empty() {
-        sum += &edited.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
-        sum.push('\n');
-    }
-    files::write_bytes(folder.join(SUM), sum.as_bytes())?;
+    Written::new(&rows, edited).write(folder)?;
     forget_drawn(folder)
 }
 

@@ -17,17 +17,18 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Starts a new file in the folder, beside those that are there.
+    /// Starts a new file in the folder, beside those that are there. What they hold from step `first` on, of a session that
+    /// was killed after its last checkpoint, is done again and TensorBoard drops it.
     ///
     /// # Errors
     /// A file that cannot be created or written to.
-    pub fn create(folder: &Path) -> io::Result<Self> {
+    pub fn create(folder: &Path, first: u64) -> io::Result<Self> {
         let time = now();
         // TensorBoard reads files in the order of their names, so the time comes first.
         let name =
-            format!("{PREFIX}{:010}.larpo.{}.{:09}", time as u64, std::process::id(), (time.fract() * 1e9) as u64);
+            format!("{PREFIX}{:010}.larpo.{:09}.{}", time as u64, (time.fract() * 1e9) as u64, std::process::id());
         let mut file = File::options().write(true).create_new(true).open(folder.join(name))?;
-        file.write_all(&record(&version_event(time)))?;
+        file.write_all(&[record(&version_event(time)), record(&start_event(time, first))].concat())?;
         Ok(Self { file })
     }
 
@@ -70,6 +71,16 @@ fn masked_crc(data: &[u8]) -> u32 {
 fn version_event(time: f64) -> Vec<u8> {
     let mut event = double(1, time);
     event.extend(bytes(3, b"brain.Event:2"));
+    event
+}
+
+/// `Event { wall_time: 1, step: 2, session_log: 7 { status: 1 = START } }`: earlier events of this step and later ones are
+/// out of date.
+fn start_event(time: f64, step: u64) -> Vec<u8> {
+    let mut event = double(1, time);
+    event.push(2 << 3);
+    varint(step, &mut event);
+    event.extend(bytes(7, &[1 << 3, 1]));
     event
 }
 
@@ -130,17 +141,20 @@ mod tests {
         let expected = "09000000000000f83f10ac022a0c0a0a0a03612f62150000803e";
         let hex: String = scalar_event(1.5, 300, &[("a/b", 0.25)]).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, expected);
+        // Event(wall_time=1.5, step=300, session_log=SessionLog(status=SessionLog.START))
+        let hex: String = start_event(1.5, 300).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "09000000000000f83f10ac023a020801");
     }
 
     #[test]
     fn rows_become_records() {
         let folder = std::env::temp_dir().join(format!("larpo-events-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("creates");
-        let mut events = EventFile::create(&folder).expect("creates");
+        let mut events = EventFile::create(&folder, 1).expect("creates");
         let row = json!({ "loss": 0.5, "kl": null, "step": 7, "note": "text" });
         events.write(row.as_object().expect("an object")).expect("writes");
         events.write(json!({ "loss": 1 }).as_object().expect("an object")).expect("no step, nothing");
-        EventFile::create(&folder).expect("another beside it");
+        EventFile::create(&folder, 8).expect("another beside it");
         let mut names: Vec<_> =
             std::fs::read_dir(&folder).expect("reads").map(|e| e.expect("an entry").path()).collect();
         names.sort();
@@ -155,7 +169,7 @@ mod tests {
             sizes.push(length);
             at += 16 + length;
         }
-        // 9 + 2 + 13 bytes of a version; 9 + 2 + (2 + 2 + (2 + 4) + 5) of one scalar.
-        assert_eq!(sizes, [24, 26]);
+        // 9 + 2 + 13 bytes of a version; 9 + 2 + 4 of a start; 9 + 2 + (2 + 2 + (2 + 4) + 5) of one scalar.
+        assert_eq!(sizes, [24, 15, 26]);
     }
 }

@@ -44,16 +44,63 @@ fn stdout_holds_results_and_nothing_else() {
     for extra in [&[][..], &["--quiet"], &["--log_level", "error"], &["--log_level", "debug"]] {
         let run = |json: &[&str]| larpo(&[&["rank", &rows], extra, json].concat());
         let (with, without) = (run(&["--json"]), run(&[]));
-        assert_eq!(text(&without.stdout), "", "{extra:?}");
+        assert_eq!(text(&without.stdout), "400 responses, mean reward 0.0000\n", "{extra:?}");
         let value: Value = serde_json::from_str(&text(&with.stdout)).expect("one JSON object");
         assert_eq!(value["rows"], json!(100));
         let told = text(&with.stderr);
         // Warnings survive --quiet, progress and notes do not.
         let level = extra.last().copied().unwrap_or("info");
         assert_eq!(told.contains("warning: none of"), level != "error", "{extra:?}: {told}");
-        assert_eq!(told.contains("mean reward"), matches!(level, "info" | "debug"), "{extra:?}: {told}");
+        let notes = matches!(level, "info" | "debug");
+        assert_eq!(told.contains("data: 100 rows in"), notes, "{extra:?}: {told}");
+        // The object takes the place of what people read, which becomes a note.
+        assert_eq!(told.contains("mean reward"), notes, "{extra:?}: {told}");
+        assert!(!text(&without.stderr).contains("mean reward"), "{extra:?}");
         assert_eq!(told.contains("debug: larpo"), level == "debug", "{extra:?}: {told}");
         assert!(level != "error" || told.is_empty(), "{told}");
+    }
+}
+
+/// The verbs that are asked for what they show show it on stdout, and nothing else there.
+#[test]
+fn what_was_asked_for_can_be_piped() {
+    let folder = Folder::new("piped");
+    let (data, model) = common::tiny(&folder);
+    let eval = ["eval", &model, "--dataset_name", &data, "--max_samples", "8", "--max_new_tokens", "4", "--k", "2"];
+    let sample = ["sample", "--model_name_or_path", &model, "--prompt", "1+1", "--k", "2", "--max_new_tokens", "4"];
+    let cases: [(&[&str], &str, &str); 5] = [
+        (&["inspect", &data, "--tokenizer", &model], "prompt characters: 195 values", ""),
+        (&["inspect", &model], "learning_rate", ""),
+        (&eval, "greedy accuracy", "data: "),
+        (&[&["plan"], &eval[..]].concat(), "peak of", ""),
+        (&sample, "> 1+1", "1 prompt done"),
+    ];
+    for (words, shown, noted) in cases {
+        let output = larpo(words);
+        let (out, notes) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{words:?}: {notes}");
+        assert!(out.contains(shown) && !notes.contains(shown), "{words:?}: {out}\n{notes}");
+        assert!(notes.contains(noted) && (noted.is_empty() || !out.contains(noted)), "{words:?}: {out}\n{notes}");
+        assert!(!out.contains('\x1b'), "{words:?}");
+        let quiet = larpo(&[words, &["--quiet"]].concat());
+        assert!(text(&quiet.stdout).contains(shown) && quiet.stderr.is_empty(), "{}", text(&quiet.stderr));
+        let json = larpo(&[words, &["--json"]].concat());
+        serde_json::from_slice::<Value>(&json.stdout).expect("one object");
+        assert!(text(&json.stderr).contains(shown), "{words:?}");
+    }
+}
+
+/// What cannot be written is not thought to be read.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_stdout_is_an_error() {
+    let folder = Folder::new("full");
+    let rows = answers(&folder);
+    for words in [&["rank", &rows][..], &["rank", &rows, "--json"], &["config", "rank", &rows]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("the device");
+        let output = Command::new(env!("CARGO_BIN_EXE_larpo")).args(words).stdout(full).output().expect("larpo starts");
+        let told = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && told.contains("cannot write to standard output"), "{told}");
     }
 }
 
@@ -92,6 +139,15 @@ fn completions_and_manual_pages_know_the_flags() {
     let page = std::fs::read_to_string(folder.0.join("larpo-align.1")).expect("a page");
     assert!(page.contains("\\-\\-num_generations") && page.contains("larpo align"), "{page}");
     assert_eq!(text(&larpo(&["man", "align"]).stdout), page);
+    let version = env!("CARGO_PKG_VERSION");
+    let title = page.lines().find(|line| line.starts_with(".TH ")).expect("a title");
+    assert!(
+        title.starts_with(".TH LARPO-ALIGN 1 ") && title.ends_with(&format!("\"larpo {version}\" \"larpo manual\""))
+    );
+    let (_, synopsis) = page.split_once(".SH SYNOPSIS\n").expect("a synopsis");
+    let synopsis = synopsis.lines().next().expect("a line");
+    let needed = "\\fB\\-\\-model_name_or_path\\fR \\fIDIR\\fR \\fB\\-\\-dataset_name\\fR \\fIPATH\\fR";
+    assert!(synopsis.starts_with("\\fBlarpo align\\fR \\fI[OPTIONS]\\fR ") && synopsis.contains(needed), "{synopsis}");
     let refused = larpo(&["man", "algin"]);
     assert!(text(&refused.stderr).contains("no verb `algin`") && refused.status.code() == Some(1));
 }
@@ -100,16 +156,20 @@ fn completions_and_manual_pages_know_the_flags() {
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_no_error() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_larpo"));
-    let mut child = command
-        .args(["completions", "bash"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("larpo starts");
-    drop(child.stdout.take());
-    let output = child.wait_with_output().expect("ends");
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    let folder = Folder::new("pipe");
+    let rows = answers(&folder);
+    for words in [&["completions", "bash"][..], &["inspect", &rows], &["inspect", &rows, "--json", "--quiet"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larpo"));
+        let mut child = command
+            .args(words)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("larpo starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("ends");
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{words:?}");
+    }
 }
 
 #[test]

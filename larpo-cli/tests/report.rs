@@ -3,6 +3,7 @@
 mod common;
 use common::{Folder, run_here as larpo};
 use larpo_cli::args::{self, Command};
+use larpo_cli::run_record::checksums;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
@@ -145,12 +146,15 @@ fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
         assert!(words.contains(&part), "{part}: {words:?}");
     }
     let result = larpo(&words).expect("the evaluation runs as printed");
+    assert_eq!(result["flags"]["reward_weights"], json!(["1", "-0.25"]), "settings stand in one place: {result}");
+    assert!(result["settings"].is_null() && result["models"][0]["settings"].is_null());
     let validation = result["data"]["used"].as_u64();
     assert!(validation.is_some_and(|n| (3..=4).contains(&n)), "a tenth of the rows was held back: {}", result["data"]);
     let page_at = folder.name("page.html");
     let result = larpo(&["report", &out, "--output", &page_at]).expect("report");
     let page = fs::read_to_string(&page_at).expect("a page");
     assert_tame(&page);
+    assert!(!page.contains("earlier state") && !page.contains("the run&#39;s own"));
     for part in ["Held-out accuracy, greedy", "Held-out Recall@N", "Held-out KL", "Before and after", "Differences on"]
     {
         assert!(page.contains(part), "{part} is missing");
@@ -199,24 +203,98 @@ fn hostile_text_stays_text_wherever_it_stands() {
         "samples": [{ "prompt_index": 0, "prompt": HOSTILE, "reference": HOSTILE, "response": HOSTILE, "reward": 1.0 }],
     });
     let compared = json!([{ "metric": HOSTILE, "model": HOSTILE, "against": HOSTILE, "difference": 1, "p": 0.5 }]);
-    let settings = json!({
-        "dataset_name": "held <out>.jsonl", "reward_funcs": "length", "num_generations": 4, "temperature": [0.5, 1.0],
-        "max_new_tokens": 9,
+    let flags = json!({
+        "dataset_name": ["held <out>.jsonl"], "reward_funcs": ["length"], "num_generations": ["4"],
+        "temperature": ["0.5", "1.0"], "max_new_tokens": ["9"],
     });
-    let evaluated = json!({ "prompts": 7, "models": [model, model], "comparisons": compared, "settings": settings });
+    let evaluated = json!({ "prompts": 7, "models": [model, model], "comparisons": compared, "flags": flags });
     folder.file("eval.json", evaluated.to_string());
     let page = report(&folder.0.display().to_string()).1;
     assert_tame(&page);
-    assert!(page.contains("on 7 prompts of “held &lt;out&gt;.jsonl”, with the reward “length”"), "{page}");
+    let told = "on 7 prompts of “held &lt;out&gt;.jsonl”, with the reward “length”; 4 samples a prompt at temperature 0.5 and 1.0";
+    assert!(page.contains(told), "{page}");
     assert!(!page.contains("<script") && !page.contains("<img") && page.contains("&lt;script&gt;"));
     let controls = page.chars().filter(|c| c.is_control() && *c != '\n').count();
     assert_eq!(controls, 0);
     // A recorded command wins over one made from settings.
-    let flags = json!({ "dataset_name": [HOSTILE], "seed": ["3"] });
+    let flags = json!({ "dataset_name": [HOSTILE], "seed": ["3"], "reward_funcs": ["answer"] });
     folder.file("run.json", json!({ "verb": "align", "flags": flags }).to_string());
     let page = report(&folder.0.display().to_string()).1;
     assert_tame(&page);
     assert!(page.contains("<pre><span>larpo</span> <span>align</span>"), "{page}");
+    assert!(page.contains("with the reward “length” (the run&#39;s own is “answer”); 4 samples"), "{page}");
+}
+
+/// A run that goes on, or an iteration that is made again, leaves an evaluation behind that measured other weights.
+#[test]
+fn an_evaluation_belongs_to_the_weights_that_it_measured() {
+    let folder = Folder::new("evaluated");
+    let run = folder.name("run");
+    let model = |at: &str, weights: &str| {
+        folder.file(&format!("{at}/config.json"), "{}");
+        folder.file(&format!("{at}/model.safetensors"), weights);
+    };
+    let files = |at: &str| checksums(&folder.path(at)).expect("a model");
+    let iteration = |n: usize, weights: &str| {
+        let row = json!({ "prompt": "p", "responses": ["a", "b"], "rewards": [1, 0] });
+        folder.rows(&format!("run/iteration-{n}/candidates.jsonl"), &[row]);
+        folder.file(&format!("run/iteration-{n}/manifest.json"), "{}");
+        model(&format!("run/iteration-{n}/model"), weights);
+        model("run", weights);
+    };
+    let record = || {
+        let inputs = json!({ "model_name_or_path": { "path": folder.name("start"), "files": files("start") } });
+        let flags = json!({ "model_name_or_path": [folder.name("start")], "dataset_name": ["d"] });
+        let result = json!({ "summary": {}, "model": files("run")["model.safetensors"] });
+        let record = json!({ "verb": "align", "flags": flags, "inputs": inputs, "result": result });
+        folder.file("run/run.json", record.to_string());
+    };
+    model("start", "zero");
+    iteration(1, "one");
+    iteration(2, "two");
+    record();
+    let measured = |at: &str, greedy: f64| {
+        json!({
+            "model": folder.name(at), "files": files(at), "greedy": greedy,
+            "metrics": [{ "metric": "greedy", "mean": greedy }],
+        })
+    };
+    // The newest iteration under the name of the run.
+    let mut models = vec![measured("run/iteration-1/model", 0.25), measured("run", 0.5), measured("start", 0.125)];
+    models.push(measured("run/iteration-1/model", 0.25));
+    let evaluated = |models: &[Value]| {
+        folder.file("run/eval.json", json!({ "prompts": 7, "models": models, "flags": {} }).to_string());
+        let (result, page) = report(&run);
+        assert_tame(&page);
+        let chart = page.split("aria-label=\"Held-out accuracy, greedy\"").nth(1);
+        let points = chart.map_or(0, |chart| chart.split("</figure>").next().expect("it").matches("<circle").count());
+        (points, result["notes"].to_string(), page)
+    };
+    let (points, notes, page) = evaluated(&models);
+    assert_eq!(points, 3);
+    assert!(!notes.contains("larpo eval") && !page.contains("earlier state"), "{notes}");
+    assert!(page.contains("<b>12.5\u{a0}% → 50.0\u{a0}%</b><small>greedy accuracy, held out</small>"), "{page}");
+    assert!(page.contains(&format!("{run} (iteration 2)")), "{page}");
+    // The run goes on: what was its model is that of iteration 2 still, and no longer the newest.
+    iteration(3, "three");
+    record();
+    let (points, notes, page) = evaluated(&models);
+    assert_eq!(points, 3);
+    assert!(notes.contains("held-out numbers of what came after iteration 2: an evaluation; "), "{notes}");
+    assert!(page.contains("greedy accuracy, held out, up to iteration 2") && !page.contains("earlier state"), "{page}");
+    // Iteration 2 is made again: nothing in the folder is what was measured.
+    iteration(2, "two again");
+    let (points, notes, page) = evaluated(&models);
+    assert_eq!(points, 2);
+    let told = format!("It measured an earlier state of “{run}”, whose weights are not there any more");
+    assert!(page.contains(&told) && page.contains(&format!("{run} (an earlier state)")), "{page}");
+    assert!(page.contains("<b>12.5\u{a0}% → 25.0\u{a0}%</b>"), "{page}");
+    assert!(notes.contains("what came after iteration 1"), "{notes}");
+    // Of an evaluation without checksums nothing is known.
+    models.iter_mut().for_each(|model| model["files"] = Value::Null);
+    let (points, notes, page) = evaluated(&models);
+    assert_eq!(points, 0);
+    assert!(page.contains("It does not tell which weights of") && notes.contains("as they are now"), "{notes}");
 }
 
 #[test]
@@ -266,12 +344,11 @@ fn the_page_tells_how_a_watched_run_ended() {
         let held_out = look(reward, n as f64);
         let manifest = json!({
             "config": { "held_out_prompts": 17, "source": {} },
-            "report": { "held_out": held_out, "edited_rows": if n == 2 { 3 } else { 0 } },
+            "report": { "held_out": held_out },
         });
         folder.file(&format!("iteration-{n}/manifest.json"), manifest.to_string());
     }
-    // What iteration 3 recorded of its candidates is not what is there any more.
-    folder.file("iteration-3/candidates.checksum", "crc32:0:0\n");
+    folder.file("iteration-2/candidates.checksum", "1 - edited\n2 - edited\n7 - edited\n");
     let record = json!({
         "verb": "align",
         "goal": { "iterations": 6 },
@@ -286,8 +363,7 @@ fn the_page_tells_how_a_watched_run_ended() {
         "Ended early, after 3 of 6 iterations: 2 without a better one.",
         "The best iteration on the held-out prompts is 1, with a mean reward of 0.5.",
         "The model in the folder is that of iteration 1.",
-        "3 rows of the candidates of iteration 2 were edited by hand",
-        "The candidates of iteration 3 were edited after it was finished.",
+        "Candidates of iteration 2: 3 rows edited by hand, taken up.",
         "aria-label=\"Held-out mean reward\"",
         "aria-label=\"KL from the first policy\"",
         "17 held-out prompts, 0 is the start",

@@ -2,6 +2,13 @@
 
 mod common;
 use common::*;
+use larpo_cli::dataset::PromptRow;
+use larpo_cli::policy::Policy;
+use larpo_cli::samples::{Request, take_up};
+use larpo_core::candidates::CandidateList;
+use larpo_core::cpu::Cpu;
+use larpo_core::reranker::Query;
+use larpo_core::retriever::SamplingConfig;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -99,6 +106,18 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     let error = fails(&mut more(&[]));
     assert!(error.contains("candidates.jsonl:1: `prompt_index` is not that of a prompt"), "{error}");
 
+    let mut bad = rows();
+    bad[1]["responses"][2] = json!("é");
+    write(&bad);
+    let error = fails(&mut more(&[]));
+    assert!(error.contains("candidates.jsonl:2: `responses[2]`: ") && error.contains("'é'"), "{error}");
+
+    // Another layout of the same rows is no edit; what is one is told at once.
+    let inspected = || json_of(&succeeds(&mut larpo(&["inspect", &name, "--json"])))["iterations"].clone();
+    let edited_rows = |n: usize| inspected()[n - 1]["edited_rows"].clone();
+    fs::write(&path, serde_json::to_string_pretty(&rows()).expect("JSON")).expect("writes");
+    assert_eq!(edited_rows(2), json!({ "taken_up": 0, "since": 0 }));
+
     // The second iteration made again with a row less and another answer to a prompt.
     let mut edited = rows();
     edited.remove(5);
@@ -106,11 +125,22 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     edited[0]["responses"][5] = json!(format!("{answer} "));
     edited[0]["rewards"][5] = json!(-77.0);
     write(&edited);
+    assert_eq!(edited_rows(2), json!({ "taken_up": 0, "since": 2 }));
+    let told = succeeds(&mut larpo(&["inspect", &name]));
+    let told = String::from_utf8_lossy(&told.stdout);
+    let sentence = "candidates of iteration 2: 2 rows edited by hand, to be taken up when the run goes on";
+    assert!(told.contains(sentence), "{told}");
+    succeeds(&mut larpo(&["report", &name]));
+    let page = fs::read_to_string(out.join("report.html")).expect("a page");
+    assert!(page.contains(&sentence.replacen('c', "C", 1)), "{page}");
     fs::remove_file(out.join("iteration-2/manifest.json")).expect("removes");
     let latest = ["--resume_from_checkpoint", "latest"];
     let output = succeeds(&mut larpo(&small(&data, &model, &name, &latest)));
     let text = stderr(&output);
-    assert!(text.contains("was edited since it was written: 23 of 24 prompts, 1 response encoded anew"), "{text}");
+    assert!(
+        text.contains("2 of 24 rows edited by hand, 1 of them deleted; 1 row ranked anew, 1 response encoded anew"),
+        "{text}"
+    );
     // 24 of the first iteration are remembered.
     assert!(text.contains("47 lists ="), "{text}");
     let ranked: Value =
@@ -120,21 +150,17 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     let reward = ranked["rewards"][place].as_f64().expect("a number");
     assert!(reward > 0.5, "the right answer was scored, not what stood there: {ranked}");
     assert!(ranked.get("logps").is_none(), "nothing tells which log-probabilities still hold: {ranked}");
+    let kept = fs::read_to_string(&path).expect("reads").lines().filter(|line| line.contains("\"logps\"")).count();
+    assert_eq!(kept, 22, "those of the other rows do");
     assert_ne!(ranked["token_ids"][place], rows()[0]["token_ids"][5]);
     assert_eq!(json_of(&output)["iterations"].as_array().map(Vec::len), Some(3), "the one more that was asked for");
     // One row deleted, one changed: both are recorded.
-    let edited_rows =
-        |n: usize| read(out.join(format!("iteration-{n}/manifest.json")))["report"]["edited_rows"].clone();
-    assert_eq!((edited_rows(1), edited_rows(2), edited_rows(3)), (json!(0), json!(2), json!(0)));
-    let sum = fs::read_to_string(out.join("iteration-2/candidates.checksum")).expect("reads");
-    assert_eq!(
-        sum.lines().nth(1).map(|rows| rows.split(' ').count()),
-        Some(2),
-        "remembered for the next session: {sum}"
-    );
+    let none = json!({ "taken_up": 0, "since": 0 });
+    assert_eq!((edited_rows(1), edited_rows(3)), (none.clone(), none));
+    assert_eq!(edited_rows(2), json!({ "taken_up": 2, "since": 0 }), "remembered for the next session");
     // Going on from there takes the edited ones without another word.
     let output = succeeds(&mut more(&[]));
-    assert!(!stderr(&output).contains("was edited"), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("edited by hand"), "{}", stderr(&output));
     assert_eq!(json_of(&output)["iterations"].as_array().map(Vec::len), Some(4));
 
     // Edited after its iteration was finished: what is remembered of it is ranked anew too, and told.
@@ -152,7 +178,64 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     let place = row["responses"].as_array().expect("texts").iter().position(|r| *r == format!("{answer}  "));
     assert!(row["rewards"][place.expect("the edited text is there")].as_f64() > Some(0.5), "{row}");
     let inspected = succeeds(&mut larpo(&["inspect", &name]));
-    assert!(stderr(&inspected).contains("iteration 2: 3 rows of its candidates"), "{}", stderr(&inspected));
+    let told = String::from_utf8_lossy(&inspected.stdout);
+    assert!(told.contains("candidates of iteration 2: 3 rows edited by hand, taken up"), "{told}");
+}
+
+/// A reward model is slow: it is asked about what was edited and nothing else.
+#[test]
+fn what_nobody_edited_is_not_ranked_again() {
+    let folder = Folder::new("asked");
+    let (data, model) = tiny(&folder);
+    let name = folder.name("out");
+    succeeds(&mut larpo(&small(&data, &model, &name, &["--iterations", "1"])));
+    let iteration = Path::new(&name).join("iteration-1");
+    let path = iteration.join("candidates.jsonl");
+    let mut rows = larpo_data::candidates::read(&path).expect("reads");
+    let policy = Policy::open(&Cpu::new(), Path::new(&model)).expect("opens");
+    let prompt = |row: &larpo_data::candidates::CandidateList| PromptRow {
+        index: row.prompt_index.expect("a number"),
+        line: 1,
+        text: row.prompt.clone(),
+        ids: row.prompt_token_ids.clone().expect("ids"),
+        reference: row.reference.clone(),
+    };
+    let prompts: Vec<PromptRow> = rows.iter().map(prompt).collect();
+    let sampling = SamplingConfig {
+        num_generations: 6,
+        max_new_tokens: 8,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        eos_ids: policy.eos_ids.clone(),
+        vocab_limit: policy.tokenizer.vocab_size(),
+        seed: 1,
+        iteration: 1,
+    };
+    let request = Request { prompts: &prompts, sampling: &sampling, stop_strings: &[], label: "" };
+    let taken = || {
+        let mut asked = Vec::new();
+        let mut reranker = |query: &Query| {
+            asked.push(query.prompt.to_string());
+            Ok((0..query.responses.len()).map(|i| i as f64).collect())
+        };
+        let stored = take_up(&policy, request, &iteration, &mut reranker).expect("takes up").expect("is complete");
+        (asked, stored)
+    };
+    let (asked, stored) = taken();
+    assert!(asked.is_empty() && !stored.edited, "{asked:?}");
+    let rewards = |list: &CandidateList| list.candidates.iter().map(|c| c.reward).collect::<Vec<_>>();
+    assert!(stored.lists.iter().zip(&rows).all(|(list, row)| rewards(list) == row.rewards));
+    rows[3].responses[0] = "1".into();
+    larpo_data::candidates::write(&path, &rows).expect("writes");
+    let (asked, stored) = taken();
+    assert_eq!(asked, [rows[3].prompt.clone()]);
+    // Best first, with the new rewards, and without the log-probabilities of what was there.
+    assert_eq!(rewards(&stored.lists[3]), [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]);
+    assert!(stored.edited && stored.lists[3].candidates.iter().all(|c| c.logps.is_empty()));
+    assert!(stored.lists[4].candidates.iter().all(|c| c.logps.len() == c.ids.len()));
+    assert!(taken().0.is_empty(), "once");
 }
 
 #[test]
@@ -173,7 +256,9 @@ fn a_checkpoint_from_before_an_edit_is_not_gone_on_from() {
     let output = succeeds(&mut larpo(&words));
     let text = stderr(&output);
     assert!(
-        text.contains("warning: ") && text.contains("starts anew") && text.contains("119 of 120 prompts"),
+        text.contains("warning: ")
+            && text.contains("starts anew")
+            && text.contains("1 of 120 rows edited by hand, 1 of them deleted; 0 rows ranked"),
         "{text}"
     );
 }

@@ -179,10 +179,10 @@ fn tensorboard_gets_what_the_logs_get() {
     for n in [1, 2] {
         let folder = Path::new(&out).join(format!("iteration-{n}"));
         let lines = read(folder.join("metrics.jsonl")).lines().count();
-        assert_eq!((lines, events(&folder)), (3, 4), "a version, then a record a line");
+        assert_eq!((lines, events(&folder)), (3, 5), "a version and a start, then a record a line");
     }
-    // A file an iteration, with a version and a record each.
-    assert_eq!(events(Path::new(&out)), 4);
+    // A file an iteration, with a version, a start and a record each.
+    assert_eq!(events(Path::new(&out)), 6);
     let again = [&words[..], &rest, &["--overwrite_output_dir"]].concat();
     larpo(&again).expect("align");
     assert_eq!(events(Path::new(&out)), 0, "the earlier run's are gone with it");

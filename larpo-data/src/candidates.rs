@@ -3,6 +3,7 @@
 //! The same form is written while aligning, read for training on lists made elsewhere, and edited by people. It holds
 //! no clock times, so equal runs write equal files. Numbers come back exactly as they were written.
 
+use crate::checksums::Checksum;
 use crate::error::{Error, RecordError, Result};
 use crate::files;
 use crate::records::rows::{Row, number, small, text};
@@ -93,6 +94,11 @@ struct Singles {
 }
 
 impl CandidateList {
+    /// Checksum of the row as [`write`] writes it: the same for a row that was read back, however it was laid out.
+    pub fn checksum(&self) -> Checksum {
+        Checksum::of(&serde_json::to_vec(self).expect("text and numbers can be written"))
+    }
+
     /// What the responses are ordered by, higher is better: the rewards, else the negated ranks; `None` where the list
     /// has neither.
     pub fn scores(&self) -> Option<Vec<f64>> {

@@ -69,6 +69,9 @@ fn arrays_and_byte_order_marks_are_read_and_lines_are_right() {
     assert_eq!(rows.iter().map(|r| r.line).collect::<Vec<_>>(), [2, 4]);
     refused("[\n{\"prompt\": \"a\"},\n{\"prompt\": 5}\n]", &[":3: ", "`prompt`", "expected a string, found 5"]);
     refused("[\n{\"prompt\": \"a\"},\n{\"prompt\": \n]", &[":4: ", "valid JSON"]);
+    for cut in ["[\n{\"prompt\": \"a\"},\n{\"prompt\": \"b", "[{\"prompt\": \"a\"},\n", "["] {
+        refused(cut, &["the end of the file inside a", "The file is cut short"]);
+    }
     refused("[{\"prompt\": \"a\"}, 3]", &[":1: ", "expected a JSON object, found 3"]);
     assert_eq!(examples("{\"prompt\": \"a\"}\r\n{\"prompt\": \"b\"}\r\n").len(), 2);
 }
@@ -97,12 +100,15 @@ fn rows_of_no_known_kind_are_refused_with_what_is_accepted() {
 fn bad_rows_are_named_by_line_and_field() {
     let good = "{\"prompt\": \"a\", \"completion\": \"b\"}\n";
     refused(&format!("{good}{{\"prompt\": \"a\", \"compl"), &[":2: ", "valid JSON", "cut short"]);
-    refused(&format!("{good}\n{{\"prompt\": \"a\" \"x\": 1}}"), &[":3: ", "at column 16", "one JSON object per line"]);
+    refused(
+        &format!("{good}\n{{\"prompt\": \"a\" \"x\": 1}}"),
+        &[":3: ", "found `\"x\"` where a comma or `}` belongs at column 16", "a comma between"],
+    );
     refused(
         &format!("{good}{{\"completion\": \"b\"}}"),
         &[":2: ", "`prompt`", "only `completion`", "\"prompt\": \"some text\""],
     );
-    refused(&format!("{good}{{\"prompt\": [\"a\"]}}"), &[":2: ", "`prompt`", "an array of 1 elements", "in quotes"]);
+    refused(&format!("{good}{{\"prompt\": [\"a\"]}}"), &[":2: ", "`prompt`", "an array of 1 element", "in quotes"]);
     refused(
         &format!("{good}{{\"prompt\": \"a\", \"completion\": 3}}"),
         &[":2: ", "`completion`", "expected a string, found 3"],
@@ -117,7 +123,21 @@ fn bad_rows_are_named_by_line_and_field() {
         let row = format!(r#"{{"prompt": "a\": b", "rewards": [1, [{word}, 2]]}}"#);
         refused(&format!("{{\"prompt\": \"a\"}}\n{row}"), &[":2: ", "field `rewards`", &format!("`{word}`"), mend]);
     }
-    refused("{\"prompt\": \"a\", \"x\": nil}", &[":1: ", "valid JSON"]);
+    // What the parser says, in words that can be looked for.
+    for (row, found, mend) in [
+        ("{\"prompt\": \"a\", \"x\": nil}", "`nil`, which is no JSON value, at column", "true, false and null"),
+        ("hello there", "`hello`, which is no JSON value, at column 1.", "double quotes"),
+        ("{'prompt': 'a'}", "the name `'prompt'` without double quotes at column 2.", "{\"prompt\": "),
+        ("{\"prompt\": \"a\",}", "a comma behind the last entry", "Remove"),
+        ("{\"prompt\": \"a\"},", "`,` behind the end at column 16.", "one JSON object per line"),
+        ("{\"prompt\" \"a\"}", "`\"a\"` where a colon belongs", "{\"prompt\": "),
+        ("{\"prompt\": \"a\\q\"}", "a backslash that begins no escape", "\\\\"),
+        ("{\"prompt\": \"a\tb\"}", "control character inside a text", "\\t"),
+        ("{\"prompt\": \"\\ud800\"}", "half of a character", "\\ude00"),
+        ("{\"prompt\": \"a", "the end of the row inside a text.", "cut short"),
+    ] {
+        refused(row, &[":1: ", "expected valid JSON", found, mend]);
+    }
 }
 
 #[test]
@@ -202,6 +222,20 @@ fn labelled_completions_are_told_by_their_labels() {
     // Labels of another kind are no verdicts.
     let classes = read_as("d.jsonl", rows.replace("true", "\"a\"").replace("0", "3"), ReadOptions::default()).unwrap();
     assert_eq!((classes.schema, classes.unread), (Schema::PromptCompletion, vec!["label".to_string()]));
+}
+
+#[test]
+fn tables_with_another_separator_are_refused_with_a_hint() {
+    for (name, text, found) in [
+        ("a.csv", "prompt;completion\na;b\n", "which has semicolons"),
+        ("a.csv", "\n\"prompt\";\"completion\"\n\"a\";\"b\"\n", ":2: "),
+        ("a.csv", "prompt\tcompletion\na\tb\n", "which has tabs"),
+        ("a.tsv", "prompt,completion\na,b\n", "which has commas"),
+    ] {
+        let hint = if name == "a.csv" { "Save it with commas" } else { "Save it with tabs" };
+        holds(&read(name, text).unwrap_err(), &[found, "names separated by", hint]);
+    }
+    assert_eq!(read("a.csv", "prompt\na;b\n").unwrap().len(), 1);
 }
 
 #[test]

@@ -13,6 +13,22 @@ const TEXTS: [&str; 4] = [
 ];
 
 #[test]
+fn tokens_of_bytes_stand_for_bytes() {
+    let tokenizer = Tokenizer::train_bpe(&["the cat the cat"], 300).expect("a tokenizer");
+    let text = "the cat\u{0}\n\u{7f}\u{a0}\u{ad}é🙂";
+    let bytes =
+        |ids: Vec<u32>| -> Vec<u8> { ids.iter().flat_map(|&id| tokenizer.bytes_of(id).expect("bytes")).collect() };
+    assert_eq!(bytes(tokenizer.encode(text).expect("bytes")), text.as_bytes());
+    let mut single: Vec<u8> = (0..tokenizer.vocab_size() as u32)
+        .filter_map(|id| tokenizer.bytes_of(id).filter(|bytes| bytes.len() == 1))
+        .flatten()
+        .collect();
+    single.sort_unstable();
+    assert_eq!(single, (0..=255).collect::<Vec<u8>>(), "each once");
+    assert_eq!(Tokenizer::characters(&["ab".to_string()]).expect("a tokenizer").bytes_of(0), None);
+}
+
+#[test]
 fn bpe_gives_every_text_back_byte_for_byte() {
     let tokenizer = Tokenizer::train_bpe(&TEXTS, 320).unwrap();
     let every_plane: String = (0..0x11_0000u32).step_by(257).filter_map(char::from_u32).collect();

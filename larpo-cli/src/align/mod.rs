@@ -19,7 +19,7 @@ use crate::tensorboard::EventFile;
 use crate::training::{Journal, train_lists};
 use crate::watch::{self, Look};
 use larpo_core::backend::Backend;
-use larpo_core::candidates::{CandidateMemory, training_lists};
+use larpo_core::candidates::{CandidateList, CandidateMemory, training_lists};
 use larpo_core::model::Transformer;
 use larpo_core::proofs::prove;
 use larpo_core::reranker::Reranker;
@@ -260,13 +260,16 @@ impl<B: Backend> Run<'_, B> {
         let stop = self.place.map(|place| place.stop.clone()).unwrap_or_default();
         let label = format!("{name}: sample");
         let request = Request { prompts, sampling: &sampling, stop_strings: &self.config.stop, label: &label };
-        let (fresh, edited_rows) = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
+        let fresh = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
         policy.model.backend().trim();
         let (mean_reward, best_reward) = reward_summary(&fresh);
         self.memory.add(fresh);
         self.memory.forget(self.config.memory, iteration);
         // Lists that grew are scored as a whole again: a ranker may compare their members.
-        self.memory.lists_mut().try_for_each(|list| list.rank(reranker))?;
+        let grew = |list: &&mut CandidateList| {
+            list.candidates.first().is_some_and(|first| list.candidates.iter().any(|c| c.iteration != first.iteration))
+        };
+        self.memory.lists_mut().filter(grew).try_for_each(|list| list.rank(reranker))?;
         let (mut lists, counts) =
             training_lists(self.memory.lists(), self.config.select, &self.config.lists.objective, iteration)?;
         say!(
@@ -286,7 +289,6 @@ impl<B: Backend> Run<'_, B> {
             prompts: prompts.len(),
             mean_reward,
             best_reward,
-            edited_rows,
             counts,
             proofs: None,
             outcome: None,
@@ -320,6 +322,12 @@ impl<B: Backend> Run<'_, B> {
         if self.config.watch.is_on() {
             report.held_out = Some(self.look(&policy, reranker, &name)?);
         }
+        if let (Some(place), ReportTo::Tensorboard) = (self.place, self.config.training.report_to) {
+            // Before the manifest: an iteration that is done again drops its events, one that is done would lack them.
+            let write = |mut events: EventFile| events.write(&report.scalars().into());
+            let events = EventFile::create(&place.folder, u64::from(iteration)).and_then(write);
+            events.map_err(Error::io(&place.folder, "write events to"))?;
+        }
         if let Some(folder) = &folder {
             files::write_folder(folder.join(MODEL), |folder| {
                 policy.save(folder)?;
@@ -327,10 +335,6 @@ impl<B: Backend> Run<'_, B> {
             })?;
             self.write_manifest(folder, prompts, &report)?;
             status::set_checkpoint(folder);
-        }
-        if let (Some(place), ReportTo::Tensorboard) = (self.place, self.config.training.report_to) {
-            let write = |mut events: EventFile| events.write(&report.scalars().into());
-            EventFile::create(&place.folder).and_then(write).map_err(Error::io(&place.folder, "write events to"))?;
         }
         Ok((policy, report))
     }

@@ -20,8 +20,6 @@ pub struct IterationReport {
     pub mean_reward: f64,
     /// Mean over prompts of the best fresh candidate's reward.
     pub best_reward: f64,
-    /// Rows of its candidates that were edited by hand or deleted.
-    pub edited_rows: usize,
     /// What became of all remembered candidates.
     pub counts: ListCounts,
     /// Step-0 proofs; none where no list contributes.
@@ -58,7 +56,6 @@ impl IterationReport {
             "prompts": self.prompts,
             "mean_reward": self.mean_reward,
             "best_reward": self.best_reward,
-            "edited_rows": self.edited_rows,
             "lists": self.counts,
             "proofs": self.proofs.as_ref().map(|p| json!({
                 "constant_lists": p.constant_lists,

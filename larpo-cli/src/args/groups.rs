@@ -23,13 +23,13 @@ pub struct CommonArgs {
     /// The same bits for any number of threads; the CPU always computes so, the flag only says that it is relied on
     #[arg(long)]
     pub deterministic: bool,
-    /// End stdout with one line that holds a JSON object
+    /// Print the result as one line with a JSON object, in place of what people read
     #[arg(long)]
     pub json: bool,
     /// Take settings from this YAML file, `name: value` a line under the names of the flags; flags given here count more
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Show warnings and errors only: no progress, no tables; results are what --json prints
+    /// Show the result, warnings and errors only: no progress, no notes
     #[arg(long)]
     pub quiet: bool,
     /// How much to show on stderr: error, warn, info or debug

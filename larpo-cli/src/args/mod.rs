@@ -145,6 +145,9 @@ pub enum Command {
     /// Accuracy, Recall@N, votes, ranking and KL on a data set, of one model or several side by side
     Eval(Box<EvalArgs>),
     /// Show what a data file or a run folder holds: schema, counts, lengths, tokens, ties, duplicates
+    ///
+    /// Of a run's folder it shows the iterations, how the run ended, and how many rows of candidates.jsonl people edited: a
+    /// row differs then from its line in candidates.checksum, or is marked there as edited and taken up before.
     Inspect(InspectArgs),
     /// One HTML page about a run: curves, samples, hardest prompts, settings
     Report(ReportArgs),

@@ -28,6 +28,7 @@ pub fn take_up(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<(
         // The verb itself refuses a whole one.
         return if whole { Ok(()) } else { Err(no_run(n)) };
     };
+    record.check_verb("align", Path::new(folder)).map_err(|error| error.to_string())?;
     let mut flags: Vec<OsString> = Vec::new();
     for (name, values) in &record.flags {
         let free = FREE.contains(&name.as_str()) && !INPUTS.contains(&name.as_str());

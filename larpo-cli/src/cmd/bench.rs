@@ -47,7 +47,7 @@ struct ProbeSizes {
 
 const PROBE: ProbeSizes = ProbeSizes { product: 1024, memory: 1 << 30, floor_memory: 256 << 20 };
 
-/// Runs one benchmark on the current thread pool, writes its lines to stderr and returns the JSON object.
+/// Runs one benchmark on the current thread pool, shows its lines and returns the JSON object.
 ///
 /// Keys of every benchmark: `what`, `threads`, `reps`, `seconds` (median of one step, sampling run, 1024³ product, memory
 /// pass or evaluation), `tokens_per_second` (response tokens; null where there are none), `peak_rss_mib` (null where the
@@ -174,7 +174,7 @@ fn header(args: &BenchArgs) -> Map<String, Value> {
     let fields = [sizes, vec![("threads", json!(par::threads())), ("reps", json!(args.reps))]].concat();
     let shown: Vec<String> =
         fields.iter().map(|(key, value)| format!("{key} {}", value.to_string().trim_matches('"'))).collect();
-    say!("bench {}: {}", name(args.what), shown.join(", "));
+    show!("bench {}: {}", name(args.what), shown.join(", "));
     let what = ("what", json!(name(args.what)));
     [what].into_iter().chain(fields).map(|(key, value)| (key.to_string(), value)).collect()
 }
@@ -218,11 +218,11 @@ fn model_bench(
     table.row(["machine, products".into(), format!("{:.1}", machine.flops_per_second / 1e9), "GFLOP/s".to_string()]);
     table.row(["machine, memory".into(), format!("{:.1}", machine.bytes_per_second / 1e9), "GB/s".to_string()]);
     table.row(["peak memory".into(), megabytes(report), "MiB".to_string()]);
-    say!("{}", table.to_string().trim_end());
+    show!("{}", table.to_string().trim_end());
     if let Some(measured) = measured {
         let lines = measured.lines(machine);
         let table = profile::table(&lines).to_string();
-        say!("\none of {} runs, by operation; the floor of each is its own:\n{}", args.reps, table.trim_end());
+        show!("\none of {} runs, by operation; the floor of each is its own:\n{}", args.reps, table.trim_end());
         report.insert("profile".into(), profile::json(&lines));
     }
     Ok(())
@@ -247,7 +247,7 @@ fn gemm_bench(args: &BenchArgs, config: &ModelConfig, probe: ProbeSizes, report:
         let [m, k, n] = numbers;
         table.row([p.name.clone(), m, k, n, p.kind.name().into(), format!("{:.1}", p.rate() / 1e9)]);
     }
-    say!("{}", table.to_string().trim_end());
+    show!("{}", table.to_string().trim_end());
     let shapes: Vec<Value> = shapes
         .iter()
         .map(|p| {
@@ -264,7 +264,7 @@ fn memory_bench(args: &BenchArgs, probe: ProbeSizes, report: &mut Map<String, Va
     timing(report, memory.seconds, None);
     report.insert("gbps".into(), json!(gbps));
     report.insert("array_mib".into(), json!(mib));
-    say!("a = b + s·c over three arrays of {mib:.0} MiB: {gbps:.2} GB/s, median of {} passes", args.reps);
+    show!("a = b + s·c over three arrays of {mib:.0} MiB: {gbps:.2} GB/s, median of {} passes", args.reps);
 }
 
 fn lists_bench(args: &BenchArgs, probe: ProbeSizes, report: &mut Map<String, Value>) -> Result<()> {
@@ -285,7 +285,7 @@ fn lists_bench(args: &BenchArgs, probe: ProbeSizes, report: &mut Map<String, Val
     table.row(["traffic".into(), format!("{:.2}", rate / 1e9), "GB/s".to_string()]);
     table.row(["machine, memory".into(), format!("{:.2}", machine / 1e9), "GB/s".to_string()]);
     table.row(["traffic / memory".into(), format!("{:.2}", rate / machine), String::new()]);
-    say!("{}", table.to_string().trim_end());
+    show!("{}", table.to_string().trim_end());
     Ok(())
 }
 

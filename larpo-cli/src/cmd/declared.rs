@@ -8,6 +8,9 @@ use clap_mangen::Man;
 use serde_json::Value;
 use std::path::Path;
 
+/// The day of the commit, where the build knew it.
+const DATE: Option<&str> = option_env!("LARPO_DATE");
+
 /// The completions of a shell.
 pub fn completions(shell: Shell) -> String {
     let mut out = Vec::new();
@@ -44,9 +47,33 @@ pub fn man(verb: Option<&str>, folder: Option<&Path>) -> Result<Value> {
     Ok(serde_json::json!({ "pages": files }))
 }
 
-fn page(command: clap::Command) -> String {
+fn page(mut command: clap::Command) -> String {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_string();
+    let usage = synopsis(&command.render_usage().to_string());
+    let man = Man::new(command)
+        .title(name.to_uppercase())
+        .date(DATE.unwrap_or_default())
+        .source(concat!("larpo ", env!("CARGO_PKG_VERSION")))
+        .manual("larpo manual");
     let mut out = Vec::new();
     // Writing to memory cannot fail.
-    let _ = Man::new(command).render(&mut out);
-    String::from_utf8_lossy(&out).into_owned()
+    let _ = man.render(&mut out);
+    let page = String::from_utf8_lossy(&out).into_owned();
+    // In place of a list of all flags, which stand below: those that are needed, with their values.
+    let (start, end) = (".SH SYNOPSIS\n", "\n.SH DESCRIPTION");
+    match page.split_once(start).and_then(|(before, rest)| Some((before, rest.split_once(end)?.1))) {
+        Some((before, after)) => format!("{before}{start}{usage}{end}{after}"),
+        None => page,
+    }
+}
+
+/// The line `Usage: larpo VERB [OPTIONS] --flag <VALUE>` in the fonts of manual pages.
+fn synopsis(usage: &str) -> String {
+    let words = usage.trim().trim_start_matches("Usage:").split_whitespace().map(|word| {
+        let plain: String = word.chars().filter(|c| !"<>".contains(*c)).collect();
+        let font = if word.contains(['<', '[']) { 'I' } else { 'B' };
+        format!("\\f{font}{}\\fR", plain.replace('\\', "\\e").replace('-', "\\-"))
+    });
+    // Program and verb are one name.
+    words.collect::<Vec<_>>().join(" ").replacen("\\fBlarpo\\fR \\fB", "\\fBlarpo ", 1)
 }

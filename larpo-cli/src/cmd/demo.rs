@@ -1,32 +1,33 @@
 //! `larpo demo`: the main job on embedded data.
 
 use super::report::joined;
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, Settings};
 use crate::demo::{Recipe, run as run_demo};
 use crate::error::Result;
 use crate::output::OutputDir;
-use crate::version::Build;
+use crate::run_record::{DEMO, Goal, RunRecord};
 use larpo_core::backend::Backend;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::Path;
 
 /// Runs the verb.
 ///
 /// # Errors
 /// What any of its stages reports.
-pub fn run<B: Backend>(args: &DemoArgs, backend: &B) -> Result<Value> {
+pub fn run<B: Backend>(args: &DemoArgs, settings: &Settings, backend: &B) -> Result<Value> {
     let recipe = if args.quick { Recipe::quick() } else { Recipe::full() };
     let output = OutputDir::check_demo(&args.output_dir, args.overwrite_output_dir)?;
     output.clear()?;
-    OutputDir::mark_demo(
-        &args.output_dir,
-        &json!({ "quick": args.quick, "seed": args.common.seed, "build": Build::current() }),
-    )?;
+    let mut record = RunRecord::new(DEMO, settings, &[])?;
+    record.goal = Some(Goal { iterations: recipe.iterations as usize, more: None, base: 0 });
+    record.write(&args.output_dir)?;
     let outcome = run_demo(&recipe, args.common.seed, backend, &args.output_dir)?;
-    say!("\n{} held-out problems:\n\n{}", recipe.held_out, outcome.table());
+    let summary = outcome.json();
+    record.finish(&args.output_dir, &summary)?;
+    show!("\n{} held-out problems:\n\n{}", recipe.held_out, outcome.table());
     say!("The aligned model is in {}, a Hugging Face folder. Next:", args.output_dir.display());
     next_commands(&args.output_dir).iter().for_each(|words| say!("  {}", joined(words)));
-    Ok(outcome.json())
+    Ok(summary)
 }
 
 /// What can be tried with the demo's folder, as it is typed: by the name that this program was called by.

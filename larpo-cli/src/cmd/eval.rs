@@ -1,7 +1,7 @@
 //! `larpo eval`: one model or several side by side, on the same prompts and seeds.
 
-use super::{check_references, prompts_of};
-use crate::args::{EvalArgs, Settings};
+use super::{check_references, effective, prompts_of};
+use crate::args::{Command, EvalArgs, Settings};
 use crate::dataset::{PromptRow, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
@@ -9,6 +9,7 @@ use crate::generate::sampling_config;
 use crate::messages;
 use crate::policy::{Opened, Policy};
 use crate::reward::RuleReranker;
+use crate::run_record::checksums;
 use crate::table::Table;
 use larpo_core::backend::Backend;
 use larpo_core::metrics::Resampling;
@@ -33,11 +34,12 @@ pub fn run<B: Backend>(args: &EvalArgs, settings: &Settings, backend: &B) -> Res
     let models = args.models();
     // KL needs no reward, so it is measured where the rewards lack what they compare with.
     let must_score = reranker.needs_reference() && reference.is_none();
-    let (mut first, rows) = same_prompts(args, &models, backend, must_score)?;
+    let (mut first, mut rows) = same_prompts(args, &models, backend, must_score)?;
     let rules = reranker.rules().clone();
     let scored = !reranker.needs_reference() || rows[0].prompts.iter().all(|p| p.has_reference());
     let mut results = Vec::with_capacity(models.len());
-    for (&folder, Rows { prompts, .. }) in models.iter().zip(&rows) {
+    for (&folder, Rows { prompts, files, .. }) in models.iter().zip(&mut rows) {
+        *files = checksums(folder)?;
         let policy = match first.take() {
             Some(policy) => policy,
             None => Policy::open(backend, folder)?,
@@ -76,6 +78,8 @@ pub fn run<B: Backend>(args: &EvalArgs, settings: &Settings, backend: &B) -> Res
 struct Rows {
     prompts: Vec<PromptRow>,
     report: RowReport,
+    /// Checksums of the files of the model, as it is loaded: the folder may hold another one later.
+    files: BTreeMap<String, String>,
 }
 
 /// The prompts for a model.
@@ -106,7 +110,7 @@ fn same_prompts<B: Backend>(
             Some(_) => {}
         }
         check_references(&args.dataset_name, &prompts, must_score)?;
-        rows.push(Rows { prompts, report });
+        rows.push(Rows { prompts, report, files: BTreeMap::new() });
         // Weights are heavy: those of several models are read when it is their turn.
         if models.len() == 1 {
             kept = Some(opened.load(backend)?);
@@ -129,7 +133,7 @@ fn same_prompts<B: Backend>(
     if most > common.len() {
         say!("note: compared on the {} that every model can take, of {most}", messages::count(common.len(), "prompts"));
     }
-    for Rows { prompts, report } in &mut rows {
+    for Rows { prompts, report, .. } in &mut rows {
         let all = prompts.len();
         prompts.retain(|p| common.contains(&of(p)));
         report.leave_out_several("not for every model", all - prompts.len());
@@ -157,13 +161,13 @@ fn same_tokens<B: Backend>(reference: &Policy<B>, at: &Path, model: &Path, promp
 fn report(args: &EvalArgs, flags: &Settings, names: &[String], results: &[Evaluation], rows: &[Rows]) -> Result<Value> {
     let short = short_names(&args.models());
     for line in tables(args, &short, results) {
-        say!("{line}");
+        show!("{line}");
     }
     let mut comparisons = Vec::new();
     for ((name, short_name), result) in names.iter().zip(&short).zip(results).skip(1) {
         let compared = compare(result, &results[0]).map_err(|error| Error::request(error.to_string()))?;
-        say!("\n{short_name} less {}:", short[0]);
-        say!("{}", comparison_table(&compared, args.sampling.temperature.len()).to_string().trim_end());
+        show!("\n{short_name} less {}:", short[0]);
+        show!("{}", comparison_table(&compared, args.sampling.temperature.len()).to_string().trim_end());
         comparisons.extend(compared.iter().map(|c| {
             let mut value = c.json();
             value["model"] = json!(name);
@@ -172,33 +176,25 @@ fn report(args: &EvalArgs, flags: &Settings, names: &[String], results: &[Evalua
         }));
     }
     if !comparisons.is_empty() {
-        say!(
+        show!(
             "p: McNemar's exact test for greedy accuracy, random sign flips otherwise; not corrected for their number"
         );
     }
     // What is missing is missing in all, but for the prompts and rewards that a model meets.
     let missing: BTreeSet<&String> = results.iter().flat_map(|r| &r.missing).collect();
-    missing.iter().for_each(|line| say!("{line}"));
-    let settings = json!({
-        "dataset_name": args.dataset_name,
-        "num_generations": args.samples(),
-        "temperature": args.sampling.temperature,
-        "correct_threshold": args.correct_threshold,
-        "ref_model": args.ref_model,
-        "seed": args.common.seed,
-        "reward_funcs": args.reward.reward_funcs,
-        "max_new_tokens": args.sampling.max_new_tokens,
-        "flags": flags.values(),
-    });
+    missing.iter().for_each(|line| show!("{line}"));
+    // As `run.json` has them, those included that follow from others.
+    let flags = effective::settings(&Command::Eval(Box::new(args.clone())), flags).values();
     let object = |((name, result), rows): ((&String, &Evaluation), &Rows)| {
         let mut value = result.json();
         value["model"] = json!(name);
+        value["files"] = json!(rows.files);
         value["data"] = json!(rows.report);
         value
     };
     let mut models: Vec<Value> = names.iter().zip(results).zip(rows).map(object).collect();
     if let [model] = &mut models[..] {
-        model["settings"] = settings;
+        model["flags"] = json!(flags);
         return Ok(model.take());
     }
     Ok(json!({
@@ -206,7 +202,7 @@ fn report(args: &EvalArgs, flags: &Settings, names: &[String], results: &[Evalua
         "data": rows[0].report,
         "models": models,
         "comparisons": comparisons,
-        "settings": settings,
+        "flags": flags,
     }))
 }
 

@@ -46,16 +46,16 @@ fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Resul
         read_dataset(path, &read_options(&args.read)).map_err(|error| with_flag(error, args.read.on_bad_row))?;
     let mut report = RowReport::new(if records.schema == Schema::Text { "text" } else { "rows" }, records.rows());
     records.bad.iter().for_each(|bad| report.leave_out(bad.reason()));
-    say!("file        {}", path.display());
-    say!("form        {}", records.format);
-    say!("schema      {} ({})", records.schema, records.why);
-    say!("data        {report}");
+    show!("file        {}", path.display());
+    show!("form        {}", records.format);
+    show!("schema      {} ({})", records.schema, records.why);
+    show!("data        {report}");
     if let Some(first) = records.bad.first() {
-        say!("malformed   the first of {}: {first}", records.bad.len());
+        show!("malformed   the first of {}: {first}", records.bad.len());
     }
     if !records.unread.is_empty() {
         let fate = if records.schema == Schema::RankedList { "kept, not read" } else { "not read" };
-        say!("fields      {fate}: {}", records.unread.join(", "));
+        show!("fields      {fate}: {}", records.unread.join(", "));
     }
     let mut summary = Map::new();
     for (name, value) in [
@@ -78,20 +78,20 @@ fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Resul
 
 fn whole_text(args: &InspectArgs, text: &str, tokenizer: Option<&Tokenizer>) -> Result<Map<String, Value>> {
     let (characters, lines) = (text.chars().count(), text.lines().count());
-    say!("text        {characters} characters in {lines} lines");
+    show!("text        {characters} characters in {lines} lines");
     let mut summary = Map::new();
     summary.insert("characters".into(), json!(characters));
     summary.insert("lines".into(), json!(lines));
     if let Some(tokenizer) = tokenizer {
         let ids = tokenizer.encode(text)?;
-        say!("tokens      {} ({:.2} characters each)", ids.len(), characters as f64 / ids.len().max(1) as f64);
-        say!("\n{}", Style::of_stderr().legend());
-        say!("{}", Style::of_stderr().tokens(tokenizer, &ids[..ids.len().min(render::SHOWN)], true));
+        show!("tokens      {} ({:.2} characters each)", ids.len(), characters as f64 / ids.len().max(1) as f64);
+        show!("\n{}", Style::of_results().legend());
+        show!("{}", Style::of_results().tokens(tokenizer, &ids[..ids.len().min(render::SHOWN)], true));
         summary.insert("tokens".into(), json!(ids.len()));
         if let Some(max_length) = args.max_length {
             let windows = window_lengths(&ids, prompt_prefix(tokenizer)?, max_length)?;
             let last = windows.last().map_or(String::new(), |last| format!(", the last of {last} tokens"));
-            say!("windows     {} of at most {max_length} tokens{last}; every token is learned once", windows.len());
+            show!("windows     {} of at most {max_length} tokens{last}; every token is learned once", windows.len());
             summary.insert(
                 "windows".into(),
                 json!({ "max_length": max_length, "count": windows.len(), "last": windows.last() }),
@@ -161,7 +161,7 @@ fn rows(
                 longest(row) > max_length && max_length.saturating_sub(longest(row) - row.prompt.len()) <= front
             };
             let hopeless = tokens.iter().filter(no_room).count();
-            say!(
+            show!(
                 "too long    {longer} of {} rows have more than {max_length} tokens: --truncation_mode skip leaves them out, \
                  keep_end and keep_start cut their prompts but for {hopeless} whose response leaves no room",
                 items.len()
@@ -173,17 +173,17 @@ fn rows(
         }
     }
     for (name, spread) in &spreads {
-        say!("\n{}", spread.show(&name.replace('_', " ")));
+        show!("\n{}", spread.show(&name.replace('_', " ")));
     }
     let lengths: Map<String, Value> = spreads.iter().map(|(name, spread)| ((*name).into(), spread.json())).collect();
     summary.insert("lengths".into(), Value::Object(lengths));
-    say!("");
+    show!("");
     let duplicates = duplicates(&items);
     summary.insert("duplicates".into(), duplicates);
     if let Dataset::Pairs(pairs) = &records.dataset {
         let implicit = pairs.iter().filter(|pair| pair.implicit_prompt).count();
         if implicit > 0 {
-            say!(
+            show!(
                 "prompts     {implicit} of {} rows have no `prompt`: it is what `chosen` and `rejected` both begin with",
                 pairs.len()
             );
@@ -191,7 +191,7 @@ fn rows(
         summary.insert("implicit_prompts".into(), json!(implicit));
     }
     if let Some(ranking) = Ranking::of(&records.dataset, &items) {
-        say!("{ranking}");
+        show!("{ranking}");
         summary.insert("ranking".into(), ranking.json());
     }
     if let (Some(tokens), Some(tokenizer)) = (&tokens, tokenizer) {
@@ -218,13 +218,13 @@ fn duplicates(items: &[Item]) -> Value {
     let rows_with_repeats = items.iter().filter(|item| repeated(item) > 0).count();
     let empty_prompts = items.iter().filter(|item| item.prompt.is_empty()).count();
     let empty_responses = items.iter().flat_map(|item| &item.responses).filter(|text| text.is_empty()).count();
-    say!(
+    show!(
         "duplicates  {} with the prompt of an earlier one; {}, in {}, the same as another of their row",
         count(repeated_prompts, "rows"),
         count(repeated_responses, "responses"),
         count(rows_with_repeats, "rows")
     );
-    say!("empty       {}, {}", count(empty_prompts, "prompts"), count(empty_responses, "responses"));
+    show!("empty       {}, {}", count(empty_prompts, "prompts"), count(empty_responses, "responses"));
     json!({
         "prompts": repeated_prompts,
         "responses": repeated_responses,
@@ -243,13 +243,13 @@ fn tokenisation(items: &[Item], tokens: &[Tokens], tokenizer: &Tokenizer) -> Val
     let with_eos = tokens.iter().filter(ending).count();
     let first = differing.first().map(|&i| items[i].line);
     let at = first.map_or(String::new(), |line| format!(", the first in line {line}"));
-    say!(
+    show!(
         "boundary    in {} of {} prompt and response encoded as one text are other tokens{at}; they are encoded apart",
         differing.len(),
         count(items.len(), "rows")
     );
     if with_eos > 0 {
-        say!("note        {} with the end-of-text token written out in a response", count(with_eos, "rows"));
+        show!("note        {} with the end-of-text token written out in a response", count(with_eos, "rows"));
     }
     json!({ "rows_joint_differs": differing.len(), "first_line": first, "rows_with_eos_in_text": with_eos })
 }
@@ -267,29 +267,29 @@ fn show(args: &InspectArgs, path: &Path, items: &[Item], tokens: Option<(&[Token
             args.lines.iter().map(find).collect::<Result<_>>()?
         }
     };
-    let style = Style::of_stderr();
+    let style = Style::of_results();
     if !chosen.is_empty() && tokens.is_some() {
-        say!("\n{}", style.legend());
+        show!("\n{}", style.legend());
     }
     for i in chosen {
         let item = &items[i];
-        say!("\nline {}", item.line);
+        show!("\nline {}", item.line);
         match tokens {
-            None => say!("  prompt    {}", render::text(item.prompt)),
+            None => show!("  prompt    {}", render::text(item.prompt)),
             Some((rows, tokenizer)) => {
                 let ids = &rows[i].prompt;
-                say!("  prompt    {:>4}  {}", ids.len(), style.tokens(tokenizer, ids, false));
+                show!("  prompt    {:>4}  {}", ids.len(), style.tokens(tokenizer, ids, false));
             }
         }
         for (k, response) in item.responses.iter().enumerate() {
             let score = item.scores.as_ref().map_or(String::new(), |scores| format!("  score {}", scores[k]));
             match tokens {
-                None => say!("  response  {}{score}", render::text(response)),
+                None => show!("  response  {}{score}", render::text(response)),
                 Some((rows, tokenizer)) => {
                     let mut ids = rows[i].responses[k].clone();
                     ids.extend(tokenizer.eos_id());
                     let apart = if rows[i].differs[k] { "  (other tokens as one text)" } else { "" };
-                    say!("  response  {:>4}  {}{score}{apart}", ids.len(), style.tokens(tokenizer, &ids, true));
+                    show!("  response  {:>4}  {}{score}{apart}", ids.len(), style.tokens(tokenizer, &ids, true));
                 }
             }
         }

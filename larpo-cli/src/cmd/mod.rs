@@ -1,4 +1,4 @@
-//! The verbs. Each takes its flags and returns the object that `--json` prints; everything else goes to stderr.
+//! The verbs. Each takes its flags, shows its result to people and returns the object that `--json` prints in its place.
 //!
 //! What is made from the declarations of the flags (settings, completions, manual pages) returns a text, which is printed
 //! as it is.
@@ -66,7 +66,7 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
 fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value> {
     let backend = Cpu::new();
     match command {
-        Command::Demo(args) => demo::run(args, &backend),
+        Command::Demo(args) => demo::run(args, settings, &backend),
         Command::Sft(args) => sft::run(args, settings, stop, &backend),
         Command::Sample(args) => sample::run(args, &backend),
         Command::Rank(args) => rank::run(args),

@@ -353,13 +353,13 @@ fn show(plan: &Plan, making: Duration) -> Result<Value> {
     table.row(std::iter::once("all".to_string()).chain(totals));
     let times = seconds.iter().map(|&s| duration(Duration::from_secs_f64(s.min(1e9))));
     table.row(std::iter::once("time".to_string()).chain(times));
-    say!("{}", table.to_string().trim_end());
+    show!("{}", table.to_string().trim_end());
     let (peak, whole) = (plan.total(), making.as_secs_f64() + seconds.iter().sum::<f64>());
     let of = limit.map_or_else(String::new, |limit| match peak > limit {
         true => format!(": MORE than the machine's {}", bytes(limit)),
         false => format!(" of the machine's {}", bytes(limit)),
     });
-    say!("about {}{of}, and {}", bytes(peak), duration(Duration::from_secs_f64(whole.min(1e9))));
+    show!("about {}{of}, and {}", bytes(peak), duration(Duration::from_secs_f64(whole.min(1e9))));
     let phases: Map<String, Value> = plan
         .phases
         .iter()

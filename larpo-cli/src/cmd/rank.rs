@@ -48,7 +48,8 @@ pub fn run(args: &RankArgs) -> Result<Value> {
         ranked.push(sorted(row, &scores));
     }
     let mean = sum / responses.max(1) as f64;
-    say!("data: {report}; {}, mean reward {mean:.4}", count(responses, "responses"));
+    say!("data: {report}");
+    show!("{}, mean reward {mean:.4}", count(responses, "responses"));
     reranker.report();
     if let Some(folder) = &args.output_dir {
         let file = folder.join("candidates.jsonl");
@@ -57,7 +58,7 @@ pub fn run(args: &RankArgs) -> Result<Value> {
     }
     Ok(match args.label_key {
         Some(_) => {
-            say!("{agree} of {responses} verdicts agree with `{}`", keys.label.unwrap_or_default());
+            show!("{agree} of {responses} verdicts agree with `{}`", keys.label.unwrap_or_default());
             json!({ "rows": ranked.len(), "agree": agree })
         }
         None => json!({ "rows": ranked.len(), "responses": responses, "mean_reward": sum / responses.max(1) as f64 }),

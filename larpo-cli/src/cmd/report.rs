@@ -1,10 +1,13 @@
 //! `larpo report`: one HTML file that tells the story of a run folder, made only of what the run left there.
 
 mod command;
+mod evaluation;
+mod header;
 mod html;
 mod page;
 mod plot;
 mod run;
+mod samples;
 mod settings;
 mod story;
 

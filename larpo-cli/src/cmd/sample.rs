@@ -52,12 +52,12 @@ pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
         }
         None => {
             for list in lists.iter().take(SHOWN_PROMPTS) {
-                say!("\n> {}", list.prompt.trim_end().replace('\n', "\n> "));
+                show!("\n> {}", list.prompt.trim_end().replace('\n', "\n> "));
                 for candidate in &list.candidates {
                     let end = candidate.finish_reason.map_or("", |f| f.name());
                     let logp: f64 = candidate.logps.iter().map(|&l| f64::from(l)).sum();
                     let tokens = count(candidate.ids.len(), "tokens");
-                    say!("[{tokens}, log p {logp:.1}, {end}]\n{}", candidate.text.trim_end());
+                    show!("[{tokens}, log p {logp:.1}, {end}]\n{}", candidate.text.trim_end());
                 }
             }
             if lists.len() > SHOWN_PROMPTS {

@@ -266,8 +266,8 @@ fn write_data(corpus: &Corpus, folder: &Path) -> Result<()> {
 fn show(problems: &[Problem], outcome: &Outcome) {
     let one_line = |text: &str| text.trim_end().replace('\n', " / ");
     for (i, problem) in problems.iter().take(SHOWN).enumerate() {
-        say!("\n{}  (answer {})", problem.prompt.trim_end(), problem.answer);
-        say!("  before: {}", one_line(&outcome.sft.responses[i]));
-        say!("  after:  {}", one_line(&outcome.larpo.responses[i]));
+        show!("\n{}  (answer {})", problem.prompt.trim_end(), problem.answer);
+        show!("  before: {}", one_line(&outcome.sft.responses[i]));
+        show!("  after:  {}", one_line(&outcome.larpo.responses[i]));
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn parse_row<'a>(path: &'a Path, line: usize, text: &'a str) -> Resul
             mend: "Each row is an object, for example {\"prompt\": \"2 + 2 =\"}".into(),
         }
         .into()),
-        Err(error) => Err(json_error(path, line, text, &error)),
+        Err(error) => Err(json_error(path, line, text, "row", &error)),
     }
 }
 
@@ -107,7 +107,8 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 }
 
-pub(super) fn json_error(path: &Path, line: usize, text: &str, error: &serde_json::Error) -> Error {
+/// The complaint about a `whole` (a row, an array) that is no JSON; `text` is the line that the parser stopped in.
+pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, error: &serde_json::Error) -> Error {
     let column = error.column();
     // The position is given in front; the parser's own, always "at line 1", would mislead.
     let message = error.to_string();
@@ -134,22 +135,60 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, error: &serde_jso
         }
         .into();
     }
-    let mend = if error.is_eof() {
-        "The row is cut short: complete it, on one line, or delete it".to_string()
-    } else if message.contains("number out of range") {
-        "Write a number that a 64-bit floating-point number can hold".to_string()
-    } else {
-        "Write one JSON object per line; a newline inside a text is written \\n".to_string()
+    let (found, mend) = match message.strip_prefix("EOF while parsing ") {
+        Some(what) => {
+            let inside = if what == "a string" { "a text" } else { what };
+            let mend = match whole {
+                "row" => "The row is cut short: complete it, on one line, or delete it",
+                _ => "The file is cut short: copy or download it again",
+            };
+            (format!("the end of the {whole} inside {inside}"), mend)
+        }
+        None => {
+            let mut at = floor(text, column);
+            if message == "expected ident" {
+                // It stopped inside a word that begins like one of JSON's.
+                at -= text[..at].chars().rev().take_while(char::is_ascii_alphabetic).count();
+            }
+            let (found, mend) = in_words(message, &text[at..]);
+            (format!("{found} at column {column}"), mend)
+        }
     };
-    RecordError {
-        path: path.into(),
-        line,
-        field: String::new(),
-        expected: "valid JSON".into(),
-        found: format!("{message} at column {column}"),
-        mend,
+    let expected = "valid JSON".into();
+    RecordError { path: path.into(), line, field: String::new(), expected, found, mend: mend.into() }.into()
+}
+
+/// What the parser found, said so that it can be looked for, and the mend. `rest` is the text from where it stopped.
+fn in_words(message: &str, rest: &str) -> (String, &'static str) {
+    const ROW: &str = "Write one JSON object per line; a newline inside a text is written \\n";
+    let word: String = rest.chars().take_while(|c| !c.is_whitespace() && !",:]}".contains(*c)).take(20).collect();
+    let word = if word.is_empty() { rest.chars().take(1).collect() } else { word };
+    match message {
+        "expected value" | "expected ident" => (
+            format!("`{word}`, which is no JSON value,"),
+            "Texts stand in double quotes; the words of JSON are true, false and null",
+        ),
+        "key must be a string" => {
+            (format!("the name `{word}` without double quotes"), "Write it like {\"prompt\": \"2 + 2 =\"}")
+        }
+        "trailing comma" => ("a comma behind the last entry".into(), "Remove the comma"),
+        "trailing characters" => (format!("`{word}` behind the end"), ROW),
+        "expected `,` or `}`" => (format!("`{word}` where a comma or `}}` belongs"), "Put a comma between two fields"),
+        "expected `,` or `]`" => (format!("`{word}` where a comma or `]` belongs"), "Put a comma between two elements"),
+        "expected `:`" => (format!("`{word}` where a colon belongs"), "Write it like {\"prompt\": \"2 + 2 =\"}"),
+        "invalid escape" => ("a backslash that begins no escape".into(), "Write a backslash inside a text as \\\\"),
+        "invalid number" => ("a number in a form that JSON does not have".into(), "Write it like 10, 0.5 or 1e-3"),
+        "number out of range" => {
+            ("a number out of range".into(), "Write a number that a 64-bit floating-point number can hold")
+        }
+        message if message.starts_with("control character") => {
+            ("a line break, tab or other control character inside a text".into(), "Write it as \\n, \\t or \\u0000")
+        }
+        message if message.contains("hex escape") || message.contains("surrogate") => {
+            ("half of a character".into(), "Write the character itself, or both halves of it, such as \\ud83d\\ude00")
+        }
+        other => (other.into(), ROW),
     }
-    .into()
 }
 
 /// The word at byte `at`, with the byte it starts at, if it is what other programs write for NaN or an infinity. Where the
@@ -192,7 +231,9 @@ pub(crate) fn describe(value: &Value) -> String {
         Value::Number(n) => n.to_string(),
         Value::String(s) if s.chars().count() <= 40 => format!("the string {s:?}"),
         Value::String(s) => format!("the string {:?}…", s.chars().take(40).collect::<String>()),
+        Value::Array(items) if items.len() == 1 => "an array of 1 element".into(),
         Value::Array(items) => format!("an array of {} elements", items.len()),
+        Value::Object(map) if map.len() == 1 => "an object with 1 field".into(),
         Value::Object(map) => format!("an object with {} fields", map.len()),
     }
 }

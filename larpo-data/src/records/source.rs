@@ -140,7 +140,7 @@ fn unpack(path: &Path, packed: &[u8]) -> Result<Vec<u8>> {
 fn array<'a>(path: &'a Path, text: &'a str) -> Result<Vec<Result<Row<'a>>>> {
     let items: Vec<&'a RawValue> = serde_json::from_str(text).map_err(|error| {
         let bad_line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
-        json_error(path, error.line().max(1), bad_line, &error)
+        json_error(path, error.line().max(1), bad_line, "file", &error)
     })?;
     let mut line = 1;
     let mut at = 0;
@@ -169,6 +169,23 @@ fn table<'a>(path: &'a Path, text: &'a str, separator: char) -> Result<Vec<Resul
         let mend = "Put the whole field in quotes and double the quotes inside it: \"say \"\"yes\"\"\"";
         fault(line, "", "comma-separated values (RFC 4180)".into(), found.into(), mend)
     };
+    // Spreadsheets write semicolons where the comma is the decimal point.
+    let names = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let other = [(',', "commas"), (';', "semicolons"), ('\t', "tabs")].into_iter().find(|(c, _)| names.contains(*c));
+    if let Some((_, others)) = other.filter(|_| !names.contains(separator)) {
+        let line = text.lines().position(|line| !line.trim().is_empty()).unwrap_or_default() + 1;
+        let (kind, mend) = match separator {
+            '\t' => ("tabs", "Save it with tabs, or name it .csv and separate by commas"),
+            _ => ("commas", "Save it with commas, or with tabs as a file named .tsv"),
+        };
+        return Err(fault(
+            line,
+            "",
+            format!("names separated by {kind}"),
+            format!("{names:?}, which has {others}"),
+            mend,
+        ));
+    }
     let mut records = csv::records(text, separator).into_iter();
     let Some((line, header)) = records.next() else { return Ok(Vec::new()) };
     let header = header.map_err(|kind| quote(line, kind))?;

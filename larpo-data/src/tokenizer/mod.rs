@@ -50,6 +50,8 @@ pub struct Tokenizer {
     characters: Option<HashMap<char, u32>>,
     /// A long text may be encoded piece by piece.
     separable: bool,
+    /// Every byte has a token, and tokens are written in the characters that GPT-2 gave to bytes.
+    byte_level: bool,
     /// The model may leave characters out without a word, so the coverage of the text is checked.
     may_drop: bool,
     bos: Option<u32>,
@@ -152,6 +154,7 @@ impl Tokenizer {
         Ok(Self {
             characters: build::character_table(&inner),
             separable: pieces::separable(&inner),
+            byte_level: byte_level(&inner),
             may_drop: may_drop(&inner),
             inner,
             json,
@@ -304,6 +307,12 @@ impl Tokenizer {
         self.tokens.get(id as usize)?.as_deref()
     }
 
+    /// The bytes that a token of a byte-level vocabulary (GPT-2's) stands for, which may be parts of a character; `None` in
+    /// other vocabularies.
+    pub fn bytes_of(&self, id: u32) -> Option<Vec<u8>> {
+        self.token_of(id).filter(|_| self.byte_level)?.chars().map(byte_of).collect()
+    }
+
     /// The id of a token as it stands in `tokenizer.json`.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
@@ -360,8 +369,23 @@ fn may_drop(inner: &tokenizers::Tokenizer) -> bool {
     if model.unk_token.is_some() || model.byte_fallback {
         return false;
     }
+    !byte_level(inner)
+}
+
+/// Whether every byte has a token, in the alphabet of GPT-2.
+fn byte_level(inner: &tokenizers::Tokenizer) -> bool {
     let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
-    !alphabet.iter().all(|c| inner.token_to_id(&c.to_string()).is_some())
+    alphabet.iter().all(|c| inner.token_to_id(&c.to_string()).is_some())
+}
+
+/// The byte that GPT-2 writes as `character`: visible ones of Latin-1 stand for themselves, the others for those from 256 on,
+/// in their order.
+fn byte_of(character: char) -> Option<u8> {
+    let visible = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    match u8::try_from(u32::from(character)) {
+        Ok(byte) => Some(byte).filter(visible),
+        Err(_) => (0..=255).filter(|byte| !visible(byte)).nth((u32::from(character) - 256) as usize),
+    }
 }
 
 /// A JSON object from a file; `None` where there is no such file.

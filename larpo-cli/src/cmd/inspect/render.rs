@@ -1,7 +1,7 @@
 //! Tokens for people to look at: every token apart, those the loss looks at marked.
 
+use crate::messages;
 use larpo_data::tokenizer::Tokenizer;
-use std::io::IsTerminal;
 
 /// Tokens of a prompt or response that are shown; of a longer one the middle is left out, and said to be.
 pub(super) const SHOWN: usize = 160;
@@ -20,9 +20,9 @@ pub(super) enum Style {
 }
 
 impl Style {
-    /// Colours where stderr is a terminal and the variable NO_COLOR is not set (<https://no-color.org>).
-    pub(super) fn of_stderr() -> Self {
-        Self::of(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref())
+    /// Colours where results go to a terminal and the variable NO_COLOR is not set (<https://no-color.org>).
+    pub(super) fn of_results() -> Self {
+        Self::of(messages::results_on_terminal(), std::env::var_os("NO_COLOR").as_deref())
     }
 
     pub(super) fn of(terminal: bool, no_color: Option<&std::ffi::OsStr>) -> Self {
@@ -70,8 +70,13 @@ impl Style {
     }
 }
 
-/// One token on one line. A part of a character has no text of its own: its token as it stands in the vocabulary.
+/// One token on one line. A part of a character has no text of its own: its bytes, or its token as it stands in the
+/// vocabulary.
 fn token(tokenizer: &Tokenizer, id: u32) -> String {
+    if let Some(bytes) = tokenizer.bytes_of(id) {
+        let escaped = |bytes: &[u8]| bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+        return bytes.utf8_chunks().map(|chunk| one_line(chunk.valid()) + &escaped(chunk.invalid())).collect();
+    }
     match tokenizer.decode(&[id], false) {
         Ok(text) if !text.is_empty() && !text.contains('\u{FFFD}') => one_line(&text),
         _ => format!("‹{}›", tokenizer.token_of(id).unwrap_or("?")),

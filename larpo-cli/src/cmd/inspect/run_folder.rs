@@ -1,10 +1,10 @@
 //! The story of a run, from the files that it leaves.
 
 use crate::cmd::ending;
+use crate::edits;
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::numbers::number;
-use crate::samples::edited_rows;
 use crate::table::Table;
 use larpo_data::candidates;
 use serde_json::{Map, Value, json};
@@ -154,14 +154,13 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
             cell(&["training", "kl"]),
         ];
         table.row(cells.into_iter().chain(watched.map(|_| cell(&["held_out", "mean_reward"]))));
-        let edited = edited_rows(&iteration);
-        if edited > 0 {
-            notes.push(format!("iteration {n}: {} of its candidates edited by hand", count(edited, "rows")));
-        }
+        let edited = edits::counts(&iteration, lists.as_deref().unwrap_or_default())?;
+        notes.extend(edits::sentence(n, edited));
         rows.push(json!({
             "iteration": n,
             "finished": manifest.is_some(),
             "report": report,
+            "edited_rows": { "taken_up": edited.0, "since": edited.1 },
             "candidates": seen.map(|(prompts, mean, best)| json!({
                 "prompts": prompts, "mean_reward": mean, "best_reward": best
             })),
@@ -171,15 +170,15 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
     let looks = ending::looks(&start, manifests.iter());
     let done = manifests.iter().filter(|manifest| manifest.is_object()).count();
     let ended = ending::sentences(&read("run.json")?, done, &looks);
-    say!("{}", folder.display());
-    say!("{}", table.to_string().trim_end());
+    show!("{}", folder.display());
+    show!("{}", table.to_string().trim_end());
     if let Some(first) = looks.first() {
-        say!("held-out mean reward at the start: {}", number(first.mean_reward));
+        show!("held-out mean reward at the start: {}", number(first.mean_reward));
     }
     if !ended.is_empty() {
-        say!("{}", ended.join(" "));
+        show!("{}", ended.join(" "));
     }
-    notes.iter().for_each(|note| say!("note: {note}"));
+    notes.iter().for_each(|note| show!("note: {note}"));
     let start = &start["held_out"];
     Ok(json!({ "path": folder, "iterations": rows, "start": start, "ended": ended, "notes": notes }))
 }
@@ -237,11 +236,11 @@ pub(super) fn metrics(path: &Path) -> Result<Value> {
         let row = &rows[if shown > 1 { i * (rows.len() - 1) / (shown - 1) } else { 0 }];
         table.row(names.iter().map(|name| row.get(*name).map_or("-".into(), number_of)));
     }
-    say!("{}: {}, {shown} of them shown", path.display(), count(rows.len(), "rows"));
-    say!("{}", table.to_string().trim_end());
+    show!("{}: {}, {shown} of them shown", path.display(), count(rows.len(), "rows"));
+    show!("{}", table.to_string().trim_end());
     let ended = ending::sentences(&read_json(&path.with_file_name("run.json"))?.unwrap_or_default(), 0, &[]);
     if !ended.is_empty() {
-        say!("{}", ended.join(" "));
+        show!("{}", ended.join(" "));
     }
     Ok(json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last(), "ended": ended }))
 }

@@ -13,7 +13,9 @@ pub(super) struct Spread {
     sorted: Vec<usize>,
     /// Width of a bin.
     width: usize,
-    /// Lengths in each bin: bin i holds i·width up to (i+1)·width − 1.
+    /// Lower end of the first bin, a multiple of the width.
+    first: usize,
+    /// Lengths in each bin: bin i holds first + i·width up to first + (i+1)·width − 1.
     bins: Vec<usize>,
 }
 
@@ -22,11 +24,12 @@ impl Spread {
     pub(super) fn of(values: impl Iterator<Item = usize>) -> Option<Self> {
         let mut sorted: Vec<usize> = values.collect();
         sorted.sort_unstable();
-        let max = *sorted.last()?;
-        let width = round_up((max + 1).div_ceil(BINS));
-        let mut bins = vec![0; max / width + 1];
-        sorted.iter().for_each(|value| bins[value / width] += 1);
-        Some(Self { sorted, width, bins })
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
+        let width = round_up((max - min + 1).div_ceil(BINS));
+        let first = min / width * width;
+        let mut bins = vec![0; (max - first) / width + 1];
+        sorted.iter().for_each(|value| bins[(value - first) / width] += 1);
+        Some(Self { sorted, width, first, bins })
     }
 
     /// The least value that at least this share of all values does not exceed (nearest rank).
@@ -49,6 +52,7 @@ impl Spread {
             "p99": self.quantile(0.99),
             "max": self.quantile(1.0),
             "bin_width": self.width,
+            "bins_from": self.first,
             "bins": self.bins,
         })
     }
@@ -65,9 +69,10 @@ impl Spread {
             self.quantile(1.0)
         );
         let most = self.bins.iter().copied().max().unwrap_or(1).max(1);
-        let digits = (self.bins.len() * self.width).to_string().len();
+        let digits = (self.first + self.bins.len() * self.width).to_string().len();
         for (i, &count) in self.bins.iter().enumerate() {
-            let (low, high) = (i * self.width, (i + 1) * self.width - 1);
+            let low = self.first + i * self.width;
+            let high = low + self.width - 1;
             // Nothing that is there is invisible.
             let bar = "#".repeat((count * BAR).div_ceil(most));
             let _ = write!(text, "\n  {low:>digits$} to {high:>digits$}  {bar:<BAR$}  {count}");
@@ -110,5 +115,9 @@ mod tests {
         assert_eq!(round_up(usize::MAX), usize::MAX);
         let lines: Vec<String> = spread.show("x").lines().map(str::to_string).collect();
         assert_eq!(lines[6], format!("  100 to 119  {:<40}  1", "##"));
+        // Nothing is shown of lengths below the least one.
+        let long = Spread::of([512, 530, 541].into_iter()).expect("values");
+        assert_eq!((long.width, long.first, &long.bins[..]), (5, 510, &[1, 0, 0, 0, 1, 0, 1][..]));
+        assert!(long.show("x").lines().nth(1).is_some_and(|line| line.starts_with("  510 to 514  #")));
     }
 }

@@ -50,10 +50,12 @@ fn tokens_are_set_apart_and_marked_and_never_steer_the_terminal() {
     assert!(long.contains(" … 340 tokens more … ") && long.matches("[a]").count() == render::SHOWN, "{long}");
     assert_eq!(render::text("a\tb"), r"a\tb");
     assert!(render::text(&"x".repeat(700)).ends_with("x … 100 characters more"));
-    // A part of a character is shown as its token.
+    // A part of a character is shown as its bytes, a whole one as itself, never in the letters that GPT-2 has for bytes.
     let bytes = Tokenizer::train_bpe(&["aa"], 258).expect("a tokenizer");
-    let parts = bytes.encode("é").expect("bytes");
-    assert!(Style::Plain.tokens(&bytes, &parts[..1], true).starts_with("[‹"));
+    let parts = bytes.encode(" é\n").expect("bytes");
+    assert_eq!(Style::Plain.tokens(&bytes, &parts, true), r"[ ][\xc3][\xa9][\n]");
+    let end: Vec<u32> = bytes.eos_id().into_iter().collect();
+    assert_eq!(Style::Plain.tokens(&bytes, &end, true), "[<|endoftext|>]");
 }
 
 #[test]

@@ -40,17 +40,6 @@ pub fn of_record(record: &Value, folder: &Path) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// `larpo demo` with the settings of its mark.
-pub fn of_demo(demo: &Value, folder: &Path) -> Option<Vec<String>> {
-    let seed = demo.get("seed")?.as_u64()?;
-    let mut words = vec!["larpo".to_string(), "demo".into(), "--seed".into(), seed.to_string()];
-    if demo["quick"] == true {
-        words.push("--quick".into());
-    }
-    words.extend(["--output_dir".into(), folder.display().to_string()]);
-    Some(words)
-}
-
 /// Flags of `eval` that are the run's own: its rewards, how long responses may be and how the data are read.
 const OF_EVAL: [&str; 11] = [
     "reward_funcs",
@@ -66,9 +55,9 @@ const OF_EVAL: [&str; 11] = [
     "shuffle_seed",
 ];
 
-/// The evaluation that gives a report its held-out curves, as a note with a command.
-pub fn suggested(run: &Run, threshold: f64) -> String {
-    let what = "held-out accuracy, KL and the same prompts before and after: an evaluation";
+/// The evaluation that gives a report `what` it lacks, as a note with a command.
+pub fn suggested(run: &Run, what: &str, threshold: f64) -> String {
+    let what = format!("{what}: an evaluation");
     match evaluation(run, threshold) {
         Some((words, false)) => format!("{what}: {}", joined(&words)),
         Some((words, true)) => format!(
@@ -85,7 +74,7 @@ fn evaluation(run: &Run, threshold: f64) -> Option<(Vec<String>, bool)> {
     let first = |name: &str| run.flag(name).into_iter().next();
     let start = run.start()?;
     let mut words: Vec<String> = ["larpo", "eval", &start].map(String::from).into();
-    let models = run.iterations.iter().map(|i| run.folder.join(format!("iteration-{}/model", i.number)));
+    let models = run.iterations.iter().map(|i| run.model_after(i.number));
     words.extend(models.filter(|model| model.is_dir()).map(|model| model.display().to_string()));
     words.push(format!("--ref_model={start}"));
     let demo = run.folder.join("held_out.jsonl");
@@ -167,7 +156,8 @@ mod tests {
         for other in [json!({ "verb": "align", "flags": { "no_such": ["1"] } }), json!({ "verb": "x", "flags": {} })] {
             assert_eq!(of_record(&other, Path::new("o")), None);
         }
-        let demo = of_demo(&json!({ "quick": true, "seed": 7 }), Path::new("o")).expect("a demo");
-        assert_eq!(joined(&demo), "larpo demo --seed 7 --quick --output_dir o");
+        let demo = json!({ "verb": "demo", "flags": { "quick": ["true"], "seed": ["7"] } });
+        let demo = of_record(&demo, Path::new("o")).expect("a demo");
+        assert_eq!(joined(&demo), "larpo demo --quick --seed=7 --output_dir=o");
     }
 }

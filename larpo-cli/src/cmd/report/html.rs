@@ -1,5 +1,6 @@
 //! HTML text: everything that comes from a file passes through [`escape`].
 
+use larpo_core::metrics::Estimate;
 use std::fmt::Write;
 
 /// A text as HTML, inside an element or a quoted attribute. Control characters, which HTML cannot hold, are shown as the
@@ -19,6 +20,32 @@ pub fn escape(text: &str) -> String {
         }
     }
     out
+}
+
+/// Appends; writing to a String cannot fail.
+pub fn put(out: &mut String, text: std::fmt::Arguments) {
+    let _ = out.write_fmt(text);
+}
+
+/// A number with its thousands set apart.
+pub fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
+    groups.join(",")
+}
+
+/// A share in per cent.
+pub fn percent(share: f64) -> String {
+    // A space that does not break.
+    format!("{:.1}\u{a0}%", 100.0 * share)
+}
+
+/// A mean with its interval, as HTML.
+pub fn with_interval(e: &Estimate, show: fn(f64) -> String) -> String {
+    match e.interval {
+        Some((low, high)) => format!("{} <small>[{}, {}]</small>", show(e.mean), show(low), show(high)),
+        None => show(e.mean),
+    }
 }
 
 /// A text of a file as a block that keeps its line breaks; what is beyond `limit` characters is folded away.

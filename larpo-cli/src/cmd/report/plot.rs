@@ -213,7 +213,9 @@ fn failed(title: &str, error: &dyn std::error::Error) -> Error {
 
 fn figure(title: &str, caption: &str, legend: &[&str], svg: &str) -> String {
     let mut keys = String::new();
-    if legend.len() > 1 {
+    // The title may name a single line, but for its N.
+    let named = |name: &str| title.to_lowercase().contains(&name.to_lowercase().replace('_', " "));
+    if legend.len() > 1 || legend.iter().any(|name| !named(name)) {
         for (i, name) in legend.iter().enumerate() {
             // Writing to a String cannot fail.
             let _ = write!(keys, "<span class=\"key k{}\">{}</span>", i % COLOURS + 1, escape(name));
@@ -233,17 +235,20 @@ fn bounds(values: impl Iterator<Item = f64>) -> Range<f64> {
     low..high
 }
 
-/// The range of the values with room around it, never empty; from 0 on where they are shares.
+/// The range of the values with room around it, never empty; from 0 on where they are shares, or all the same.
 fn padded(values: impl Iterator<Item = f64>, from_zero: bool) -> Range<f64> {
     let Range { start, end } = bounds(values);
-    let start = if from_zero { start.min(0.0) } else { start };
-    // Noise of rounding around a constant is no course.
-    let least = 1e-9 * start.abs().max(end.abs()).max(1e-3);
-    let room = match end - start {
-        width if width > least => 0.06 * width,
-        _ if start == 0.0 && from_zero => 0.05,
-        _ => 0.5 * start.abs().max(1e-3),
+    let highest = start.abs().max(end.abs());
+    // Noise of rounding around a constant is no course, nor is that around 0.
+    let noise = highest <= 1e-9;
+    let constant = noise || end - start <= 1e-9 * highest;
+    let start = if from_zero || constant { start.min(0.0) } else { start };
+    let end = match constant {
+        true if noise => 1.0,
+        true => end.max(0.0),
+        false => end,
     };
+    let room = 0.06 * (end - start);
     // A point at 0 stands above the axis and its labels.
     if from_zero { start - 0.04 * (end + room - start)..end + room } else { start - room..end + room }
 }
@@ -304,6 +309,19 @@ mod tests {
         let width = rect.split_once("width=\"").expect("a width").1.split('"').next().expect("a number");
         assert!(width.parse::<u32>().expect("pixels") < SIZE.0 / 3, "{rect}");
         assert_eq!(figure.matches("\n0.5\n").count(), 1, "{figure}");
+    }
+
+    #[test]
+    fn the_axis_of_a_constant_begins_at_nought() {
+        let range = |values: &[f64]| {
+            let range = padded(values.iter().copied(), false);
+            [range.start, range.end].map(|end| (end * 1e4).round() / 1e4)
+        };
+        assert_eq!(range(&[2.0, 2.0 + 1e-12]), [-0.12, 2.12]);
+        assert_eq!(range(&[-2.0]), [-2.12, 0.12]);
+        assert_eq!(range(&[1e-12, -3e-13]), [-0.06, 1.06], "noise around 0");
+        assert_eq!(range(&[1.0, 2.0]), [0.94, 2.06]);
+        assert_eq!(padded([0.0, 0.0].into_iter(), true).end, 1.06, "of all");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //! run that broke off is worth having.
 
 use super::command;
+use super::evaluation::Evaluation;
 use super::settings::texts;
 use crate::align::START;
+use crate::edits;
 use crate::error::{Error, Result};
-use crate::samples::edited_rows;
 use larpo_data::candidates::{self, CandidateList};
-use larpo_data::checksums::Checksum;
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,6 @@ pub struct Run {
     pub command: Option<String>,
     /// `run.json`; null where there is none, as below.
     pub record: Value,
-    /// `demo.json`.
-    pub demo: Value,
     /// `start.json`: the first policy on held-out prompts.
     pub first_look: Value,
     /// Iterations, by number.
@@ -30,7 +28,7 @@ pub struct Run {
     /// Lines of the folder's own metrics.jsonl.
     pub training: Vec<Map<String, Value>>,
     /// What `larpo eval` found, where it was put into the folder.
-    pub eval: Option<Value>,
+    pub eval: Option<Evaluation>,
     /// What could not be read.
     pub notes: Vec<String>,
 }
@@ -45,10 +43,8 @@ pub struct Iteration {
     pub lists: Vec<CandidateList>,
     /// Lines of its metrics.jsonl.
     pub training: Vec<Map<String, Value>>,
-    /// Rows of its candidates that were edited and taken up again.
-    pub edited_rows: usize,
-    /// Whether its candidates were edited after it was finished.
-    pub edited_since: bool,
+    /// Rows of its candidates that people edited: those that were taken up, and those edited since.
+    pub edited: (usize, usize),
 }
 
 /// The file in the run folder that `larpo eval --output` may write.
@@ -67,8 +63,7 @@ impl Run {
         }
         let training = read_metrics(&folder.join("metrics.jsonl"), &mut notes)?.unwrap_or_default();
         let read = |name: &str, notes: &mut Vec<String>| read_json(&folder.join(name), notes);
-        let (record, demo, eval) =
-            (read("run.json", &mut notes)?, read("demo.json", &mut notes)?, read(EVAL, &mut notes)?);
+        let (record, eval) = (read("run.json", &mut notes)?, read(EVAL, &mut notes)?);
         let first_look = read(START, &mut notes)?;
         if iterations.is_empty() && training.is_empty() && eval.is_null() {
             return Err(Error::request(format!(
@@ -77,20 +72,18 @@ impl Run {
                 folder.display()
             )));
         }
-        let command = command::of_record(&record, folder)
-            .or_else(|| command::of_demo(&demo, folder))
-            .map(|words| command::joined(&words));
-        Ok(Self {
-            folder: folder.into(),
-            command,
-            record,
-            demo,
-            first_look,
-            iterations,
-            training,
-            eval: Some(eval).filter(Value::is_object),
-            notes,
-        })
+        let command = command::of_record(&record, folder).map(|words| command::joined(&words));
+        let mut run =
+            Self { folder: folder.into(), command, record, first_look, iterations, training, eval: None, notes };
+        if eval.is_object() {
+            run.eval = Some(Evaluation::new(&run, eval));
+        }
+        Ok(run)
+    }
+
+    /// Where the policy after an iteration is.
+    pub fn model_after(&self, iteration: u32) -> PathBuf {
+        self.folder.join(format!("iteration-{iteration}/model"))
     }
 
     /// The newest manifest; null where there is none.
@@ -168,17 +161,9 @@ fn read_iteration(number: u32, folder: &Path, notes: &mut Vec<String>) -> Result
     if manifest.is_null() {
         notes.push(format!("iteration {number} has no manifest.json: it was not finished"));
     }
-    // Its first line is the checksum of the candidates as they were written.
-    let recorded = read_text(&folder.join("candidates.checksum"))?;
-    let edited_since = match recorded.as_deref().and_then(|text| text.lines().next()).filter(|_| path.is_file()) {
-        Some(sum) => Checksum::of_file(&path)?.to_string() != sum,
-        None => false,
-    };
-    let edited_rows = edited_rows(folder);
-    // What was trained on stands in the manifest; more was edited later, and is remembered by later iterations.
-    let before = manifest["report"]["edited_rows"].as_u64().unwrap_or(0);
-    let edited_since = edited_since || edited_rows as u64 > before;
-    Ok(Iteration { number, manifest, lists, training: training.unwrap_or_default(), edited_rows, edited_since })
+    // Of candidates that cannot be read nothing can be told.
+    let edited = if lists.is_empty() { (0, 0) } else { edits::counts(folder, &lists)? };
+    Ok(Iteration { number, manifest, lists, training: training.unwrap_or_default(), edited })
 }
 
 /// The bytes of a file as text; `None` where there is none.

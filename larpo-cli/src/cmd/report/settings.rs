@@ -4,6 +4,7 @@ use super::command::OF_A_SESSION;
 use super::html::{escape, words};
 use super::run::Run;
 use crate::args::{declarations, default_of};
+use crate::run_record::DEMO;
 use serde_json::Value;
 
 /// A flag and its value.
@@ -44,11 +45,13 @@ impl Settings {
         let declared = declarations();
         let verb = run.record["verb"].as_str().and_then(|verb| declared.find_subcommand(verb));
         let (Some(verb), Some(flags)) = (verb, run.record["flags"].as_object()) else {
-            leaves("", &run.demo, &mut settings.changed);
-            settings.changed.retain(|setting| !setting.name.starts_with("build."));
             leaves("", run.config(), &mut settings.recorded);
             return settings;
         };
+        if run.record["verb"] == DEMO {
+            // Its flags leave everything to its recipe.
+            leaves("", run.config(), &mut settings.recorded);
+        }
         for arg in verb.get_arguments() {
             let Some(name) = arg.get_long().filter(|name| *name != "help" && !OF_A_SESSION.contains(name)) else {
                 continue;
@@ -136,11 +139,11 @@ fn short(text: &str) -> String {
 
 /// The program and the machine.
 fn build(run: &Run) -> Vec<(String, String)> {
-    let build = [&run.record["build"], &run.demo["build"]].into_iter().find(|build| build.is_object());
-    let Some(build) = build else {
+    let build = &run.record["build"];
+    if !build.is_object() {
         let version = [&run.record["larpo"], run.version()].into_iter().find_map(Value::as_str);
         return version.map(|version| ("larpo".to_string(), version.to_string())).into_iter().collect();
-    };
+    }
     let commit = build["commit"].as_str().map(|commit| format!(" (commit {commit})")).unwrap_or_default();
     let features = texts(&build["features"]).join(", ");
     [

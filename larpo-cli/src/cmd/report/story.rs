@@ -8,7 +8,6 @@ use crate::watch::Look;
 use larpo_core::metrics::{Estimate, Resampling, best_of_n, bootstrap_estimate, pass_at_k};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
-use std::path::Path;
 
 /// Intervals of a report are the same each time it is made.
 const RESAMPLING: Resampling = Resampling { seed: 1, resamples: 1000 };
@@ -85,7 +84,8 @@ fn line(name: String, values: impl Iterator<Item = (f64, Estimate)>) -> Series {
     series
 }
 
-fn chart(title: &str, caption: &str, share: bool, series: Vec<Series>) -> Chart {
+/// A chart over iterations.
+pub fn chart(title: &str, caption: &str, share: bool, series: Vec<Series>) -> Chart {
     Chart { title: title.into(), caption: caption.into(), x: X::Few, share, series, marks: Vec::new() }
 }
 
@@ -248,14 +248,18 @@ pub fn distributions(run: &Run) -> Vec<Bars> {
     distinct.sort_by(f64::total_cmp);
     distinct.dedup();
     let Some((&low, &high)) = distinct.first().zip(distinct.last()) else { return Vec::new() };
-    // A few values are shown as they are, more in 16 bins of equal width.
-    const BINS: usize = 16;
-    let width = (high - low) / BINS as f64;
+    // A few values are shown as they are, more in bins of a round width: rewards often are multiples of one, and bins beside
+    // them would be empty.
+    const BINS: f64 = 16.0;
+    let width = round_up(high / BINS - low / BINS);
     let edges: Vec<f64> = match distinct.len() <= 12 {
         true => distinct.clone(),
-        false => (0..BINS).map(|i| low + i as f64 * width).collect(),
+        false => (bin(low, width)..=bin(high, width)).map(|i| i as f64 * width).collect(),
     };
-    let bin_of = |reward: f64| edges.partition_point(|&edge| edge <= reward).saturating_sub(1);
+    let bin_of = |reward: f64| match distinct.len() <= 12 {
+        true => edges.partition_point(|&edge| edge <= reward).saturating_sub(1),
+        false => (bin(reward, width) - bin(low, width)) as usize,
+    };
     let caption = match distinct.len() <= 12 {
         true => "share of the samples with each reward".to_string(),
         false => format!("share of the samples in bins of {}, named by their lower ends", number(width)),
@@ -280,106 +284,15 @@ pub fn distributions(run: &Run) -> Vec<Bars> {
     charts
 }
 
-/// The models of an evaluation.
-pub fn eval_models(eval: &Value) -> Vec<&Value> {
-    match eval["models"].as_array() {
-        Some(models) => models.iter().collect(),
-        None => vec![eval],
-    }
+/// 1, 2 or 5 times a power of ten, at least `width`, which is above 0.
+fn round_up(width: f64) -> f64 {
+    let power = 10f64.powf(width.log10().floor());
+    [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|&w| w >= width).unwrap_or(width)
 }
 
-/// The iteration whose policy a model folder of an evaluation is; 0 for the one the run started from.
-fn eval_iteration(run: &Run, model: &str) -> Option<u32> {
-    let path = Path::new(model);
-    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix("iteration-")?.parse().ok();
-    let same = |a: &Path, b: &Path| a.components().eq(b.components());
-    match path.file_name()?.to_str()? {
-        "model" => number(path.parent()?),
-        _ if same(path, &run.folder) => run.kept(),
-        _ if run.start().is_some_and(|start| same(path, Path::new(&start))) => Some(0),
-        _ => None,
-    }
-}
-
-/// Metric, N or k, temperature.
-type Key = (String, Option<u64>, Option<f64>);
-
-/// Held-out curves over iterations, from an evaluation.
-pub fn held_out(run: &Run) -> Vec<Chart> {
-    let Some(eval) = &run.eval else { return Vec::new() };
-    let at = |m: &'_ Value| eval_iteration(run, m["model"].as_str()?);
-    let mut models: Vec<(u32, &Value)> = eval_models(eval).into_iter().filter_map(|m| Some((at(m)?, m))).collect();
-    models.sort_by_key(|(iteration, _)| *iteration);
-    let mut keys: Vec<Key> = Vec::new();
-    let key_of = |m: &Value| Some((m["metric"].as_str()?.to_string(), m["at"].as_u64(), m["temperature"].as_f64()));
-    for metric in models.iter().flat_map(|(_, m)| m["metrics"].as_array().into_iter().flatten()) {
-        if let Some(key) = key_of(metric).filter(|key| !keys.contains(key)) {
-            keys.push(key);
-        }
-    }
-    let curve = |key: &Key, name: String| {
-        let mut series = Series { name, ..Series::default() };
-        for (iteration, model) in &models {
-            let metrics = model["metrics"].as_array().into_iter().flatten();
-            let Some(metric) = metrics.into_iter().find(|m| key_of(m).as_ref() == Some(key)) else { continue };
-            let Some(mean) = metric["mean"].as_f64() else { continue };
-            let x = f64::from(*iteration);
-            series.points.push((x, mean));
-            if let (Some(low), Some(high)) = (metric["interval"][0].as_f64(), metric["interval"][1].as_f64()) {
-                series.intervals.push((x, low, high));
-            }
-        }
-        series
-    };
-    let mut temperatures: Vec<f64> = Vec::new();
-    keys.iter().filter_map(|key| key.2).for_each(|t| {
-        if !temperatures.contains(&t) {
-            temperatures.push(t);
-        }
-    });
-    let caption = "held-out prompts by iteration, 0 is the start; bars are 95 % intervals over prompts";
-    let of = |names: &[&str], temperature: Option<f64>| -> Vec<Series> {
-        let wanted = keys.iter().filter(|key| names.contains(&key.0.as_str()) && key.2 == temperature);
-        wanted.map(|key| curve(key, eval_label(&key.0, key.1, None))).collect()
-    };
-    let mut charts = vec![chart("Held-out accuracy, greedy", caption, true, of(&["greedy"], None))];
-    // Lines of several temperatures would be too many for one chart.
-    for &t in &temperatures {
-        let at = if temperatures.len() > 1 { format!(", t = {t}") } else { String::new() };
-        let mut add = |title: &str, share: bool, names: &[&str]| {
-            charts.push(chart(&format!("{title}{at}"), caption, share, of(names, Some(t))));
-        };
-        add("Held-out Recall@N", true, &["recall"]);
-        add("Held-out majority vote", true, &["maj"]);
-        add("Held-out reward", false, &["reward", "best_of"]);
-        add("Held-out ranking", false, &["ndcg", "mrr", "kendall_tau"]);
-        add("Held-out KL", false, &["kl_k1", "kl_k3"]);
-    }
-    charts
-}
-
-/// The name of a metric of an evaluation.
-pub fn eval_label(name: &str, at: Option<u64>, temperature: Option<f64>) -> String {
-    let metric = match name {
-        "greedy" => "greedy accuracy",
-        "greedy_reward" => "greedy reward",
-        "recall" => "Recall",
-        "maj" => "maj",
-        "best_of" => "best-of reward",
-        "reward" => "mean reward",
-        "tokens" => "response tokens",
-        "ndcg" => "NDCG",
-        "mrr" => "MRR",
-        "kendall_tau" => "Kendall τ-b",
-        "pair_accuracy" => "pair accuracy",
-        "kl_k1" => "KL (k1)",
-        "kl_k3" => "KL (k3)",
-        other => other,
-    };
-    let at = at.map(|n| format!("@{n}")).unwrap_or_default();
-    // Samples of temperature 1 are the rule.
-    let at_temperature = temperature.filter(|&t| t != 1.0).map(|t| format!(", t = {t}")).unwrap_or_default();
-    format!("{metric}{at}{at_temperature}")
+/// The bin that holds a value; one at the lower end of a bin, to rounding, is in it.
+fn bin(value: f64, width: f64) -> i64 {
+    (value / width + 1e-9).floor() as i64
 }
 
 #[cfg(test)]
@@ -404,8 +317,7 @@ mod tests {
             manifest,
             lists: Vec::new(),
             training: vec![line.as_object().cloned().expect("an object")],
-            edited_rows: 0,
-            edited_since: false,
+            edited: (0, 0),
         };
         let recorded = json!({ "report": { "training": { "kl": 2.0, "rank/ndcg": 0.75 } } });
         let run = Run { iterations: vec![iteration(1, recorded), iteration(2, Value::Null)], ..Run::default() };
@@ -416,6 +328,19 @@ mod tests {
         };
         assert_eq!(points("KL to the reference"), [(1.0, 2.0), (2.0, 7.0)]);
         assert_eq!(points("Ranking by the policy"), [(1.0, 0.75), (2.0, 0.5)]);
+    }
+
+    #[test]
+    fn bins_are_round_and_hold_what_is_at_their_ends() {
+        assert_eq!(
+            [0.081, 0.1, 0.19, 3.0, 70.0].map(round_up).map(|w| (w * 1e6).round() / 1e6),
+            [0.1, 0.1, 0.2, 5.0, 100.0]
+        );
+        // Sums of rewards that are multiples of a tenth: none of the bins between them is empty.
+        let rewards: Vec<f64> = (-3..=10).map(|i| f64::from(i) * 0.1).collect();
+        let width = round_up(1.3 / 16.0);
+        let bins: Vec<i64> = rewards.iter().map(|&r| bin(r, width)).collect();
+        assert_eq!(bins, (-3..=10).collect::<Vec<_>>());
     }
 
     #[test]
