@@ -469,6 +469,15 @@ fn tokenizers() {
     });
 }
 
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_files() {
+    let read = |name: &str| std::fs::read(Path::new("tests/golden/parquet").join(name)).expect("reads");
+    let seeds = ["pairs-none", "pairs-snappy", "pairs-gzip", "pairs-brotli", "pairs-lz4", "pairs-zstd", "lists", "chat"]
+        .map(|name| read(&format!("{name}.parquet")));
+    attack("parquet", 512, &seeds, |bytes| read_every_way("d.parquet", bytes));
+}
+
 #[test]
 fn chat_templates() {
     let golden = std::fs::read("tests/golden/chat/cases.json").expect("reads");

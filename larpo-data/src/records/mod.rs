@@ -9,6 +9,8 @@
 mod csv;
 mod keyed;
 mod pairs;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub(crate) mod rows;
 mod schema;
 pub(crate) mod source;

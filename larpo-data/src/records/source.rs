@@ -30,6 +30,8 @@ pub enum FormatKind {
     JsonArray,
     /// Comma-separated values (RFC 4180) with names in the first line; tabs separate in a file named `.tsv`.
     Csv,
+    /// Parquet, whatever the file's name.
+    Parquet,
     /// Plain text, in a file named `.txt`.
     Text,
 }
@@ -40,6 +42,7 @@ impl fmt::Display for Format {
             FormatKind::Jsonl => "JSONL",
             FormatKind::JsonArray => "a JSON array",
             FormatKind::Csv => "CSV",
+            FormatKind::Parquet => "Parquet",
             FormatKind::Text => "plain text",
         })?;
         if self.gzip { f.write_str(", gzip") } else { Ok(()) }
@@ -67,6 +70,9 @@ impl Content {
         let gzip = bytes.starts_with(&[0x1f, 0x8b]);
         if gzip {
             bytes = unpack(path, &bytes)?;
+        }
+        if bytes.starts_with(b"PAR1") {
+            return Ok(Self { bytes, format: Format { kind: FormatKind::Parquet, gzip }, separator: ',' });
         }
         // Editors on Windows like to put a byte-order mark in front.
         if bytes.starts_with(b"\xef\xbb\xbf") {
@@ -99,6 +105,14 @@ impl Content {
         match self.format.kind {
             FormatKind::JsonArray => array(path, self.text(path)?),
             FormatKind::Csv => table(path, self.text(path)?, self.separator),
+            #[cfg(feature = "parquet")]
+            FormatKind::Parquet => super::parquet::rows(path, &self.bytes, MAX_UNPACKED),
+            #[cfg(not(feature = "parquet"))]
+            FormatKind::Parquet => Err(Error::Unrecognised {
+                path: path.into(),
+                found: "a Parquet file, which this build does not read".into(),
+                mend: "Build larpo-data with its feature `parquet`, or convert the file to JSONL".into(),
+            }),
             FormatKind::Jsonl | FormatKind::Text => Ok(self.lines(path)),
         }
     }
