@@ -209,33 +209,13 @@ impl<S: Simd> Softmax<S> {
     }
 }
 
-/// Contrastive: the softmax term of the best item.
+/// Contrastive where ties are skipped: the softmax term of the best item against those of lower reward. Without ties it is
+/// [`super::rows::contrastive`].
 #[inline(always)]
-pub fn contrastive<S: Simd>(simd: S, tile: &mut Tile<S>, tied: Tied) -> Lanes<S> {
-    if tied == Tied::Skip {
-        tile.d.fill(Lanes::splat(simd, 0.0));
-        let mut product = LogProduct::new(simd, tile.len() as f32);
-        return tied_softmax_term(simd, tile, 0, false, &mut product) + product.total();
-    }
-    // The single positive of a shared first place is as without ties.
-    let (g, rivals) = (tile.gamma[0], &tile.gamma[1..]);
-    let (d, d_rivals) = tile.d.split_at_mut(1);
-    let mut max = rivals[0];
-    for &g in &rivals[1..] {
-        max = g.max(max);
-    }
-    let term = Softmax::new(g, max);
-    let mut sum = Lanes::splat(simd, 0.0);
-    for (d, &g) in d_rivals.iter_mut().zip(rivals) {
-        *d = (g - max).exp_of_negative();
-        sum += *d;
-    }
-    let end = term.end(sum);
-    for d in d_rivals {
-        *d = *d * end.scale;
-    }
-    d[0] = Lanes::splat(simd, 0.0) - sum * end.scale;
-    end.linear + end.q.ln_1p()
+pub fn contrastive_skipping<S: Simd>(simd: S, tile: &mut Tile<S>) -> Lanes<S> {
+    tile.d.fill(Lanes::splat(simd, 0.0));
+    let mut product = LogProduct::new(simd, tile.len() as f32);
+    tied_softmax_term(simd, tile, 0, false, &mut product) + product.total()
 }
 
 /// ListMLE: the softmax term of every item.

@@ -14,6 +14,7 @@
 
 mod kernels;
 mod lanes;
+mod rows;
 mod tile;
 
 use super::error::check_len;
@@ -24,6 +25,7 @@ use crate::cpu::prefetch::{LINE, prefetch};
 use kernels::Tied;
 use lanes::{Lanes, MAX_LANES};
 use pulp::{Arch, Simd, WithSimd};
+use rows::Rows;
 use std::ops::Range;
 use tile::{SIDE_BY_SIDE, Tile};
 
@@ -306,6 +308,14 @@ impl Task<'_> {
             }
             return;
         }
+        // The single positive of a shared first place is as without ties.
+        if self.objective.loss == LossType::Contrastive && tied != Tied::Skip {
+            let mut rows = Rows::new(simd, m);
+            for at in (0..count).step_by(rows::BLOCK) {
+                self.evaluate_rows(simd, lists.part(at, count.min(at + rows::BLOCK)), m, &mut rows);
+            }
+            return;
+        }
         let mut tile = Tile::new(simd, m);
         let lipo = LipoTables::new(self.objective, m);
         if self.objective.loss == LossType::LipoLambda && self.batch.rewards.is_none() {
@@ -318,6 +328,31 @@ impl Task<'_> {
             let end = count.min(at + Lanes::<S>::COUNT);
             self.evaluate(simd, lists.part(at, end), tied, &mut tile, &lipo);
             at = end;
+        }
+    }
+
+    /// Evaluates at most [`rows::BLOCK`] lists of `m` items by contrastive.
+    #[inline(always)]
+    fn evaluate_rows<S: Simd>(&mut self, simd: S, lists: Lists<'_>, m: usize, rows: &mut Rows<S>) {
+        let count = lists.len();
+        let mut starts = [0; rows::BLOCK];
+        for (at, start) in starts.iter_mut().enumerate().take(count) {
+            *start = self.batch.items(lists.get(at)).start;
+        }
+        let starts = &starts[..count];
+        let mut loss = [0.0; rows::BLOCK];
+        rows::contrastive(simd, self.batch.gamma, self.d_gamma, starts, self.start, rows, &mut loss);
+        let loss = &loss[..count];
+        self.put(loss, lists);
+        let Some(rewards) = self.batch.rewards else {
+            return;
+        };
+        for (at, start) in starts.iter().enumerate() {
+            // A list whose rewards are all equal does not count.
+            if self.objective.ties == Ties::Share && rewards[*start] == rewards[start + m - 1] && loss[at].is_finite() {
+                self.loss[lists.get(at) - self.first] = 0.0;
+                self.d_gamma_of(lists.get(at)).fill(0.0);
+            }
         }
     }
 
@@ -353,7 +388,7 @@ impl Task<'_> {
         }
         let mut loss = match self.objective.loss {
             LossType::Pairwise => kernels::pairs(simd, tile, tied, true),
-            LossType::Contrastive => kernels::contrastive(simd, tile, tied),
+            LossType::Contrastive => kernels::contrastive_skipping(simd, tile),
             LossType::Lambdarank => kernels::pairs(simd, tile, tied, false),
             LossType::Listmle => kernels::listmle(simd, tile, tied),
             LossType::LipoLambda => kernels::lipo_lambda(simd, tile, &lipo.discount),
@@ -375,9 +410,14 @@ impl Task<'_> {
             starts.iter_mut().for_each(|start| *start -= self.start);
             tile::store(simd, &tile.d, starts, self.d_gamma);
         }
-        let loss = &loss.as_slice()[..count];
+        self.put(&loss.as_slice()[..count], lists);
+    }
+
+    /// Keeps the losses of `lists`, after evaluating anew those that are not finite.
+    #[inline(always)]
+    fn put(&mut self, loss: &[f32], lists: Lists<'_>) {
         match lists {
-            Lists::Run { first, .. } => self.loss[first - self.first..][..count].copy_from_slice(loss),
+            Lists::Run { first, count } => self.loss[first - self.first..][..count].copy_from_slice(loss),
             Lists::Picked(lists) => {
                 for (&(_, _, list), &loss) in lists.iter().zip(loss) {
                     self.loss[list - self.first] = loss;
