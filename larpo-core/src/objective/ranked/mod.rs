@@ -14,6 +14,7 @@
 
 mod kernels;
 mod lanes;
+mod quads;
 mod rows;
 mod tile;
 
@@ -25,7 +26,8 @@ use crate::cpu::prefetch::{LINE, prefetch};
 use kernels::Tied;
 use lanes::{Lanes, MAX_LANES};
 use pulp::{Arch, Simd, WithSimd};
-use rows::Rows;
+use quads::Quads;
+use rows::{BLOCK, Rows};
 use std::ops::Range;
 use tile::{SIDE_BY_SIDE, Tile};
 
@@ -157,7 +159,7 @@ impl Objective {
     /// [`super::list_batch`] does.
     ///
     /// Where the γ of a list span more than 40, the losses by pairs and ListMLE evaluate that list in `f64`, which takes many
-    /// times longer.
+    /// times longer; so does contrastive where one is more than 87 above the first.
     ///
     /// Losses are within 1e-5 of [`Objective::evaluate`] relative, derivatives within 1e-5 of the largest of their list.
     /// The result of a list does not depend on the lists around it or on the number of threads.
@@ -308,14 +310,29 @@ impl Task<'_> {
             }
             return;
         }
-        // The single positive of a shared first place is as without ties.
-        if self.objective.loss == LossType::Contrastive && tied != Tied::Skip {
-            let mut rows = Rows::new(simd, m);
-            for at in (0..count).step_by(rows::BLOCK) {
-                self.evaluate_rows(simd, lists.part(at, count.min(at + rows::BLOCK)), m, &mut rows);
+        let mut left = Vec::new();
+        let lists = match self.objective.loss {
+            // The single positive of a shared first place is as without ties.
+            LossType::Contrastive if tied != Tied::Skip => {
+                let mut rows = Rows::new(simd, m);
+                for at in (0..count).step_by(BLOCK) {
+                    self.evaluate_rows(simd, lists.part(at, count.min(at + BLOCK)), m, &mut rows);
+                }
+                return;
             }
-            return;
-        }
+            LossType::Listmle if tied == Tied::Ordered && m <= quads::LONGEST && tile::has_quads::<S>() => {
+                let mut quads = Quads::new(simd, m);
+                for at in (0..count).step_by(BLOCK) {
+                    self.evaluate_quads(simd, lists.part(at, count.min(at + BLOCK)), (m, way), &mut quads, &mut left);
+                }
+                if left.is_empty() {
+                    return;
+                }
+                Lists::Picked(&left)
+            }
+            _ => lists,
+        };
+        let count = lists.len();
         let mut tile = Tile::new(simd, m);
         let lipo = LipoTables::new(self.objective, m);
         if self.objective.loss == LossType::LipoLambda && self.batch.rewards.is_none() {
@@ -331,16 +348,44 @@ impl Task<'_> {
         }
     }
 
-    /// Evaluates at most [`rows::BLOCK`] lists of `m` items by contrastive.
+    /// Where lists begin, as many as there are.
+    #[inline(always)]
+    fn starts(&self, lists: Lists<'_>) -> [usize; BLOCK] {
+        let mut starts = [0; BLOCK];
+        for (at, start) in starts.iter_mut().enumerate().take(lists.len()) {
+            *start = self.batch.items(lists.get(at)).start;
+        }
+        starts
+    }
+
+    /// Evaluates at most [`BLOCK`] lists without ties by ListMLE; those that it is not for are `left`.
+    #[inline(always)]
+    fn evaluate_quads<S: Simd>(
+        &mut self,
+        simd: S,
+        lists: Lists<'_>,
+        (m, way): (usize, Way),
+        quads: &mut Quads<S>,
+        left: &mut Vec<(usize, Way, usize)>,
+    ) {
+        let starts = &self.starts(lists)[..lists.len()];
+        let mut loss = [0.0; BLOCK];
+        quads::listmle(simd, self.batch.gamma, self.d_gamma, starts, self.start, quads, &mut loss);
+        for (at, loss) in loss.iter().enumerate().take(lists.len()) {
+            let list = lists.get(at);
+            self.loss[list - self.first] = *loss;
+            if loss.is_nan() {
+                left.push((m, way, list));
+            }
+        }
+    }
+
+    /// Evaluates at most [`BLOCK`] lists of `m` items by contrastive.
     #[inline(always)]
     fn evaluate_rows<S: Simd>(&mut self, simd: S, lists: Lists<'_>, m: usize, rows: &mut Rows<S>) {
         let count = lists.len();
-        let mut starts = [0; rows::BLOCK];
-        for (at, start) in starts.iter_mut().enumerate().take(count) {
-            *start = self.batch.items(lists.get(at)).start;
-        }
-        let starts = &starts[..count];
-        let mut loss = [0.0; rows::BLOCK];
+        let starts = &self.starts(lists)[..count];
+        let mut loss = [0.0; BLOCK];
         rows::contrastive(simd, self.batch.gamma, self.d_gamma, starts, self.start, rows, &mut loss);
         let loss = &loss[..count];
         self.put(loss, lists);

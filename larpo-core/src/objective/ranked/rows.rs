@@ -10,7 +10,7 @@ use pulp::Simd;
 pub const BLOCK: usize = 32;
 
 /// How many items ahead the lists and their gradient are asked for: half a block of lists of 16.
-const AHEAD: usize = 256;
+pub const AHEAD: usize = 256;
 
 /// A little below `e^`[`super::lanes::LN_LARGEST`]: sums from here on may have an exponential that was limited.
 const TOO_LARGE: f32 = 6.07e37;
@@ -43,7 +43,7 @@ impl<S: Simd> Rows<S> {
     /// Room for lists of `m ≥ 2` items.
     pub fn new(simd: S, m: usize) -> Self {
         let registers = m.div_ceil(S::F32_LANES);
-        let alone = m - (registers - 1) * S::F32_LANES;
+        let alone = first_alone::<S>(m);
         let rivals = Row::from_fn(simd, |lane| if (1..alone).contains(&lane) { 1.0 } else { 0.0 });
         let zeros = |count: usize| vec![Row::splat(simd, 0.0); count];
         Self {
@@ -57,12 +57,18 @@ impl<S: Simd> Rows<S> {
             d_first: [0.0; BLOCK],
         }
     }
+}
 
-    /// First item of register `r`.
-    #[inline(always)]
-    fn item(&self, r: usize) -> usize {
-        if r == 0 { 0 } else { self.alone + (r - 1) * S::F32_LANES }
-    }
+/// How many of the `m` items of a list only its first register has.
+#[inline(always)]
+pub fn first_alone<S: Simd>(m: usize) -> usize {
+    m - (m.div_ceil(S::F32_LANES) - 1) * S::F32_LANES
+}
+
+/// First item of register `r` of a list.
+#[inline(always)]
+pub fn register_start<S: Simd>(alone: usize, r: usize) -> usize {
+    if r == 0 { 0 } else { alone + (r - 1) * S::F32_LANES }
 }
 
 /// The losses of lists of m items that begin at `starts` of `gamma`, at most [`BLOCK`] of them, and their gradients at the
@@ -92,7 +98,7 @@ pub fn contrastive<S: Simd>(
         let first = zero.all(list[0]);
         let mut part = zero;
         for r in (0..registers).rev() {
-            let x = load(simd, &list[rows.item(r)..]) - first;
+            let x = load(simd, &list[register_start::<S>(rows.alone, r)..]) - first;
             let e = x.exp();
             rows.e[i * registers + r] = e;
             part = if r == 0 { e.mul_add(rows.rivals, part) } else { part + e };
@@ -113,7 +119,7 @@ pub fn contrastive<S: Simd>(
     for (i, &start) in starts.iter().enumerate() {
         let d = &mut d_gamma[start - offset..][..m];
         for r in 0..registers {
-            store(simd, &mut d[rows.item(r)..], rows.e[i * registers + r] * rows.scale[i]);
+            store(simd, &mut d[register_start::<S>(rows.alone, r)..], rows.e[i * registers + r] * rows.scale[i]);
         }
         d[0] = rows.d_first[i];
     }
@@ -121,18 +127,17 @@ pub fn contrastive<S: Simd>(
 
 /// The first items of `x`, at most a register of them; 0 where there are none.
 #[inline(always)]
-fn load<S: Simd>(simd: S, x: &[f32]) -> Row<S> {
-    let mut row = Row::splat(simd, 0.0);
-    row.x[0] = match x.split_at_checked(S::F32_LANES) {
+pub fn load<S: Simd>(simd: S, x: &[f32]) -> Row<S> {
+    let row = match x.split_at_checked(S::F32_LANES) {
         Some((full, _)) => S::as_simd_f32s(full).0[0],
         None => simd.partial_load_f32s(x),
     };
-    row
+    Row::of(simd, [row])
 }
 
 /// The reverse of [`load`].
 #[inline(always)]
-fn store<S: Simd>(simd: S, x: &mut [f32], row: Row<S>) {
+pub fn store<S: Simd>(simd: S, x: &mut [f32], row: Row<S>) {
     match x.split_at_mut_checked(S::F32_LANES) {
         Some((full, _)) => S::as_mut_simd_f32s(full).0[0] = row.x[0],
         None => simd.partial_store_f32s(x, row.x[0]),
