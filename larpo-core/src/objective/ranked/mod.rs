@@ -14,6 +14,8 @@
 
 mod kernels;
 mod lanes;
+mod quads;
+mod rows;
 mod tile;
 
 use super::error::check_len;
@@ -24,6 +26,8 @@ use crate::cpu::prefetch::{LINE, prefetch};
 use kernels::Tied;
 use lanes::{Lanes, MAX_LANES};
 use pulp::{Arch, Simd, WithSimd};
+use quads::Quads;
+use rows::{BLOCK, Rows};
 use std::ops::Range;
 use tile::{SIDE_BY_SIDE, Tile};
 
@@ -155,7 +159,7 @@ impl Objective {
     /// [`super::list_batch`] does.
     ///
     /// Where the γ of a list span more than 40, the losses by pairs and ListMLE evaluate that list in `f64`, which takes many
-    /// times longer.
+    /// times longer; so does contrastive where one is more than 87 above the first.
     ///
     /// Losses are within 1e-5 of [`Objective::evaluate`] relative, derivatives within 1e-5 of the largest of their list.
     /// The result of a list does not depend on the lists around it or on the number of threads.
@@ -306,6 +310,29 @@ impl Task<'_> {
             }
             return;
         }
+        let mut left = Vec::new();
+        let lists = match self.objective.loss {
+            // The single positive of a shared first place is as without ties.
+            LossType::Contrastive if tied != Tied::Skip => {
+                let mut rows = Rows::new(simd, m);
+                for at in (0..count).step_by(BLOCK) {
+                    self.evaluate_rows(simd, lists.part(at, count.min(at + BLOCK)), m, &mut rows);
+                }
+                return;
+            }
+            LossType::Listmle if tied == Tied::Ordered && m <= quads::LONGEST && tile::has_quads::<S>() => {
+                let mut quads = Quads::new(simd, m);
+                for at in (0..count).step_by(BLOCK) {
+                    self.evaluate_quads(simd, lists.part(at, count.min(at + BLOCK)), (m, way), &mut quads, &mut left);
+                }
+                if left.is_empty() {
+                    return;
+                }
+                Lists::Picked(&left)
+            }
+            _ => lists,
+        };
+        let count = lists.len();
         let mut tile = Tile::new(simd, m);
         let lipo = LipoTables::new(self.objective, m);
         if self.objective.loss == LossType::LipoLambda && self.batch.rewards.is_none() {
@@ -318,6 +345,59 @@ impl Task<'_> {
             let end = count.min(at + Lanes::<S>::COUNT);
             self.evaluate(simd, lists.part(at, end), tied, &mut tile, &lipo);
             at = end;
+        }
+    }
+
+    /// Where lists begin, as many as there are.
+    #[inline(always)]
+    fn starts(&self, lists: Lists<'_>) -> [usize; BLOCK] {
+        let mut starts = [0; BLOCK];
+        for (at, start) in starts.iter_mut().enumerate().take(lists.len()) {
+            *start = self.batch.items(lists.get(at)).start;
+        }
+        starts
+    }
+
+    /// Evaluates at most [`BLOCK`] lists without ties by ListMLE; those that it is not for are `left`.
+    #[inline(always)]
+    fn evaluate_quads<S: Simd>(
+        &mut self,
+        simd: S,
+        lists: Lists<'_>,
+        (m, way): (usize, Way),
+        quads: &mut Quads<S>,
+        left: &mut Vec<(usize, Way, usize)>,
+    ) {
+        let starts = &self.starts(lists)[..lists.len()];
+        let mut loss = [0.0; BLOCK];
+        quads::listmle(simd, self.batch.gamma, self.d_gamma, starts, self.start, quads, &mut loss);
+        for (at, loss) in loss.iter().enumerate().take(lists.len()) {
+            let list = lists.get(at);
+            self.loss[list - self.first] = *loss;
+            if loss.is_nan() {
+                left.push((m, way, list));
+            }
+        }
+    }
+
+    /// Evaluates at most [`BLOCK`] lists of `m` items by contrastive.
+    #[inline(always)]
+    fn evaluate_rows<S: Simd>(&mut self, simd: S, lists: Lists<'_>, m: usize, rows: &mut Rows<S>) {
+        let count = lists.len();
+        let starts = &self.starts(lists)[..count];
+        let mut loss = [0.0; BLOCK];
+        rows::contrastive(simd, self.batch.gamma, self.d_gamma, starts, self.start, rows, &mut loss);
+        let loss = &loss[..count];
+        self.put(loss, lists);
+        let Some(rewards) = self.batch.rewards else {
+            return;
+        };
+        for (at, start) in starts.iter().enumerate() {
+            // A list whose rewards are all equal does not count.
+            if self.objective.ties == Ties::Share && rewards[*start] == rewards[start + m - 1] && loss[at].is_finite() {
+                self.loss[lists.get(at) - self.first] = 0.0;
+                self.d_gamma_of(lists.get(at)).fill(0.0);
+            }
         }
     }
 
@@ -353,7 +433,7 @@ impl Task<'_> {
         }
         let mut loss = match self.objective.loss {
             LossType::Pairwise => kernels::pairs(simd, tile, tied, true),
-            LossType::Contrastive => kernels::contrastive(simd, tile, tied),
+            LossType::Contrastive => kernels::contrastive_skipping(simd, tile),
             LossType::Lambdarank => kernels::pairs(simd, tile, tied, false),
             LossType::Listmle => kernels::listmle(simd, tile, tied),
             LossType::LipoLambda => kernels::lipo_lambda(simd, tile, &lipo.discount),
@@ -375,9 +455,14 @@ impl Task<'_> {
             starts.iter_mut().for_each(|start| *start -= self.start);
             tile::store(simd, &tile.d, starts, self.d_gamma);
         }
-        let loss = &loss.as_slice()[..count];
+        self.put(&loss.as_slice()[..count], lists);
+    }
+
+    /// Keeps the losses of `lists`, after evaluating anew those that are not finite.
+    #[inline(always)]
+    fn put(&mut self, loss: &[f32], lists: Lists<'_>) {
         match lists {
-            Lists::Run { first, .. } => self.loss[first - self.first..][..count].copy_from_slice(loss),
+            Lists::Run { first, count } => self.loss[first - self.first..][..count].copy_from_slice(loss),
             Lists::Picked(lists) => {
                 for (&(_, _, list), &loss) in lists.iter().zip(loss) {
                     self.loss[list - self.first] = loss;
