@@ -147,7 +147,8 @@ pub fn prepare_file(folder: &Path, name: &str, overwrite: bool) -> Result<()> {
     create(folder)?;
     // What a killed process left half-written.
     larpo_data::files::remove_leftovers(folder)?;
-    let probe = folder.join(format!(".larpo-{}", std::process::id()));
+    // Called as other temporary files are, so that one which a killed process left goes with them.
+    let probe = folder.join(format!(".probe.{}-0.tmp", std::process::id()));
     fs::write(&probe, "").map_err(Error::io(folder, "write to"))?;
     fs::remove_file(&probe).map_err(Error::io(&probe, "remove"))
 }
