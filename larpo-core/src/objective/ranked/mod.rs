@@ -565,3 +565,78 @@ impl LipoTables {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pulp::{Scalar, Scalar128b};
+
+    /// Lists of `m` items that lie apart and not in order, by the kernels that do not turn them into lanes, against their
+    /// definition in `f64`; nothing is written between them.
+    struct AsTheyLie {
+        m: usize,
+        count: usize,
+        listmle: bool,
+    }
+
+    impl WithSimd for AsTheyLie {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let Self { m, count, listmle } = self;
+            const OFFSET: usize = 2;
+            let starts: Vec<usize> = (0..count).rev().map(|list| OFFSET + list * (m + 3)).collect();
+            let items = OFFSET + count * (m + 3);
+            // Ascending and descending lists among them.
+            let slope = 0.03 * (count % 3) as f32 - 0.03;
+            let gamma: Vec<f32> =
+                (0..items).map(|i| (i * 7919 % 1009) as f32 / 400.0 + (i % (m + 3)) as f32 * slope).collect();
+            let (mut d_gamma, mut loss) = (vec![7.0f32; items - OFFSET], [0.0; BLOCK]);
+            if listmle {
+                let mut quads = Quads::new(simd, m);
+                quads::listmle(simd, &gamma, &mut d_gamma, &starts, OFFSET, &mut quads, &mut loss);
+            } else {
+                let mut rows = Rows::new(simd, m);
+                rows::contrastive(simd, &gamma, &mut d_gamma, &starts, OFFSET, &mut rows, &mut loss);
+            }
+            let mut want_d = vec![7.0; items - OFFSET];
+            for (at, start) in starts.iter().enumerate() {
+                let g: Vec<f64> = gamma[*start..start + m].iter().map(|&g| f64::from(g)).collect();
+                let d = &mut want_d[start - OFFSET..][..m];
+                d.fill(0.0);
+                let mut want = 0.0;
+                for i in 0..if listmle { m - 1 } else { 1 } {
+                    let rest: f64 = g[i + 1..].iter().map(|x| (x - g[i]).exp()).sum();
+                    want += rest.ln_1p();
+                    d[i] -= rest / (1.0 + rest);
+                    for j in i + 1..m {
+                        d[j] += (g[j] - g[i]).exp() / (1.0 + rest);
+                    }
+                }
+                let error = (f64::from(loss[at]) - want).abs() / want;
+                assert!(error <= 1e-5, "lists of {m}, list {at} of {count}: {} against {want}", loss[at]);
+            }
+            for (i, (d, want)) in d_gamma.iter().zip(&want_d).enumerate() {
+                // Derivatives of a list are of the size of 1 here.
+                assert!(
+                    (f64::from(*d) - want).abs() <= 1e-5,
+                    "lists of {m}, {count} of them, item {i}: {d} against {want}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn lists_as_they_lie_on_registers_of_any_width() {
+        for m in [2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 23, 24] {
+            for count in [1, 3, 4, 13, 31, 32] {
+                for listmle in [false, true] {
+                    Arch::new().dispatch(AsTheyLie { m, count, listmle });
+                    AsTheyLie { m, count, listmle }.with_simd(Scalar128b);
+                }
+                AsTheyLie { m, count, listmle: false }.with_simd(Scalar);
+            }
+        }
+    }
+}
