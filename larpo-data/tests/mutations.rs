@@ -473,8 +473,9 @@ fn tokenizers() {
 #[test]
 fn parquet_files() {
     let read = |name: &str| std::fs::read(Path::new("tests/golden/parquet").join(name)).expect("reads");
-    let seeds = ["pairs-none", "pairs-snappy", "pairs-gzip", "pairs-brotli", "pairs-lz4", "pairs-zstd", "lists", "chat"]
-        .map(|name| read(&format!("{name}.parquet")));
+    let seeds =
+        ["pairs-none", "pairs-snappy", "pairs-gzip", "pairs-brotli", "pairs-lz4", "pairs-zstd", "lists", "chat"]
+            .map(|name| read(&format!("{name}.parquet")));
     attack("parquet", 512, &seeds, |bytes| read_every_way("d.parquet", bytes));
 }
 

@@ -141,12 +141,12 @@ pub fn listmle<S: Simd>(
             if r == 0 && partial {
                 inv = inv.and(has_turned);
             }
-            for k in 0..QUAD {
+            for (k, &c) in c.iter().enumerate() {
                 ratio.x[k] = simd.mul_f32s(ratio.x[k], inv.x[k]);
-                factor.x[k] = simd.mul_f32s(c[k], inv.x[k]);
+                factor.x[k] = simd.mul_f32s(c, inv.x[k]);
             }
             if r == 0 && partial {
-                factor = factor + lacks_turned;
+                factor += lacks_turned;
             }
             // By pairs, for a shorter chain: 1 - f·f' is r + f·r'.
             let (f, b) = (factor.x, ratio.x);
@@ -190,11 +190,10 @@ pub fn listmle<S: Simd>(
                 d[k] = simd.mul_add_e_f32s(e[r].x[k], above, simd.neg_f32s(below[r].x[k]));
                 above = simd.add_f32s(above, inv[k]);
             }
-            let d = simd.interleave_shfl_f32s(d);
-            for l in 0..QUAD {
+            for (l, d) in simd.interleave_shfl_f32s(d).into_iter().enumerate() {
                 let start = list_of(QUAD * group + l) - offset;
                 let row = &mut d_gamma[start..start + m][register_start::<S>(alone, r)..];
-                store(simd, row, Lanes::of(simd, [d[l]]));
+                store(simd, row, Lanes::of(simd, [d]));
             }
         }
     }
