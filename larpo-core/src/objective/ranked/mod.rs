@@ -1,4 +1,5 @@
-//! Many ranked lists at once in `f32`: one list in each lane of a register, tasks of some thousand lists on all threads.
+//! Many ranked lists at once in `f32`: one list in each lane of a register, or lists as they lie in memory (contrastive, and
+//! ListMLE on lists without ties of up to 24); tasks of some thousand lists on all threads.
 //!
 //! ```
 //! use larpo_core::objective::{LossType, Objective, RankedBatch};
