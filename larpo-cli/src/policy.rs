@@ -253,10 +253,12 @@ impl Opened {
     /// Reads the weights.
     ///
     /// # Errors
-    /// Tensors that cannot be read, a weight that is not finite, by tensor; more weights than the machine has memory.
+    /// Tensors that cannot be read, a file of a sealed folder that was changed, a weight that is not finite, by tensor; more
+    /// weights than the machine has memory.
     pub fn load<B: Backend>(self, backend: &B) -> Result<Policy<B>> {
         let Self { files, folder, config, tokenizer, eos_ids } = self;
         check_memory(&config)?;
+        larpo_data::checksums::verify_listed(&folder)?;
         let model = Transformer::from_checkpoint(backend, config, |tensor| {
             let (_, data) = files.read_f32(&tensor.name)?;
             match data.iter().position(|v| !v.is_finite()) {

@@ -109,7 +109,9 @@ impl Goal {
             }
             (Iterations::More(n), Some((goal, false))) if goal.more == Some(n) => Ok(goal),
             (Iterations::More(n), Some((goal, finished))) => {
-                let base = if finished { done } else { goal.iterations };
+                // Iterations that were finished and are damaged now are made again, and N beside them.
+                let finished_then = earlier.and_then(RunRecord::iterations_done).unwrap_or(0);
+                let base = if finished { done.max(finished_then) } else { goal.iterations };
                 Ok(Self { iterations: base + n, more: Some(n), base })
             }
             (Iterations::More(n), None) => Err(Error::request(no_run(n))),
@@ -204,6 +206,11 @@ impl RunRecord {
         let model = Checksum::of_file(folder.join("model.safetensors"))?.to_string();
         self.result = Some(RunResult { summary: summary.clone(), model });
         self.write(folder)
+    }
+
+    /// Iterations that a finished run of `align` had done.
+    fn iterations_done(&self) -> Option<usize> {
+        self.result.as_ref()?.summary.get("iterations")?.as_array().map(Vec::len)
     }
 
     /// Writes the record, at once.
@@ -394,6 +401,11 @@ mod tests {
         assert_eq!(goal("+2", Some(&five), 4), Ok((5, 3)));
         assert_eq!(goal("+1", Some(&five), 4), Ok((6, 5)));
         assert_eq!(goal("+2", Some(&record(5, Some(2), 3, true)), 5), Ok((7, 5)));
+        // One of the three that were finished is damaged: it is made again, and two beside them.
+        let summary = serde_json::json!({ "iterations": [{}, {}, {}] });
+        let damaged =
+            RunRecord { result: Some(RunResult { summary, model: String::new() }), ..record(3, None, 0, true) };
+        assert_eq!(goal("+2", Some(&damaged), 2), Ok((5, 3)));
         // Ended early after two of three.
         assert_eq!(goal("+2", Some(&three), 2), Ok((4, 2)));
         let kept = Goal::new(Iterations::Total(3), false, Some(&five), 4).expect("as before");

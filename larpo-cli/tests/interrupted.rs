@@ -378,6 +378,12 @@ fn a_damaged_iteration_is_made_again() {
     let mut bad = good.clone();
     bad[good.len() / 2] ^= 16;
     fs::write(&weights, &bad).expect("writes");
+    // Nor is it taken for a model by other verbs.
+    let damaged = out.join("iteration-2/model").display().to_string();
+    let sample = ["sample", "--model_name_or_path", &damaged, "--prompt", "1", "--max_new_tokens", "2"];
+    let refused = larpo(&sample).output().expect("starts");
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && text.contains("model.safetensors: its checksum does not fit"), "{text}");
     let found = latest("passes over");
     assert_eq!(found.done, 1);
     assert!(found.resume.is_some_and(|r| r.checkpoint.starts_with(out.join("iteration-2"))), "its newest checkpoint");

@@ -94,7 +94,7 @@ struct Singles {
 }
 
 impl CandidateList {
-    /// Checksum of the row as [`write`] writes it: the same for a row that was read back, however it was laid out.
+    /// Checksum of the row as [`write()`] writes it: the same for a row that was read back, however it was laid out.
     pub fn checksum(&self) -> Checksum {
         Checksum::of(&serde_json::to_vec(self).expect("text and numbers can be written"))
     }

@@ -125,27 +125,62 @@ pub fn verify(folder: impl AsRef<Path>) -> Result<()> {
     if stored == text(&found).as_bytes() {
         return Ok(());
     }
-    let damaged = |name: &str, problem: String| Error::State {
-        path: folder.join(name),
-        problem,
-        mend: "The folder is damaged: go on from an earlier checkpoint, or restore the file from a copy".into(),
+    let Some(expected) = expected(&stored) else {
+        return Err(damaged(folder, LIST, "the list of checksums cannot be read".into()));
     };
-    let expected: Option<Map<String, Value>> =
-        serde_json::from_slice::<Value>(&stored).ok().and_then(|v| v.get("files").and_then(Value::as_object).cloned());
-    let Some(expected) = expected else { return Err(damaged(LIST, "the list of checksums cannot be read".into())) };
     for (name, sum) in &found {
-        match expected.get(name.as_str()).map(|known| known.as_str().and_then(|text| text.parse::<Checksum>().ok())) {
-            None => return Err(damaged(name, "the file is not in the list of checksums".into())),
-            Some(Some(known)) if known.bytes != sum.bytes => {
-                return Err(damaged(name, format!("it should have {} bytes and has {}", known.bytes, sum.bytes)));
-            }
-            Some(Some(known)) if known == *sum => {}
-            Some(_) => return Err(damaged(name, "its checksum does not fit".into())),
+        match expected.get(name.as_str()) {
+            None => return Err(damaged(folder, name, "the file is not in the list of checksums".into())),
+            Some(known) => compare(folder, name, known, sum)?,
         }
     }
     match expected.keys().find(|name| !found.iter().any(|(known, _)| known == *name)) {
-        Some(missing) => Err(damaged(missing, "the file is missing".into())),
-        None => Err(damaged(LIST, "the list of checksums was changed".into())),
+        Some(missing) => Err(damaged(folder, missing, "the file is missing".into())),
+        None => Err(damaged(folder, LIST, "the list of checksums was changed".into())),
+    }
+}
+
+/// [`verify`] for a folder that need not be sealed, and in which people may put files of their own: compares what a list
+/// names, where there is one.
+///
+/// # Errors
+/// The file that is changed, cut short or missing, by name.
+pub fn verify_listed(folder: impl AsRef<Path>) -> Result<()> {
+    let folder = folder.as_ref();
+    let Some(expected) = fs::read(folder.join(LIST)).ok().and_then(|stored| expected(&stored)) else {
+        return Ok(());
+    };
+    let check = |(name, known): (&String, &Value)| match folder.join(name).is_file() {
+        true => compare(folder, name, known, &Checksum::of_file(folder.join(name))?),
+        false => Err(damaged(folder, name, "the file is missing".into())),
+    };
+    expected.iter().try_for_each(check).map_err(|error| match error {
+        Error::State { path, problem, .. } => {
+            let mend = format!("Restore the file from a copy; if it was changed on purpose, remove {LIST} beside it");
+            Error::State { path, problem, mend }
+        }
+        error => error,
+    })
+}
+
+fn damaged(folder: &Path, name: &str, problem: String) -> Error {
+    let mend = "The folder is damaged: go on from an earlier checkpoint, or restore the file from a copy".into();
+    Error::State { path: folder.join(name), problem, mend }
+}
+
+/// Checksums by file of a list as it is stored; None where it is none of this version.
+fn expected(stored: &[u8]) -> Option<Map<String, Value>> {
+    let list: Value = serde_json::from_slice(stored).ok()?;
+    list.get("files").and_then(Value::as_object).cloned()
+}
+
+fn compare(folder: &Path, name: &str, known: &Value, sum: &Checksum) -> Result<()> {
+    match known.as_str().and_then(|text| text.parse::<Checksum>().ok()) {
+        Some(known) if known.bytes != sum.bytes => {
+            Err(damaged(folder, name, format!("it should have {} bytes and has {}", known.bytes, sum.bytes)))
+        }
+        Some(known) if known == *sum => Ok(()),
+        _ => Err(damaged(folder, name, "its checksum does not fit".into())),
     }
 }
 

@@ -218,6 +218,11 @@ fn labelled_completions_are_told_by_their_labels() {
         [("a", true), ("b", false)]
     );
     refused(&format!("{rows}\n{{\"prompt\": \"p\", \"completion\": \"c\"}}"), &[":3: ", "`label`", "true or false"]);
+    // In quotes they are refused, not taken for a field that nobody reads: rejected completions would be learned.
+    for (yes, no) in [("\"true\"", "\"false\""), ("\"1\"", "\"0\""), ("\"True\"", "\"False\"")] {
+        let quoted = rows.replace("true", yes).replace("\"label\": 0", &format!("\"label\": {no}"));
+        refused(&quoted, &[":1: ", "`label`", "without quotes"]);
+    }
     refused(&rows.replace("0", "\"no\""), &[":2: ", "`label`", "the string \"no\"", "without quotes"]);
     // Labels of another kind are no verdicts.
     let classes = read_as("d.jsonl", rows.replace("true", "\"a\"").replace("0", "3"), ReadOptions::default()).unwrap();

@@ -359,7 +359,12 @@ fn show(plan: &Plan, making: Duration) -> Result<Value> {
         true => format!(": MORE than the machine's {}", bytes(limit)),
         false => format!(" of the machine's {}", bytes(limit)),
     });
-    show!("about {}{of}, and {}", bytes(peak), duration(Duration::from_secs_f64(whole.min(1e9))));
+    show!(
+        "about {}{of}, and {}, {} of it to read the data and go through the run",
+        bytes(peak),
+        duration(Duration::from_secs_f64(whole.min(1e9))),
+        duration(making)
+    );
     let phases: Map<String, Value> = plan
         .phases
         .iter()
