@@ -4,7 +4,7 @@
 //! so nothing overflows and nothing cancels at any γ. A lane whose loss is not finite is for the caller to evaluate in
 //! `f64`: that is where infinities and NaN are dealt with.
 
-use super::lanes::{Lanes, SPAN};
+use super::lanes::{Lanes, Mask};
 use super::tile::Tile;
 use pulp::Simd;
 
@@ -69,6 +69,10 @@ impl<S: Simd> LogProduct<S> {
         self.total
     }
 }
+
+/// Lists whose γ span more are for the caller to evaluate in `f64`: products of two of their exponentials would leave the
+/// normal numbers, and the rounding of γ before an exponential grows with its size. Errors stay below 5e-6 up to here.
+const SPAN: f32 = 40.0;
 
 /// `e[k] = e^(g_k - max)`; returns 0 for the lists that span at most [`SPAN`], NaN for the others.
 #[inline(always)]
@@ -205,21 +209,40 @@ impl<S: Simd> Softmax<S> {
     }
 }
 
-/// Contrastive where ties are skipped: the softmax term of the best item against those of lower reward. Without ties it is
-/// [`super::rows::contrastive`].
+/// Contrastive: the softmax term of the best item.
 #[inline(always)]
-pub fn contrastive_skipping<S: Simd>(simd: S, tile: &mut Tile<S>) -> Lanes<S> {
-    tile.d.fill(Lanes::splat(simd, 0.0));
-    let mut product = LogProduct::new(simd, tile.len() as f32);
-    tied_softmax_term(simd, tile, 0, false, &mut product) + product.total()
+pub fn contrastive<S: Simd>(simd: S, tile: &mut Tile<S>, tied: Tied) -> Lanes<S> {
+    if tied == Tied::Skip {
+        tile.d.fill(Lanes::splat(simd, 0.0));
+        let mut product = LogProduct::new(simd, tile.len() as f32);
+        return tied_softmax_term(simd, tile, 0, false, &mut product) + product.total();
+    }
+    // The single positive of a shared first place is as without ties.
+    let (g, rivals) = (tile.gamma[0], &tile.gamma[1..]);
+    let (d, d_rivals) = tile.d.split_at_mut(1);
+    let mut max = rivals[0];
+    for &g in &rivals[1..] {
+        max = g.max(max);
+    }
+    let term = Softmax::new(g, max);
+    let mut sum = Lanes::splat(simd, 0.0);
+    for (d, &g) in d_rivals.iter_mut().zip(rivals) {
+        *d = (g - max).exp_of_negative();
+        sum += *d;
+    }
+    let end = term.end(sum);
+    for d in d_rivals {
+        *d = *d * end.scale;
+    }
+    d[0] = Lanes::splat(simd, 0.0) - sum * end.scale;
+    end.linear + end.q.ln_1p()
 }
 
-/// ListMLE: the softmax term of every item. Most short lists without ties are [`super::quads::listmle`]'s.
+/// ListMLE: the softmax term of every item.
 #[inline(always)]
 pub fn listmle<S: Simd>(simd: S, tile: &mut Tile<S>, tied: Tied) -> Lanes<S> {
     if tied == Tied::Ordered {
-        let zero_or_nan = exponentials(simd, &tile.gamma, &mut tile.b);
-        return listmle_ordered(simd, tile) + zero_or_nan;
+        return listmle_ordered(simd, tile);
     }
     let mut product = LogProduct::new(simd, tile.len() as f32);
     let mut linear = Lanes::splat(simd, 0.0);
@@ -278,13 +301,71 @@ fn rival<S: Simd>(ri: Lanes<S>, rj: Lanes<S>, share: bool, yes: Lanes<S>, no: La
     if share { ri.equal(rj).select(yes, lower) } else { lower }
 }
 
+/// Lists of up to so many items are tried by [`listmle_short`] first: the loss of longer ones is too large for it even where
+/// all γ are equal (ln 24! = 55).
+const SHORT: usize = 24;
+
+/// ListMLE without ties.
+#[inline(always)]
+fn listmle_ordered<S: Simd>(simd: S, tile: &mut Tile<S>) -> Lanes<S> {
+    let zero_or_nan = exponentials(simd, &tile.gamma, &mut tile.b);
+    if tile.len() > SHORT {
+        return listmle_long(simd, tile) + zero_or_nan;
+    }
+    let (loss, fits) = listmle_short(simd, tile);
+    if fits.everywhere() {
+        return loss + zero_or_nan;
+    }
+    // A lane keeps what fits whatever is in the lanes beside it.
+    std::mem::swap(&mut tile.d, &mut tile.log);
+    let long = listmle_long(simd, tile);
+    for (d, &short) in tile.d.iter_mut().zip(&tile.log) {
+        *d = fits.select(short, *d);
+    }
+    fits.select(loss, long) + zero_or_nan
+}
+
+/// The losses over `tile.b` with `e_k = e^(g_k - max)`, and where they are right: up to a loss of about 83.
+///
+/// With `S_i = e_i + … + e_m` and `r_i = S_{i+1} / S_i` the loss is `-ln p`, `p = Π(1 - r_i)`. The factors are taken as
+/// `e_i / S_i`, which does not cancel where r is near 1; `u = 1 - p` is kept beside p, so that a small loss is accurate too.
+/// Going down, `dL/dg_k` is `e_k·Σ_{i<k} 1/S_i - r_k`.
+///
+/// Chains of additions and products bound it, not their number: loops are split where one waits for another.
+#[inline(always)]
+fn listmle_short<S: Simd>(simd: S, tile: &mut Tile<S>) -> (Lanes<S>, Mask<S>) {
+    /// p stays above this, a little over the smallest normal number.
+    const LOWEST: f32 = 1e-36;
+    let (zero, one) = (Lanes::splat(simd, 0.0), Lanes::splat(simd, 1.0));
+    let m = tile.len();
+    let last = m - 1;
+    let Tile { d, b: e, c: inverse, .. } = tile;
+    let (d, e, inverse) = (&mut d[..m], &e[..m], &mut inverse[..m]);
+    let (mut sum, mut p, mut u) = (e[last], one, zero);
+    for i in (0..last).rev() {
+        let below = sum;
+        sum += e[i];
+        inverse[i] = one / sum;
+        d[i] = below * inverse[i];
+        u = p.mul_add(d[i], u);
+        p = p * (e[i] * inverse[i]);
+    }
+    let mut above = zero;
+    for i in 0..last {
+        d[i] = e[i].mul_add(above, zero - d[i]);
+        above += inverse[i];
+    }
+    d[last] = e[last] * above;
+    ((u / p).ln_1p(), p.greater(zero.all(LOWEST)))
+}
+
 /// The losses over `tile.b` with `e_k = e^(g_k - max)`, whatever they are, in two scans.
 ///
 /// Going up from the last item, the sum S_i of `e_i … e_m` is kept as its largest term E_i and the sum X_i of the others. The
 /// term of item i is `M_i - g_i + ln(S_i / E_i)` with `M_i = max(g_i … g_m)`; the ratio is `1 + X_i / E_i`, whose logarithm
 /// is accurate for a small X_i too. Going down, `dL/dg_k` is `e_k·Σ_{i<k} 1/S_i - S_{k+1} / S_k`.
 #[inline(always)]
-fn listmle_ordered<S: Simd>(simd: S, tile: &mut Tile<S>) -> Lanes<S> {
+fn listmle_long<S: Simd>(simd: S, tile: &mut Tile<S>) -> Lanes<S> {
     let (zero, one) = (Lanes::splat(simd, 0.0), Lanes::splat(simd, 1.0));
     let m = tile.len();
     let last = m - 1;

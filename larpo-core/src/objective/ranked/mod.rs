@@ -1,5 +1,4 @@
-//! Many ranked lists at once in `f32`: one list in each lane of a register, or lists as they lie in memory (contrastive, and
-//! ListMLE on lists without ties of up to 24); tasks of some thousand lists on all threads.
+//! Many ranked lists at once in `f32`: one list in each lane of a register, tasks of some thousand lists on all threads.
 //!
 //! ```
 //! use larpo_core::objective::{LossType, Objective, RankedBatch};
@@ -15,8 +14,6 @@
 
 mod kernels;
 mod lanes;
-mod quads;
-mod rows;
 mod tile;
 
 use super::error::check_len;
@@ -27,8 +24,6 @@ use crate::cpu::prefetch::{LINE, prefetch};
 use kernels::Tied;
 use lanes::{Lanes, MAX_LANES};
 use pulp::{Arch, Simd, WithSimd};
-use quads::Quads;
-use rows::{BLOCK, Rows};
 use std::ops::Range;
 use tile::{SIDE_BY_SIDE, Tile};
 
@@ -160,7 +155,7 @@ impl Objective {
     /// [`super::list_batch`] does.
     ///
     /// Where the γ of a list span more than 40, the losses by pairs and ListMLE evaluate that list in `f64`, which takes many
-    /// times longer; so does contrastive where one is more than 87 above the first.
+    /// times longer.
     ///
     /// Losses are within 1e-5 of [`Objective::evaluate`] relative, derivatives within 1e-5 of the largest of their list.
     /// The result of a list does not depend on the lists around it or on the number of threads.
@@ -311,29 +306,6 @@ impl Task<'_> {
             }
             return;
         }
-        let mut left = Vec::new();
-        let lists = match self.objective.loss {
-            // The single positive of a shared first place is as without ties.
-            LossType::Contrastive if tied != Tied::Skip => {
-                let mut rows = Rows::new(simd, m);
-                for at in (0..count).step_by(BLOCK) {
-                    self.evaluate_rows(simd, lists.part(at, count.min(at + BLOCK)), m, &mut rows);
-                }
-                return;
-            }
-            LossType::Listmle if tied == Tied::Ordered && m <= quads::LONGEST && tile::has_quads::<S>() => {
-                let mut quads = Quads::new(simd, m);
-                for at in (0..count).step_by(BLOCK) {
-                    self.evaluate_quads(simd, lists.part(at, count.min(at + BLOCK)), (m, way), &mut quads, &mut left);
-                }
-                if left.is_empty() {
-                    return;
-                }
-                Lists::Picked(&left)
-            }
-            _ => lists,
-        };
-        let count = lists.len();
         let mut tile = Tile::new(simd, m);
         let lipo = LipoTables::new(self.objective, m);
         if self.objective.loss == LossType::LipoLambda && self.batch.rewards.is_none() {
@@ -346,59 +318,6 @@ impl Task<'_> {
             let end = count.min(at + Lanes::<S>::COUNT);
             self.evaluate(simd, lists.part(at, end), tied, &mut tile, &lipo);
             at = end;
-        }
-    }
-
-    /// Where lists begin, as many as there are.
-    #[inline(always)]
-    fn starts(&self, lists: Lists<'_>) -> [usize; BLOCK] {
-        let mut starts = [0; BLOCK];
-        for (at, start) in starts.iter_mut().enumerate().take(lists.len()) {
-            *start = self.batch.items(lists.get(at)).start;
-        }
-        starts
-    }
-
-    /// Evaluates at most [`BLOCK`] lists without ties by ListMLE; those that it is not for are `left`.
-    #[inline(always)]
-    fn evaluate_quads<S: Simd>(
-        &mut self,
-        simd: S,
-        lists: Lists<'_>,
-        (m, way): (usize, Way),
-        quads: &mut Quads<S>,
-        left: &mut Vec<(usize, Way, usize)>,
-    ) {
-        let starts = &self.starts(lists)[..lists.len()];
-        let mut loss = [0.0; BLOCK];
-        quads::listmle(simd, self.batch.gamma, self.d_gamma, starts, self.start, quads, &mut loss);
-        for (at, loss) in loss.iter().enumerate().take(lists.len()) {
-            let list = lists.get(at);
-            self.loss[list - self.first] = *loss;
-            if loss.is_nan() {
-                left.push((m, way, list));
-            }
-        }
-    }
-
-    /// Evaluates at most [`BLOCK`] lists of `m` items by contrastive.
-    #[inline(always)]
-    fn evaluate_rows<S: Simd>(&mut self, simd: S, lists: Lists<'_>, m: usize, rows: &mut Rows<S>) {
-        let count = lists.len();
-        let starts = &self.starts(lists)[..count];
-        let mut loss = [0.0; BLOCK];
-        rows::contrastive(simd, self.batch.gamma, self.d_gamma, starts, self.start, rows, &mut loss);
-        let loss = &loss[..count];
-        self.put(loss, lists);
-        let Some(rewards) = self.batch.rewards else {
-            return;
-        };
-        for (at, start) in starts.iter().enumerate() {
-            // A list whose rewards are all equal does not count.
-            if self.objective.ties == Ties::Share && rewards[*start] == rewards[start + m - 1] && loss[at].is_finite() {
-                self.loss[lists.get(at) - self.first] = 0.0;
-                self.d_gamma_of(lists.get(at)).fill(0.0);
-            }
         }
     }
 
@@ -434,7 +353,7 @@ impl Task<'_> {
         }
         let mut loss = match self.objective.loss {
             LossType::Pairwise => kernels::pairs(simd, tile, tied, true),
-            LossType::Contrastive => kernels::contrastive_skipping(simd, tile),
+            LossType::Contrastive => kernels::contrastive(simd, tile, tied),
             LossType::Lambdarank => kernels::pairs(simd, tile, tied, false),
             LossType::Listmle => kernels::listmle(simd, tile, tied),
             LossType::LipoLambda => kernels::lipo_lambda(simd, tile, &lipo.discount),
@@ -456,14 +375,9 @@ impl Task<'_> {
             starts.iter_mut().for_each(|start| *start -= self.start);
             tile::store(simd, &tile.d, starts, self.d_gamma);
         }
-        self.put(&loss.as_slice()[..count], lists);
-    }
-
-    /// Keeps the losses of `lists`, after evaluating anew those that are not finite.
-    #[inline(always)]
-    fn put(&mut self, loss: &[f32], lists: Lists<'_>) {
+        let loss = &loss.as_slice()[..count];
         match lists {
-            Lists::Run { first, count } => self.loss[first - self.first..][..count].copy_from_slice(loss),
+            Lists::Run { first, .. } => self.loss[first - self.first..][..count].copy_from_slice(loss),
             Lists::Picked(lists) => {
                 for (&(_, _, list), &loss) in lists.iter().zip(loss) {
                     self.loss[list - self.first] = loss;
@@ -562,81 +476,6 @@ impl LipoTables {
                     tile.gains[k].as_mut_slice()[lane] = gain;
                 }
                 first = end;
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use pulp::{Scalar, Scalar128b};
-
-    /// Lists of `m` items that lie apart and not in order, by the kernels that do not turn them into lanes, against their
-    /// definition in `f64`; nothing is written between them.
-    struct AsTheyLie {
-        m: usize,
-        count: usize,
-        listmle: bool,
-    }
-
-    impl WithSimd for AsTheyLie {
-        type Output = ();
-
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
-            let Self { m, count, listmle } = self;
-            const OFFSET: usize = 2;
-            let starts: Vec<usize> = (0..count).rev().map(|list| OFFSET + list * (m + 3)).collect();
-            let items = OFFSET + count * (m + 3);
-            // Ascending and descending lists among them.
-            let slope = 0.03 * (count % 3) as f32 - 0.03;
-            let gamma: Vec<f32> =
-                (0..items).map(|i| (i * 7919 % 1009) as f32 / 400.0 + (i % (m + 3)) as f32 * slope).collect();
-            let (mut d_gamma, mut loss) = (vec![7.0f32; items - OFFSET], [0.0; BLOCK]);
-            if listmle {
-                let mut quads = Quads::new(simd, m);
-                quads::listmle(simd, &gamma, &mut d_gamma, &starts, OFFSET, &mut quads, &mut loss);
-            } else {
-                let mut rows = Rows::new(simd, m);
-                rows::contrastive(simd, &gamma, &mut d_gamma, &starts, OFFSET, &mut rows, &mut loss);
-            }
-            let mut want_d = vec![7.0; items - OFFSET];
-            for (at, start) in starts.iter().enumerate() {
-                let g: Vec<f64> = gamma[*start..start + m].iter().map(|&g| f64::from(g)).collect();
-                let d = &mut want_d[start - OFFSET..][..m];
-                d.fill(0.0);
-                let mut want = 0.0;
-                for i in 0..if listmle { m - 1 } else { 1 } {
-                    let rest: f64 = g[i + 1..].iter().map(|x| (x - g[i]).exp()).sum();
-                    want += rest.ln_1p();
-                    d[i] -= rest / (1.0 + rest);
-                    for j in i + 1..m {
-                        d[j] += (g[j] - g[i]).exp() / (1.0 + rest);
-                    }
-                }
-                let error = (f64::from(loss[at]) - want).abs() / want;
-                assert!(error <= 1e-5, "lists of {m}, list {at} of {count}: {} against {want}", loss[at]);
-            }
-            for (i, (d, want)) in d_gamma.iter().zip(&want_d).enumerate() {
-                // Derivatives of a list are of the size of 1 here.
-                assert!(
-                    (f64::from(*d) - want).abs() <= 1e-5,
-                    "lists of {m}, {count} of them, item {i}: {d} against {want}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn lists_as_they_lie_on_registers_of_any_width() {
-        for m in [2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 23, 24] {
-            for count in [1, 3, 4, 13, 31, 32] {
-                for listmle in [false, true] {
-                    Arch::new().dispatch(AsTheyLie { m, count, listmle });
-                    AsTheyLie { m, count, listmle }.with_simd(Scalar128b);
-                }
-                AsTheyLie { m, count, listmle: false }.with_simd(Scalar);
             }
         }
     }

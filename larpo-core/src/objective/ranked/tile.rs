@@ -44,7 +44,7 @@ impl<S: Simd> Tile<S> {
 }
 
 /// Floats of 128 bits, and how many columns are turned at a time.
-pub const QUAD: usize = 4;
+const QUAD: usize = 4;
 
 /// The length of lists that are loaded and stored with offsets known to the compiler where they lie side by side: the
 /// turning is a third of the work of a softmax loss, and most of that third would be finding the lists.
