@@ -83,7 +83,7 @@ impl Written {
     }
 
     /// Whether a row is as it was written.
-    pub fn has(&self, row: &CandidateList) -> bool {
+    fn has(&self, row: &CandidateList) -> bool {
         let written = row.prompt_index.and_then(|index| self.0.get(&index)).and_then(|known| known.sum);
         written.is_some_and(|sum| sum == row.checksum())
     }

@@ -112,13 +112,15 @@ pub fn take_up<B: Backend>(
     let Request { prompts, sampling, stop_strings, .. } = request;
     let Some(written) = Written::read(folder)? else { return Ok(None) };
     let path = folder.join(FILE);
-    let rows = larpo_data::candidates::read_numbered(&path)?;
-    check_prompts(&path, &rows, prompts)?;
+    let (lines, rows): (Vec<usize>, Vec<CandidateRow>) =
+        larpo_data::candidates::read_numbered(&path)?.into_iter().unzip();
+    check_prompts(&path, &lines, &rows, prompts)?;
+    let edits = written.edits(&rows);
     let (mut lists, mut edited, mut encoded) = (Vec::with_capacity(rows.len()), written.edited(), 0);
-    for (line, row) in &rows {
+    for (line, row) in lines.iter().zip(&rows) {
         let at = |error: Error| Error::request(format!("{}:{line}: {error}", path.display()));
         let prompt_index = row.prompt_index.unwrap_or_default();
-        let untouched = written.has(row);
+        let untouched = !edits.changed.contains(&prompt_index);
         let known = Known { prompt_index, iteration: sampling.iteration, untouched };
         let scores = untouched.then_some(&row.rewards[..]);
         let mut list = from_row(policy, row, scores, known).map_err(at)?;
@@ -130,7 +132,6 @@ pub fn take_up<B: Backend>(
         }
         lists.push(list);
     }
-    let edits = written.edits(&rows.into_iter().map(|(_, row)| row).collect::<Vec<_>>());
     if edits.rows() == 0 {
         forget_drawn(folder)?;
         return Ok(Some(Stored { lists, edited: false }));
@@ -154,10 +155,10 @@ pub fn take_up<B: Backend>(
 }
 
 /// Whether each row is one of a prompt of the iteration, and no two are of the same.
-fn check_prompts(path: &Path, rows: &[(usize, CandidateRow)], prompts: &[PromptRow]) -> Result<()> {
+fn check_prompts(path: &Path, lines: &[usize], rows: &[CandidateRow], prompts: &[PromptRow]) -> Result<()> {
     let by_index: HashMap<usize, &PromptRow> = prompts.iter().map(|prompt| (prompt.index, prompt)).collect();
     let mut seen: HashMap<usize, usize> = HashMap::new();
-    for (line, row) in rows {
+    for (line, row) in lines.iter().zip(rows) {
         let at = |problem: &str| Error::request(format!("{}:{line}: {problem}", path.display()));
         let index = row.prompt_index.filter(|index| by_index.contains_key(index)).ok_or_else(|| {
             at("`prompt_index` is not that of a prompt of this iteration; delete the row, or restore the number")

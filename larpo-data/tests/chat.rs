@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, fixtures, holds, ids};
+use common::{Folder, golden_tokenizers, holds, ids};
 use larpo_data::chat::{ChatOptions, ChatTemplate};
 use larpo_data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -50,13 +50,8 @@ fn golden_templates_are_rendered_as_transformers_renders_them() {
 
 #[test]
 fn golden_tokenizers_render_and_encode_conversations() {
-    let root = fixtures("LARPO_GOLDEN_DIR").join("tokenizers");
     let mut cases = 0;
-    for entry in std::fs::read_dir(&root).unwrap() {
-        let folder = entry.unwrap().path();
-        if !folder.is_dir() {
-            continue;
-        }
+    for folder in golden_tokenizers() {
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let template = tokenizer.chat().get(None, false).unwrap().expect("a template");
         for case in read(&folder.join("golden.json"))["chat"].as_array().unwrap() {
@@ -71,7 +66,7 @@ fn golden_tokenizers_render_and_encode_conversations() {
             cases += 1;
         }
     }
-    assert!(cases >= 20, "only {cases} cases were found in {}", root.display());
+    assert!(cases >= 20, "only {cases} cases were found");
 }
 
 #[test]

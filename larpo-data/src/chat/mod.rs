@@ -8,6 +8,7 @@ mod python;
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::tokenizer::{read_object, special_content};
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, UndefinedBehavior};
 use regex::Regex;
@@ -140,9 +141,7 @@ impl ChatTemplates {
             add(DEFAULT, &files::read_text(&own)?, &own);
         } else if let Some(value) = config.get("chat_template").filter(|value| !value.is_null()) {
             named(value, &in_config)?.into_iter().for_each(|(name, text)| add(name, text, &in_config));
-        } else if json.is_file() {
-            let object: Value = serde_json::from_str(&files::read_text(&json)?)
-                .map_err(|error| of_field(&json, &format!("not JSON: {error}"), "Repair or remove the file"))?;
+        } else if let Some(object) = read_object(&json)? {
             let value = object.get("chat_template").unwrap_or(&Value::Null);
             named(value, &json)?.into_iter().for_each(|(name, text)| add(name, text, &json));
         }
@@ -213,13 +212,8 @@ pub(crate) fn jinja_files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// `bos_token` and all other tokens that the configuration names, by their texts.
 fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
-    let content = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Object(token) => token.get("content").and_then(Value::as_str).map(String::from),
-        _ => None,
-    };
     let tokens = config.iter().filter(|(key, _)| key.ends_with("_token"));
-    tokens.filter_map(|(key, value)| Some((key.clone(), content(value)?.into()))).collect()
+    tokens.filter_map(|(key, value)| Some((key.clone(), special_content(Some(value))?.into()))).collect()
 }
 
 /// The marks that tell transformers which part of the text the assistant wrote, as blocks that do nothing.

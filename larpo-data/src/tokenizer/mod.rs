@@ -354,7 +354,7 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
 }
 
 /// A special token is written as a string or as an object with `content`.
-fn special_content(value: Option<&Value>) -> Option<&str> {
+pub(crate) fn special_content(value: Option<&Value>) -> Option<&str> {
     match value? {
         Value::String(text) => Some(text),
         Value::Object(object) => object.get("content")?.as_str(),
@@ -389,7 +389,7 @@ fn byte_of(character: char) -> Option<u8> {
 }
 
 /// A JSON object from a file; `None` where there is no such file.
-fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.is_file() {
         return Ok(None);
     }

@@ -62,3 +62,9 @@ pub fn holds(message: &str, parts: &[&str]) {
 pub fn ids(value: &serde_json::Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
+
+/// The folders of the golden tokenizers.
+pub fn golden_tokenizers() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(fixtures("LARPO_GOLDEN_DIR").join("tokenizers")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
+}
