@@ -12,9 +12,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 /// Files that a run leaves in its output folder. The record is removed last: while it is there, the run is known.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "config.json",
     "model.safetensors",
+    "model.safetensors.index.json",
     "metrics.jsonl",
     "candidates.jsonl",
     "eval.json",
@@ -129,7 +130,7 @@ impl<'a> OutputDir<'a> {
         if !self.overwrite {
             return Ok(());
         }
-        let replaced = ["config.json", "model.safetensors"];
+        let replaced = ["config.json", "model.safetensors", "model.safetensors.index.json"];
         let mut old = traces(self.folder)?;
         old.retain(|name| !replaced.contains(&name.as_str()));
         old.sort_by_key(|name| name == run_record::FILE);

@@ -9,7 +9,8 @@ use crate::run_record::{Goal, RunRecord, RunResult};
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
 use serde_json::Value;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// What a run is and where it goes.
 #[derive(Debug, Clone, Copy)]
@@ -90,8 +91,7 @@ impl<'a> RunFolder<'a> {
     pub fn finished(&self, request: &RunRequest) -> Option<Value> {
         self.from(request).filter(|from| **from == ResumeFrom::Latest)?;
         let result = self.earlier.as_ref()?.result.as_ref()?;
-        let model = Checksum::of_file(self.folder.join("model.safetensors")).ok()?;
-        (model.to_string() == result.model).then(|| result.summary.clone())
+        (weights(self.folder).ok()? == result.model).then(|| result.summary.clone())
     }
 
     /// Sets how far the run is to go; [`RunFolder::begin`] records it.
@@ -125,10 +125,29 @@ impl<'a> RunFolder<'a> {
     /// # Errors
     /// A file that cannot be read or written.
     pub fn finish(mut self, summary: &Value) -> Result<()> {
-        let model = Checksum::of_file(self.folder.join("model.safetensors"))?.to_string();
+        let model = weights(self.folder)?;
         self.record.result = Some(RunResult { summary: summary.clone(), model });
         self.record.write(self.folder)
     }
+}
+
+/// Checksum of the final model's weights; of several files, each one's name and checksum.
+fn weights(folder: &Path) -> Result<String> {
+    let single = folder.join("model.safetensors");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
+        let path = entry.map_err(Error::io(folder, "read"))?.path();
+        files.extend(path.extension().is_some_and(|extension| extension == "safetensors").then_some(path));
+    }
+    if files.is_empty() || files.contains(&single) {
+        return Ok(Checksum::of_file(single)?.to_string());
+    }
+    files.sort();
+    let named = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Ok(format!("{name} {}", Checksum::of_file(path)?))
+    };
+    Ok(files.iter().map(named).collect::<Result<Vec<_>>>()?.join(", "))
 }
 
 /// What a verb says and gives back where there is nothing left to do.

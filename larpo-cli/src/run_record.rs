@@ -129,7 +129,7 @@ pub struct Input {
 pub struct RunResult {
     /// The object that `--json` prints.
     pub summary: Value,
-    /// Checksum of the final `model.safetensors`.
+    /// Checksum of the final model's weights.
     pub model: String,
 }
 

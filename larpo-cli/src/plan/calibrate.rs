@@ -91,11 +91,7 @@ pub fn calibrate(plan: &Plan) -> Result<Rates> {
     let memory = machine::memory_pass(MEMORY, 3);
     rates.bytes_per_second = memory.bytes as f64 / memory.seconds;
     let c = &plan.config;
-    let config = ModelConfig {
-        num_hidden_layers: c.num_hidden_layers.min(LAYERS),
-        vocab_size: c.vocab_size.min(VOCABULARY),
-        ..c.clone()
-    };
+    let config = ModelConfig { vocab_size: c.vocab_size.min(VOCABULARY), ..c.with_layers(LAYERS) };
     if let Some(step) = &plan.step {
         let (profile, seconds) = train(&config, step)?;
         rates.learn(profile, seconds, false);
