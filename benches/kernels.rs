@@ -4,7 +4,9 @@
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use larpo_benches::{numbers, settings, tokens, validate};
-use larpo_core::backend::{AdamWSpec, AttentionSpec, Backend, SamplingSpec, Segment, Store, Weight};
+use larpo_core::backend::{
+    Activation, AdamWSpec, AttentionSpec, Backend, NormSpec, SamplingSpec, Segment, Store, Weight,
+};
 use larpo_core::cpu::{Buffer, Cpu};
 use larpo_core::lists::{PackedLists, RankedLists};
 use larpo_core::model::ModelConfig;
@@ -15,6 +17,9 @@ use std::hint::black_box;
 
 /// Agreement of `f32` kernels with `f64` loops, relative to the largest number of the result.
 const TOLERANCE: f64 = 1e-5;
+
+/// As the preset has it.
+const NORM: NormSpec = NormSpec { eps: 1e-5, offset: 0.0 };
 
 /// Sizes of a list and of the vocabulary.
 #[derive(Clone, Copy)]
@@ -96,7 +101,7 @@ fn rms_norm<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     let backend = b.clone();
     Kernel::new(b, vec![b.alloc(n * c), b.alloc(n)], move |results| {
         let [y, rstd] = results else { unreachable!("two results") };
-        backend.rms_norm(&x, &w, 1e-5, y, rstd);
+        backend.rms_norm(&x, &w, NORM, y, rstd);
     })
 }
 
@@ -104,11 +109,11 @@ fn rms_norm_grad<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     let (n, c) = (size.rows(), config().hidden_size);
     let (x, w, d_y) = (b.upload(&numbers(1, n * c)), b.upload(&numbers(2, c)), b.upload(&numbers(3, n * c)));
     let (mut y, mut rstd) = (b.alloc(n * c), b.alloc(n));
-    b.rms_norm(&x, &w, 1e-5, &mut y, &mut rstd);
+    b.rms_norm(&x, &w, NORM, &mut y, &mut rstd);
     let backend = b.clone();
     Kernel::new(b, vec![b.alloc(n * c), b.alloc(c)], move |results| {
         let [d_x, d_w] = results else { unreachable!("two results") };
-        backend.rms_norm_grad(&d_y, &x, &w, &rstd, (d_x, Store::Set), Some((d_w, Store::Set)));
+        backend.rms_norm_grad(&d_y, &x, &w, NORM, &rstd, (d_x, Store::Set), Some((d_w, Store::Set)));
     })
 }
 
@@ -116,14 +121,16 @@ fn glu<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     let (n, width) = (size.rows(), config().intermediate_size);
     let gate_up = b.upload(&numbers(1, 2 * n * width));
     let backend = b.clone();
-    Kernel::new(b, vec![b.alloc(n * width)], move |y| backend.glu(&gate_up, width, &mut y[0]))
+    Kernel::new(b, vec![b.alloc(n * width)], move |y| backend.glu(&gate_up, width, Activation::Silu, &mut y[0]))
 }
 
 fn glu_grad<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     let (n, width) = (size.rows(), config().intermediate_size);
     let (gate_up, d_y) = (b.upload(&numbers(1, 2 * n * width)), b.upload(&numbers(2, n * width)));
     let backend = b.clone();
-    Kernel::new(b, vec![b.alloc(2 * n * width)], move |d| backend.glu_grad(&d_y, &gate_up, width, &mut d[0]))
+    Kernel::new(b, vec![b.alloc(2 * n * width)], move |d| {
+        backend.glu_grad(&d_y, &gate_up, width, Activation::Silu, &mut d[0])
+    })
 }
 
 fn rope<B: Backend>(b: &B, size: Size) -> Kernel<B> {
@@ -203,21 +210,21 @@ fn token_logp<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     let backend = b.clone();
     Kernel::new(b, vec![b.alloc(head.targets), b.alloc(head.rows)], move |results| {
         let [logp, lse] = results else { unreachable!("two results") };
-        backend.token_logp(&head.h, head.weight(), &head.target_rows, &head.target_ids, logp, lse);
+        backend.token_logp(&head.h, head.weight(), None, &head.target_rows, &head.target_ids, logp, lse);
     })
 }
 
 fn token_logp_grad<B: Backend>(b: &B, size: Size) -> Kernel<B> {
     let head = Head::new(b, size);
     let (mut logp, mut lse) = (b.alloc(head.targets), b.alloc(head.rows));
-    b.token_logp(&head.h, head.weight(), &head.target_rows, &head.target_ids, &mut logp, &mut lse);
+    b.token_logp(&head.h, head.weight(), None, &head.target_rows, &head.target_ids, &mut logp, &mut lse);
     let d_logp = b.upload(&numbers(3, head.targets));
     let (backend, c) = (b.clone(), config().hidden_size);
     Kernel::new(b, vec![b.alloc(head.rows * c), b.alloc(head.vocab * c)], move |results| {
         let [d_h, d_w] = results else { unreachable!("two results") };
         let (targets, ids) = (&head.target_rows, &head.target_ids);
         let (d_h, d_w) = ((d_h, Store::Set), Some((d_w, Store::Set)));
-        backend.token_logp_grad(&d_logp, &head.h, head.weight(), targets, ids, &lse, d_h, d_w);
+        backend.token_logp_grad(&d_logp, &head.h, head.weight(), None, targets, ids, &lse, d_h, d_w);
     })
 }
 

@@ -4,12 +4,11 @@
 //! so the place in the data is the number of updates.
 
 use crate::error::{Error, Result};
-use crate::policy::save_model;
+use crate::policy::{Numbers, Parts, save_model};
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::optim::OptimizerState;
 use larpo_core::train::{ListMetrics, Trainer};
-use larpo_data::tokenizer::Tokenizer;
 use larpo_data::{checksums, files, state};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -99,13 +98,13 @@ impl Kind {
 pub fn save<B: Backend>(
     folder: &Path,
     trainer: &Trainer<B>,
-    (tokenizer, eos_ids): (&Tokenizer, &[u32]),
+    parts: &Parts,
     kind: Kind,
     (plan, data, counters): (BatchPlan, u64, Counters),
 ) -> Result<PathBuf> {
     let path = folder.join(format!("{PREFIX}{}", trainer.steps()));
     files::write_folder(&path, |folder| {
-        save_model(&trainer.model, tokenizer, eos_ids, folder)?;
+        save_model(&trainer.model, parts, Numbers::Exact, folder)?;
         let state = TrainerState { optimizer: trainer.state(), plan, data, counters };
         state::save_state(folder.join(STATE), kind.name(), &state)?;
         Ok::<(), Error>(checksums::seal(folder)?)

@@ -11,9 +11,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 /// Files that a run leaves in its output folder. The record is removed last: while it is there, the run is known.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "config.json",
     "model.safetensors",
+    "model.safetensors.index.json",
     "metrics.jsonl",
     "candidates.jsonl",
     "eval.json",
@@ -118,7 +119,7 @@ impl<'a> OutputDir<'a> {
         if !self.overwrite {
             return Ok(());
         }
-        let replaced = ["config.json", "model.safetensors"];
+        let replaced = ["config.json", "model.safetensors", "model.safetensors.index.json"];
         let mut old = traces(self.folder)?;
         old.retain(|name| !replaced.contains(&name.as_str()));
         old.sort_by_key(|name| name == run_record::FILE);

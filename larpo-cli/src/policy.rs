@@ -5,9 +5,11 @@ use crate::machine;
 use crate::plan::{self, Dry};
 use larpo_core::backend::Backend;
 use larpo_core::cpu::DryRun;
-use larpo_core::model::{ModelConfig, Transformer};
-use larpo_data::model_folder::{self, ModelFolder};
+use larpo_core::model::{Head, ModelConfig, Transformer};
+use larpo_data::model_folder::{self, ModelFolder, ModelForm};
 use larpo_data::tokenizer::Tokenizer;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -21,27 +23,38 @@ pub struct Policy<B: Backend> {
     pub tokenizer: Arc<Tokenizer>,
     /// Ids that end a response.
     pub eos_ids: Vec<u32>,
+    /// How its folder is written.
+    pub form: Arc<ModelForm>,
 }
 
 impl<B: Backend> Policy<B> {
-    /// A fresh model of shape `config` for `tokenizer`. The vocabulary of `config` is kept where it is larger than the
+    /// A fresh Llama of shape `config` for `tokenizer`. The vocabulary of `config` is kept where it is larger than the
     /// tokenizer's; ids without a token are never sampled.
     ///
     /// # Errors
     /// A shape that does not fit together, or a tokenizer with more tokens than the shape has room for.
     pub fn fresh(backend: &B, config: ModelConfig, tokenizer: impl Into<Arc<Tokenizer>>, seed: u64) -> Result<Self> {
-        let tokenizer = tokenizer.into();
-        let tokens = tokenizer.vocab_size();
-        if tokens > config.vocab_size {
-            return Err(Error::request(format!(
-                "the tokenizer has {tokens} tokens, the model room for {}; choose a smaller vocabulary",
-                config.vocab_size
-            )));
-        }
+        let parts = Parts::fresh(&config, tokenizer.into())?;
+        Self::random(backend, config, parts, seed)
+    }
+
+    /// A fresh model of the family and shape that a `config.json` describes.
+    ///
+    /// # Errors
+    /// As [`Policy::fresh`].
+    pub fn described(
+        backend: &B,
+        config: model_folder::ModelConfig,
+        tokenizer: impl Into<Arc<Tokenizer>>,
+        seed: u64,
+    ) -> Result<Self> {
+        let (shape, parts) = Parts::described(config, tokenizer.into())?;
+        Self::random(backend, shape, parts, seed)
+    }
+
+    fn random(backend: &B, config: ModelConfig, parts: Parts, seed: u64) -> Result<Self> {
         check_memory(&config)?;
-        let eos_ids = tokenizer.eos_id().into_iter().collect();
-        let model = Transformer::random(backend, config, seed)?;
-        Ok(Self { model, tokenizer, eos_ids })
+        Ok(parts.with(Transformer::random(backend, config, seed)?))
     }
 
     /// Reads a model folder.
@@ -54,7 +67,7 @@ impl<B: Backend> Policy<B> {
 
     /// The same policy with other weights.
     pub fn with_model(&self, model: Transformer<B>) -> Self {
-        Self { model, tokenizer: self.tokenizer.clone(), eos_ids: self.eos_ids.clone() }
+        self.parts().with(model)
     }
 
     /// An independent copy of the weights.
@@ -62,12 +75,26 @@ impl<B: Backend> Policy<B> {
         Ok(self.with_model(self.model.duplicate()?))
     }
 
-    /// Writes the model folder: configuration, weights, tokenizer.
+    /// What belongs to the model but its weights.
+    pub fn parts(&self) -> Parts {
+        Parts { tokenizer: self.tokenizer.clone(), eos_ids: self.eos_ids.clone(), form: self.form.clone() }
+    }
+
+    /// Writes the model folder: configuration, weights, tokenizer, in the files and formats of numbers that it was read
+    /// from.
     ///
     /// # Errors
-    /// A weight that is not finite, a file that cannot be written.
+    /// A weight that is not finite or not within its format, a file that cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        save_model(&self.model, &self.tokenizer, &self.eos_ids, folder)
+        save_model(&self.model, &self.parts(), Numbers::AsRead, folder)
+    }
+
+    /// As [`Policy::save`], with every bit of the weights, for a run that goes on from there.
+    ///
+    /// # Errors
+    /// As [`Policy::save`].
+    pub fn save_exactly(&self, folder: &Path) -> Result<()> {
+        save_model(&self.model, &self.parts(), Numbers::Exact, folder)
     }
 
     /// Ids of a prompt, with the tokens its tokenizer puts in front (BOS).
@@ -102,64 +129,133 @@ impl Policy<Dry> {
     ///
     /// # Errors
     /// A shape that does not fit together.
-    pub fn blank(config: ModelConfig, tokenizer: Arc<Tokenizer>, eos_ids: Vec<u32>) -> Result<Self> {
+    pub fn blank(config: ModelConfig, parts: Parts) -> Result<Self> {
         // A backend of its own: what a plan counts is the planner's.
         let model = Transformer::unspecified(&Dry::new(DryRun::new()), config)?;
-        Ok(Self { model, tokenizer, eos_ids })
+        Ok(parts.with(model))
     }
+}
+
+/// A policy but for its model.
+#[derive(Clone)]
+pub struct Parts {
+    /// The tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Ids that end a response.
+    pub eos_ids: Vec<u32>,
+    /// How the folder is written.
+    pub form: Arc<ModelForm>,
+}
+
+impl Parts {
+    /// Those of a new Llama.
+    ///
+    /// # Errors
+    /// A shape that does not fit together, or of another family; a tokenizer with more tokens than it has room for.
+    pub fn fresh(config: &ModelConfig, tokenizer: Arc<Tokenizer>) -> Result<Self> {
+        config.validate()?;
+        check_room(config, &tokenizer)?;
+        let eos_ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+        let (bos, pad) = (tokenizer.bos_id(), tokenizer.pad_id());
+        let json = model_folder::ModelConfig::llama(&same_fields(config)?, bos, &eos_ids, pad)?;
+        let form = Arc::new(ModelForm::fresh(json, &config.checkpoint_tensors()));
+        Ok(Self { tokenizer, eos_ids, form })
+    }
+
+    /// Those of a new model that a `config.json` describes, and its shape.
+    ///
+    /// # Errors
+    /// A shape that does not fit together.
+    pub fn described(json: model_folder::ModelConfig, tokenizer: Arc<Tokenizer>) -> Result<(ModelConfig, Self)> {
+        let config = language_model(&json)?;
+        check_room(&config, &tokenizer)?;
+        let eos_ids = eos_ids(&json, &tokenizer);
+        let form = Arc::new(ModelForm::fresh(json, &config.checkpoint_tensors()));
+        Ok((config, Self { tokenizer, eos_ids, form }))
+    }
+
+    /// The policy with this model.
+    pub fn with<B: Backend>(self, model: Transformer<B>) -> Policy<B> {
+        let Self { tokenizer, eos_ids, form } = self;
+        Policy { model, tokenizer, eos_ids, form }
+    }
+}
+
+/// A value as another type with the same fields: the shape of a model is the core's and the files'.
+fn same_fields<T: DeserializeOwned>(value: &impl Serialize) -> Result<T> {
+    let fields = serde_json::to_value(value).and_then(serde_json::from_value);
+    fields.map_err(|error| Error::request(format!("the shape of the model cannot be used: {error}")))
+}
+
+/// Refuses a tokenizer with more tokens than a new model has room for.
+fn check_room(config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
+    let (tokens, room) = (tokenizer.vocab_size(), config.vocab_size);
+    match tokens > room {
+        true => Err(Error::request(format!(
+            "the tokenizer has {tokens} tokens, the model room for {room}; choose a smaller vocabulary"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// The shape that a `config.json` describes, which must be a language model's.
+fn language_model(json: &model_folder::ModelConfig) -> Result<ModelConfig> {
+    let config: ModelConfig = same_fields(&json.shape)?;
+    config.validate()?;
+    match config.head {
+        Head::Score => {
+            Err(Error::request("a reward model (a sequence classifier) gives no tokens; use a language model"))
+        }
+        Head::Tied | Head::Untied => Ok(config),
+    }
+}
+
+/// Ids that end a response: those of the configuration, or else the tokenizer's.
+fn eos_ids(json: &model_folder::ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
+    match &json.eos_token_ids[..] {
+        [] => tokenizer.eos_id().into_iter().collect(),
+        ids => ids.to_vec(),
+    }
+}
+
+/// How numbers are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    /// In the formats of the folder that the model was read from.
+    AsRead,
+    /// With every bit.
+    Exact,
 }
 
 /// Writes a model folder: configuration, weights, tokenizer.
 ///
 /// # Errors
 /// A weight that is not finite, by tensor; a file that cannot be written.
-pub fn save_model<B: Backend>(
-    model: &Transformer<B>,
-    tokenizer: &Tokenizer,
-    eos_ids: &[u32],
-    folder: &Path,
-) -> Result<()> {
+pub fn save_model<B: Backend>(model: &Transformer<B>, parts: &Parts, numbers: Numbers, folder: &Path) -> Result<()> {
     // A tensor is copied on the way out: it takes the place of what a step left behind.
     model.backend().trim();
-    let c = model.config();
-    let config = model_folder::ModelConfig {
-        vocab_size: c.vocab_size,
-        hidden_size: c.hidden_size,
-        intermediate_size: c.intermediate_size,
-        num_hidden_layers: c.num_hidden_layers,
-        num_attention_heads: c.num_attention_heads,
-        num_key_value_heads: c.num_key_value_heads,
-        head_dim: c.head_dim,
-        max_position_embeddings: c.max_position_embeddings,
-        rms_norm_eps: c.rms_norm_eps,
-        rope_theta: c.rope_theta,
-        tie_word_embeddings: c.tie_word_embeddings,
-        bos_token_id: tokenizer.bos_id(),
-        eos_token_ids: eos_ids.to_vec(),
-        pad_token_id: tokenizer.pad_id(),
-        initializer_range: c.initializer_range,
-    };
     let parameters = model.parameters();
-    // Where each tensor lies: parameter, first number, length.
     let mut places = HashMap::new();
     for (index, parameter) in parameters.iter().enumerate() {
-        for tensor in &parameter.tensors {
-            let (start, end) = (tensor.rows.start * parameter.cols, tensor.rows.end * parameter.cols);
-            places.insert(tensor.name.clone(), (index, start, end));
-        }
+        places.extend(parameter.tensors.iter().map(|tensor| (&tensor.name[..], (index, parameter.cols, tensor))));
     }
     // Tensors of one parameter that follow one another share a download.
     let mut held = None;
-    model_folder::write_model(folder, &config, &parameters.checkpoint_tensors(), |name| {
-        let (index, start, end) = places[name];
+    let data = |name: &str| {
+        // What the form asks for was compared with the model when it was read, or made of it.
+        let Some(&(index, cols, tensor)) = places.get(name) else { return Cow::Owned(Vec::new()) };
         if held.as_ref().is_none_or(|(at, _)| *at != index) {
             // The last one goes first.
             held = None;
         }
         let (_, values) = held.get_or_insert_with(|| (index, parameters.download(model.backend(), index)));
-        Cow::Owned(values.as_slice().unwrap_or_default()[start..end].to_vec())
-    })?;
-    tokenizer.save(folder)?;
+        Cow::Owned(tensor.stored(values.as_slice().unwrap_or_default(), cols).into_owned())
+    };
+    match numbers {
+        Numbers::AsRead => parts.form.write(folder, data)?,
+        Numbers::Exact => parts.form.write_f32(folder, data)?,
+    }
+    parts.tokenizer.save(folder)?;
     Ok(())
 }
 
@@ -200,6 +296,7 @@ pub struct Opened {
     pub tokenizer: Arc<Tokenizer>,
     /// Ids that end a response.
     pub eos_ids: Vec<u32>,
+    form: Arc<ModelForm>,
 }
 
 impl Opened {
@@ -210,23 +307,12 @@ impl Opened {
     pub fn read(folder: &Path) -> Result<Self> {
         check_folder(folder)?;
         let files = ModelFolder::open(folder)?;
-        files.check()?;
+        let config =
+            language_model(&files.config).map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
+        files.check(&config.checkpoint_tensors())?;
+        check_memory(&config)?;
+        let form = Arc::new(files.form()?);
         let tokenizer = Arc::new(Tokenizer::open(folder)?);
-        let c = &files.config;
-        let config = ModelConfig {
-            vocab_size: c.vocab_size,
-            hidden_size: c.hidden_size,
-            intermediate_size: c.intermediate_size,
-            num_hidden_layers: c.num_hidden_layers,
-            num_attention_heads: c.num_attention_heads,
-            num_key_value_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            max_position_embeddings: c.max_position_embeddings,
-            rms_norm_eps: c.rms_norm_eps,
-            rope_theta: c.rope_theta,
-            tie_word_embeddings: c.tie_word_embeddings,
-            initializer_range: c.initializer_range,
-        };
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::request(format!(
                 "{}: the tokenizer has ids up to {}, the model a vocabulary of {}; they do not belong together",
@@ -235,11 +321,8 @@ impl Opened {
                 config.vocab_size
             )));
         }
-        let eos_ids = match c.eos_token_ids.is_empty() {
-            true => tokenizer.eos_id().into_iter().collect(),
-            false => c.eos_token_ids.clone(),
-        };
-        Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids })
+        let eos_ids = eos_ids(&files.config, &tokenizer);
+        Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids, form })
     }
 
     /// The policy without its weights.
@@ -247,7 +330,8 @@ impl Opened {
     /// # Errors
     /// A shape that does not fit together.
     pub fn blank(&self) -> Result<Policy<Dry>> {
-        Policy::blank(self.config.clone(), self.tokenizer.clone(), self.eos_ids.clone())
+        let (tokenizer, eos_ids, form) = (self.tokenizer.clone(), self.eos_ids.clone(), self.form.clone());
+        Policy::blank(self.config.clone(), Parts { tokenizer, eos_ids, form })
     }
 
     /// Reads the weights.
@@ -256,7 +340,7 @@ impl Opened {
     /// Tensors that cannot be read, a file of a sealed folder that was changed, a weight that is not finite, by tensor; more
     /// weights than the machine has memory.
     pub fn load<B: Backend>(self, backend: &B) -> Result<Policy<B>> {
-        let Self { files, folder, config, tokenizer, eos_ids } = self;
+        let Self { files, folder, config, tokenizer, eos_ids, form } = self;
         check_memory(&config)?;
         larpo_data::checksums::verify_listed(&folder)?;
         let model = Transformer::from_checkpoint(backend, config, |tensor| {
@@ -271,7 +355,7 @@ impl Opened {
                 ))),
             }
         })?;
-        Ok(Policy { model, tokenizer, eos_ids })
+        Ok(Policy { model, tokenizer, eos_ids, form })
     }
 }
 
@@ -313,7 +397,9 @@ pub fn check_folder(folder: &Path) -> Result<()> {
 /// Refuses a model whose weights alone are more than the machine has.
 fn check_memory(config: &ModelConfig) -> Result<()> {
     config.validate()?;
-    let weights = 4 * config.parameters();
+    // Rotary positions have a table.
+    let table = (config.max_position_embeddings as u64).saturating_mul(config.head_dim as u64);
+    let weights = config.parameters().saturating_add(table).saturating_mul(4);
     match machine::total_memory() {
         Some(limit) if weights > limit => Err(Error::request(format!(
             "the model's {} parameters need {} of memory and the machine has {}; choose a smaller model",

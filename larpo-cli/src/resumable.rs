@@ -5,7 +5,7 @@ use crate::checkpoint::{self, Counters, Kind, TrainerState};
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::metrics_log::{MetricsLog, Row};
-use crate::policy::Policy;
+use crate::policy::{Parts, Policy};
 use crate::progress::Progress;
 use crate::resume::Resume;
 use crate::status;
@@ -14,15 +14,12 @@ use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::train::{SftRow, Trainer, TrainingList};
 use larpo_data::checksums::Checksum;
-use larpo_data::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What both loops have: a trainer that may go on from a checkpoint, a log, a bar, checkpoints.
 pub(crate) struct Loop<'a, B: Backend> {
     pub trainer: Trainer<B>,
-    tokenizer: Arc<Tokenizer>,
-    eos_ids: Vec<u32>,
+    parts: Parts,
     pub counters: Counters,
     kind: Kind,
     plan: BatchPlan,
@@ -43,7 +40,7 @@ impl<'a, B: Backend> Loop<'a, B> {
         journal: Journal,
     ) -> Result<Self> {
         let backend = policy.model.backend().clone();
-        let Policy { model, tokenizer, eos_ids } = policy;
+        let (parts, model) = (policy.parts(), policy.model);
         let mut counters = Counters::default();
         let trainer = match resumed_state(kind, (plan, data), config, &journal)? {
             None => Trainer::new(model, config.optimizer, plan.steps),
@@ -76,7 +73,7 @@ impl<'a, B: Backend> Loop<'a, B> {
         };
         let progress = Progress::new(&journal.label, plan.steps, "steps");
         progress.kept(trainer.steps());
-        Ok(Self { trainer, tokenizer, eos_ids, counters, kind, plan, data, config, journal, log, progress })
+        Ok(Self { trainer, parts, counters, kind, plan, data, config, journal, log, progress })
     }
 
     /// The updates that are left, with the numbers of their items.
@@ -120,8 +117,7 @@ impl<'a, B: Backend> Loop<'a, B> {
             log.sync().map_err(Error::io(path, "write to disk"))?;
         }
         let cursor = (self.plan, self.data, self.counters);
-        let tokens = (&*self.tokenizer, &self.eos_ids[..]);
-        status::set_checkpoint(&checkpoint::save(folder, &self.trainer, tokens, self.kind, cursor)?);
+        status::set_checkpoint(&checkpoint::save(folder, &self.trainer, &self.parts, self.kind, cursor)?);
         // The new one is on disk; only then an old one may go.
         self.config.save_total_limit.map_or(Ok(()), |keep| checkpoint::rotate(&self.journal.checkpoints, keep))
     }
@@ -134,7 +130,7 @@ impl<'a, B: Backend> Loop<'a, B> {
     ) -> Error {
         let larpo_core::Error::RowNotFinite { row, response, .. } = &error else { return error.into() };
         let (prompt, response) = text(*row, *response);
-        let decode = |ids| self.tokenizer.decode(ids, true).unwrap_or_default();
+        let decode = |ids| self.parts.tokenizer.decode(ids, true).unwrap_or_default();
         Error::request(format!("{error}: prompt {:?}, response {:?}", decode(prompt), decode(response)))
     }
 
@@ -145,7 +141,7 @@ impl<'a, B: Backend> Loop<'a, B> {
 
     pub fn finish(self) -> Policy<B> {
         self.progress.finish();
-        Policy { model: self.trainer.into_model(), tokenizer: self.tokenizer, eos_ids: self.eos_ids }
+        self.parts.with(self.trainer.into_model())
     }
 }
 

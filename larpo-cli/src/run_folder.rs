@@ -5,8 +5,7 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::output::{self, OutputDir};
 use crate::resume::{ITERATION, ResumeFrom};
-use crate::run_record::{Goal, RunRecord};
-use larpo_data::checksums::Checksum;
+use crate::run_record::{self, Goal, RunRecord};
 use larpo_data::files;
 use serde_json::Value;
 use std::path::Path;
@@ -90,8 +89,7 @@ impl<'a> RunFolder<'a> {
     pub fn finished(&self, request: &RunRequest) -> Option<Value> {
         self.from(request).filter(|from| **from == ResumeFrom::Latest)?;
         let result = self.earlier.as_ref()?.result.as_ref()?;
-        let model = Checksum::of_file(self.folder.join("model.safetensors")).ok()?;
-        (model.to_string() == result.model).then(|| result.summary.clone())
+        (run_record::weights(&run_record::checksums(self.folder).ok()?) == result.model).then(|| result.summary.clone())
     }
 
     /// Sets how far the run is to go; [`RunFolder::begin`] records it.

@@ -133,7 +133,7 @@ pub struct Input {
 pub struct RunResult {
     /// The object that `--json` prints.
     pub summary: Value,
-    /// Checksum of the final `model.safetensors`.
+    /// Checksum of the final model's weights.
     pub model: String,
 }
 
@@ -203,7 +203,7 @@ impl RunRecord {
     /// # Errors
     /// A file that cannot be read or written.
     pub fn finish(mut self, folder: &Path, summary: &Value) -> Result<()> {
-        let model = Checksum::of_file(folder.join("model.safetensors"))?.to_string();
+        let model = weights(&checksums(folder)?);
         self.result = Some(RunResult { summary: summary.clone(), model });
         self.write(folder)
     }
@@ -322,6 +322,15 @@ pub fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
         }
     }
     Ok(sums)
+}
+
+/// Checksum of a model's weights among [`checksums`]; of several files, each one's name and checksum.
+pub fn weights(files: &BTreeMap<String, String>) -> String {
+    if let Some(single) = files.get("model.safetensors") {
+        return single.clone();
+    }
+    let shards = files.iter().filter(|(name, _)| name.ends_with(".safetensors"));
+    shards.map(|(name, sum)| format!("{name} {sum}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether two values are the same, numbers by their value.

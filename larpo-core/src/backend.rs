@@ -12,6 +12,7 @@
 //! the caller, not bad data.
 
 use crate::lists::RankedLists;
+use serde::{Deserialize, Serialize};
 
 /// Whether a kernel overwrites its destination or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,11 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor on the scores `q·k`, usually `head_dim^-0.5`.
     pub scale: f64,
+    /// Scores `s` become `c·tanh(s / c)` (Gemma Team 2024, section 2); none leaves them.
+    pub softcap: Option<f64>,
+    /// A row sees its last `window` keys, itself included (Beltagy et al. 2020); none sees all before it. The cache of
+    /// decoding is cut by the caller's spans.
+    pub window: Option<usize>,
 }
 
 impl AttentionSpec {
@@ -77,6 +83,25 @@ impl AttentionSpec {
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
+}
+
+/// Settings of a root-mean-square norm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Added to the mean square.
+    pub eps: f64,
+    /// Added to the stored weight: 0, or 1 for Gemma, whose weights are stored around zero.
+    pub offset: f64,
+}
+
+/// Activation inside the feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x·σ(x)`.
+    Silu,
+    /// `x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`, the approximation of GELU (Hendrycks & Gimpel 2016).
+    GeluTanh,
 }
 
 /// A run of rows that see each other causally, after a shared prefix that all of them see.
@@ -213,8 +238,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     // ---- rows --------------------------------------------------------------------------------------------------------
 
-    /// Root-mean-square norm (Zhang & Sennrich 2019): `x (n, c), w (c) -> y (n, c) = x·rstd·w`, `rstd (n)`.
-    fn rms_norm(&self, x: &Self::Buffer, w: &Self::Buffer, eps: f64, y: &mut Self::Buffer, rstd: &mut Self::Buffer);
+    /// Root-mean-square norm (Zhang & Sennrich 2019): `x (n, c), w (c) -> y (n, c) = x·rstd·(w + offset)`, `rstd (n)`.
+    fn rms_norm(
+        &self,
+        x: &Self::Buffer,
+        w: &Self::Buffer,
+        spec: NormSpec,
+        y: &mut Self::Buffer,
+        rstd: &mut Self::Buffer,
+    );
     /// `d_y (n, c), x (n, c), w (c), rstd (n) -> d_x (n, c), d_w (c)`.
     #[allow(clippy::too_many_arguments)]
     fn rms_norm_grad(
@@ -222,10 +254,56 @@ pub trait Backend: Clone + Send + Sync + 'static {
         d_y: &Self::Buffer,
         x: &Self::Buffer,
         w: &Self::Buffer,
+        spec: NormSpec,
         rstd: &Self::Buffer,
         d_x: (&mut Self::Buffer, Store),
         d_w: Option<(&mut Self::Buffer, Store)>,
     );
+    /// Norm of mean and variance (Ba et al. 2016), the bias not included: `x (n, c), w (c) -> y (n, c) =
+    /// (x − mean)·rstd·w`, `stats (n, 2)` = mean, rstd.
+    fn layer_norm(&self, x: &Self::Buffer, w: &Self::Buffer, eps: f64, y: &mut Self::Buffer, stats: &mut Self::Buffer);
+    /// `d_y (n, c), x (n, c), w (c), stats (n, 2) -> d_x (n, c), d_w (c)`.
+    #[allow(clippy::too_many_arguments)]
+    fn layer_norm_grad(
+        &self,
+        d_y: &Self::Buffer,
+        x: &Self::Buffer,
+        w: &Self::Buffer,
+        stats: &Self::Buffer,
+        d_x: (&mut Self::Buffer, Store),
+        d_w: Option<(&mut Self::Buffer, Store)>,
+    );
+    /// Root-mean-square norm of each query head with `w_q (head_dim)` and of each key head with `w_k (head_dim)`:
+    /// `x (n, width) -> y (n, width)`, values copied, and `rstd (n, heads + kv_heads)`.
+    #[allow(clippy::too_many_arguments)]
+    fn head_norm(
+        &self,
+        x: &Self::Buffer,
+        w_q: &Self::Buffer,
+        w_k: &Self::Buffer,
+        eps: f64,
+        spec: &AttentionSpec,
+        y: &mut Self::Buffer,
+        rstd: &mut Self::Buffer,
+    );
+    /// `d_y (n, width), x, w_q, w_k, rstd -> d_x (n, width)`, overwritten, `d_w_q (head_dim)`, `d_w_k (head_dim)`.
+    #[allow(clippy::too_many_arguments)]
+    fn head_norm_grad(
+        &self,
+        d_y: &Self::Buffer,
+        x: &Self::Buffer,
+        w_q: &Self::Buffer,
+        w_k: &Self::Buffer,
+        rstd: &Self::Buffer,
+        spec: &AttentionSpec,
+        d_x: &mut Self::Buffer,
+        d_w_q: Option<(&mut Self::Buffer, Store)>,
+        d_w_k: Option<(&mut Self::Buffer, Store)>,
+    );
+    /// `y (n, c)` gets `x (c)` in every row: a bias.
+    fn broadcast_rows(&self, x: &Self::Buffer, y: &mut Self::Buffer, store: Store);
+    /// `y (c)` gets the sum of the rows of `x (n, c)`: the gradient of [`Backend::broadcast_rows`].
+    fn sum_rows(&self, x: &Self::Buffer, y: &mut Self::Buffer, store: Store);
     /// Rotary embedding (Su et al. 2021), half-split pairs, in place on the query and key heads of `qkv (n, width)`.
     ///
     /// `table (positions, head_dim)` holds `head_dim/2` cosines, then as many sines, a row. With `inverse` the rotation
@@ -260,10 +338,21 @@ pub trait Backend: Clone + Send + Sync + 'static {
         spec: &AttentionSpec,
         d_qkv: &mut Self::Buffer,
     );
-    /// SwiGLU (Shazeer 2020): `gate_up (n, 2·width) -> y (n, width) = silu(gate) · up`.
-    fn glu(&self, gate_up: &Self::Buffer, width: usize, y: &mut Self::Buffer);
+    /// Gated unit (Shazeer 2020): `gate_up (n, 2·width) -> y (n, width) = activation(gate) · up`.
+    fn glu(&self, gate_up: &Self::Buffer, width: usize, activation: Activation, y: &mut Self::Buffer);
     /// `d_y (n, width), gate_up (n, 2·width) -> d_gate_up (n, 2·width)`.
-    fn glu_grad(&self, d_y: &Self::Buffer, gate_up: &Self::Buffer, width: usize, d_gate_up: &mut Self::Buffer);
+    fn glu_grad(
+        &self,
+        d_y: &Self::Buffer,
+        gate_up: &Self::Buffer,
+        width: usize,
+        activation: Activation,
+        d_gate_up: &mut Self::Buffer,
+    );
+    /// `y = activation(x)`, same length.
+    fn activate(&self, x: &Self::Buffer, activation: Activation, y: &mut Self::Buffer);
+    /// `d_y, x -> d_x`, all of one length.
+    fn activate_grad(&self, d_y: &Self::Buffer, x: &Self::Buffer, activation: Activation, d_x: &mut Self::Buffer);
     /// `y (m, channels) = x[rows]`.
     fn gather_rows(&self, x: &Self::Buffer, rows: &Self::Index, channels: usize, y: &mut Self::Buffer);
     /// `d_x (n, channels)` gets `d_y (m, channels)` added at `rows`, which are distinct; with [`Store::Set`] the other
@@ -281,10 +370,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Log-probability of targets: `h (r, c)`, `w (v, c)`; target `t` is `(target_rows[t], target_ids[t])`.
     /// `logp (targets)` and the log-sum-exp of every row's logits, `lse (r)`. The `(r, v)` logits are never kept whole.
+    /// With `softcap` c they are `c·tanh(logit / c)`.
+    #[allow(clippy::too_many_arguments)]
     fn token_logp(
         &self,
         h: &Self::Buffer,
         w: Weight<Self::Buffer>,
+        softcap: Option<f64>,
         target_rows: &Self::Index,
         target_ids: &Self::Index,
         logp: &mut Self::Buffer,
@@ -297,6 +389,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         d_logp: &Self::Buffer,
         h: &Self::Buffer,
         w: Weight<Self::Buffer>,
+        softcap: Option<f64>,
         target_rows: &Self::Index,
         target_ids: &Self::Index,
         lse: &Self::Buffer,
@@ -355,6 +448,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         spec: &AttentionSpec,
         o: &mut Self::Buffer,
     );
+    /// `x = c·tanh(x / c)`: what [`Backend::token_logp`] does to logits, for those that are drawn from.
+    fn softcap(&self, x: &mut Self::Buffer, c: f64);
     /// Draws one token a row of `logits (n, vocab)`; `uniform[i]` in [0, 1) decides row `i`.
     fn sample(&self, logits: &Self::Buffer, vocab: usize, spec: &SamplingSpec, uniform: &[f64]) -> Vec<Draw>;
 }

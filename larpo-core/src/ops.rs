@@ -1,6 +1,6 @@
 //! Differentiable operations: one function each, its gradient in the same place.
 
-use crate::backend::{AttentionSpec, Backend, Store, Weight};
+use crate::backend::{Activation, AttentionSpec, Backend, NormSpec, Store, Weight};
 use crate::tape::{Tape, Var};
 use std::sync::Arc;
 
@@ -19,8 +19,15 @@ pub fn embed<B: Backend>(tape: &Tape<B>, table: &Var<B>, ids: &Arc<B::Index>, n:
     })
 }
 
-/// `x (n, in) · wᵀ`, with `w (out, in)`, plus `residual (n, out)` if there is one → `(n, out)`.
-pub fn linear<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, residual: Option<&Var<B>>) -> Var<B> {
+/// `x (n, in) · wᵀ`, with `w (out, in)`, plus `bias (1, out)` in every row and `residual (n, out)`, where there are such
+/// → `(n, out)`.
+pub fn linear<B: Backend>(
+    tape: &Tape<B>,
+    x: &Var<B>,
+    w: &Var<B>,
+    bias: Option<&Var<B>>,
+    residual: Option<&Var<B>>,
+) -> Var<B> {
     let b = tape.backend();
     let mut y = b.alloc(x.rows * w.rows);
     let mut inputs = vec![x.link(), w.link()];
@@ -30,24 +37,59 @@ pub fn linear<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, residual: Opti
         inputs.push(residual.link());
         store = Store::Add;
     }
+    if let Some(bias) = bias {
+        b.broadcast_rows(bias.value(), &mut y, store);
+        inputs.push(bias.link());
+        store = Store::Add;
+    }
     b.linear(x.value(), weight(w), &mut y, store);
     let shape = (x.rows, w.rows);
-    let (x, saved, w, residual) = (x.link(), x.saved(), w.clone(), residual.map(Var::link));
+    let (x, saved, w) = (x.link(), x.saved(), w.clone());
+    let (bias, residual) = (bias.map(Var::link), residual.map(Var::link));
     tape.record(y, shape, &inputs, move |b, d_y, flow| {
         flow.with(b, x, |d, store| b.linear_grad_x(&d_y, weight(&w), d, store));
         flow.with(b, w.link(), |d, store| b.linear_grad_w(&d_y, &saved.get(b), w.rows, w.cols, d, store));
+        if let Some(bias) = bias {
+            flow.with(b, bias, |d, store| b.sum_rows(&d_y, d, store));
+        }
         if let Some(residual) = residual {
             flow.give(b, residual, d_y);
         }
     })
 }
 
+/// `x + y`, of one shape.
+pub fn add<B: Backend>(tape: &Tape<B>, x: &Var<B>, y: &Var<B>) -> Var<B> {
+    let b = tape.backend();
+    let mut sum = b.alloc(x.rows * x.cols);
+    b.copy(x.value(), &mut sum, Store::Set);
+    b.copy(y.value(), &mut sum, Store::Add);
+    let (shape, x, y) = ((x.rows, x.cols), x.link(), y.link());
+    tape.record(sum, shape, &[x, y], move |b, d, flow| {
+        flow.with(b, x, |d_x, store| b.copy(&d, d_x, store));
+        flow.give(b, y, d);
+    })
+}
+
+/// `x` times the constant `factor (1)`.
+pub fn scaled<B: Backend>(tape: &Tape<B>, x: Var<B>, factor: &Arc<B::Buffer>) -> Var<B> {
+    let b = tape.backend();
+    let (link, shape) = (x.link(), (x.rows, x.cols));
+    let mut y = x.into_buffer(b);
+    b.scale(&mut y, factor);
+    let factor = factor.clone();
+    tape.record(y, shape, &[link], move |b, mut d_y, flow| {
+        b.scale(&mut d_y, &factor);
+        flow.give(b, link, d_y);
+    })
+}
+
 /// Root-mean-square norm of the rows of `x (n, c)` with weights `w (1, c)` → `(n, c)`. What consumes the result makes it
 /// again from `x` for its gradient instead of keeping it.
-pub fn rms_norm<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, eps: f64) -> Var<B> {
+pub fn rms_norm<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, spec: NormSpec) -> Var<B> {
     let b = tape.backend();
     let (mut y, mut rstd) = (b.alloc(x.rows * x.cols), b.alloc(x.rows));
-    b.rms_norm(x.value(), w.value(), eps, &mut y, &mut rstd);
+    b.rms_norm(x.value(), w.value(), spec, &mut y, &mut rstd);
     let (x, w) = (x.clone(), w.clone());
     let again = (x.clone(), w.clone());
     let y = tape.record(y, (x.rows, x.cols), &[x.link(), w.link()], move |b, d_y, flow| {
@@ -55,7 +97,7 @@ pub fn rms_norm<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, eps: f64) ->
         let (mut d_x, store) = flow.take(b, x.link()).unwrap_or_else(|| (b.alloc(x.rows * x.cols), Store::Set));
         let mut d_w = flow.take(b, w.link());
         let into = d_w.as_mut().map(|(d, store)| (d, *store));
-        b.rms_norm_grad(&d_y, x.value(), w.value(), &rstd, (&mut d_x, store), into);
+        b.rms_norm_grad(&d_y, x.value(), w.value(), spec, &rstd, (&mut d_x, store), into);
         flow.put(x.link(), d_x);
         if let Some((d_w, _)) = d_w {
             flow.put(w.link(), d_w);
@@ -64,8 +106,64 @@ pub fn rms_norm<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, eps: f64) ->
     y.recomputed(move |b| {
         let (x, w) = &again;
         let (mut y, mut rstd) = (b.alloc(x.rows * x.cols), b.alloc(x.rows));
-        b.rms_norm(x.value(), w.value(), eps, &mut y, &mut rstd);
+        b.rms_norm(x.value(), w.value(), spec, &mut y, &mut rstd);
         y
+    })
+}
+
+/// Norm of mean and variance of the rows of `x (n, c)` with weights `w (1, c)` and `bias (1, c)` → `(n, c)`. Made again for
+/// gradients as in [`rms_norm`].
+pub fn layer_norm<B: Backend>(tape: &Tape<B>, x: &Var<B>, w: &Var<B>, bias: &Var<B>, eps: f64) -> Var<B> {
+    fn forward<B: Backend>(b: &B, [x, w, bias]: [&Var<B>; 3], eps: f64) -> (B::Buffer, B::Buffer) {
+        let (mut y, mut stats) = (b.alloc(x.rows * x.cols), b.alloc(2 * x.rows));
+        b.layer_norm(x.value(), w.value(), eps, &mut y, &mut stats);
+        b.broadcast_rows(bias.value(), &mut y, Store::Add);
+        (y, stats)
+    }
+    let (y, stats) = forward(tape.backend(), [x, w, bias], eps);
+    let (x, w, bias) = (x.clone(), w.clone(), bias.clone());
+    let again = (x.clone(), w.clone(), bias.clone());
+    let y = tape.record(y, (x.rows, x.cols), &[x.link(), w.link(), bias.link()], move |b, d_y, flow| {
+        let (mut d_x, store) = flow.take(b, x.link()).unwrap_or_else(|| (b.alloc(x.rows * x.cols), Store::Set));
+        let mut d_w = flow.take(b, w.link());
+        let into = d_w.as_mut().map(|(d, store)| (d, *store));
+        b.layer_norm_grad(&d_y, x.value(), w.value(), &stats, (&mut d_x, store), into);
+        flow.put(x.link(), d_x);
+        if let Some((d_w, _)) = d_w {
+            flow.put(w.link(), d_w);
+        }
+        flow.with(b, bias.link(), |d, store| b.sum_rows(&d_y, d, store));
+    });
+    y.recomputed(move |b| forward(b, [&again.0, &again.1, &again.2], eps).0)
+}
+
+/// Root-mean-square norm of each query head with `w_q (1, head_dim)` and each key head with `w_k (1, head_dim)`:
+/// `qkv (n, width)` → `(n, width)`.
+pub fn head_norm<B: Backend>(
+    tape: &Tape<B>,
+    qkv: &Var<B>,
+    w_q: &Var<B>,
+    w_k: &Var<B>,
+    eps: f64,
+    spec: AttentionSpec,
+) -> Var<B> {
+    let b = tape.backend();
+    let (n, width) = (qkv.rows, qkv.cols);
+    let (mut y, mut rstd) = (b.alloc(n * width), b.alloc(n * (spec.heads + spec.kv_heads)));
+    b.head_norm(qkv.value(), w_q.value(), w_k.value(), eps, &spec, &mut y, &mut rstd);
+    let (x, w_q, w_k) = (qkv.clone(), w_q.clone(), w_k.clone());
+    tape.record(y, (n, width), &[x.link(), w_q.link(), w_k.link()], move |b, d_y, flow| {
+        let mut d_x = b.alloc(n * width);
+        let (mut d_q, mut d_k) = (flow.take(b, w_q.link()), flow.take(b, w_k.link()));
+        let into_q = d_q.as_mut().map(|(d, store)| (d, *store));
+        let into_k = d_k.as_mut().map(|(d, store)| (d, *store));
+        b.head_norm_grad(&d_y, x.value(), w_q.value(), w_k.value(), &rstd, &spec, &mut d_x, into_q, into_k);
+        flow.give(b, x.link(), d_x);
+        for (link, d) in [(w_q.link(), d_q), (w_k.link(), d_k)] {
+            if let Some((d, _)) = d {
+                flow.put(link, d);
+            }
+        }
     })
 }
 
@@ -103,20 +201,39 @@ pub fn attention<B: Backend>(tape: &Tape<B>, qkv: &Var<B>, segments: &Arc<B::Ind
     })
 }
 
-/// SwiGLU: `gate_up (n, 2·width)` → `(n, width)`. Made again for gradients as in [`rms_norm`].
-pub fn glu<B: Backend>(tape: &Tape<B>, gate_up: &Var<B>) -> Var<B> {
+/// Gated unit: `gate_up (n, 2·width)` → `(n, width)`. Made again for gradients as in [`rms_norm`].
+pub fn glu<B: Backend>(tape: &Tape<B>, gate_up: &Var<B>, activation: Activation) -> Var<B> {
     let (b, n, width) = (tape.backend(), gate_up.rows, gate_up.cols / 2);
     let mut y = b.alloc(n * width);
-    b.glu(gate_up.value(), width, &mut y);
+    b.glu(gate_up.value(), width, activation, &mut y);
     let (gate_up, again) = (gate_up.clone(), gate_up.clone());
     let y = tape.record(y, (n, width), &[gate_up.link()], move |b, d_y, flow| {
         let mut d = b.alloc(n * 2 * width);
-        b.glu_grad(&d_y, gate_up.value(), width, &mut d);
+        b.glu_grad(&d_y, gate_up.value(), width, activation, &mut d);
         flow.give(b, gate_up.link(), d);
     });
     y.recomputed(move |b| {
         let mut y = b.alloc(n * width);
-        b.glu(again.value(), width, &mut y);
+        b.glu(again.value(), width, activation, &mut y);
+        y
+    })
+}
+
+/// The activation of every element of `x`. Made again for gradients as in [`rms_norm`].
+pub fn activate<B: Backend>(tape: &Tape<B>, x: &Var<B>, activation: Activation) -> Var<B> {
+    let (b, shape) = (tape.backend(), (x.rows, x.cols));
+    let len = x.rows * x.cols;
+    let mut y = b.alloc(len);
+    b.activate(x.value(), activation, &mut y);
+    let (x, again) = (x.clone(), x.clone());
+    let y = tape.record(y, shape, &[x.link()], move |b, d_y, flow| {
+        let mut d = b.alloc(len);
+        b.activate_grad(&d_y, x.value(), activation, &mut d);
+        flow.give(b, x.link(), d);
+    });
+    y.recomputed(move |b| {
+        let mut y = b.alloc(len);
+        b.activate(again.value(), activation, &mut y);
         y
     })
 }
@@ -132,25 +249,27 @@ pub fn gather_rows<B: Backend>(tape: &Tape<B>, x: &Var<B>, rows: &Arc<B::Index>,
     })
 }
 
-/// Log-probability of `count` targets through the head `w (v, c)`: `h (r, c)` → `(count, 1)`.
+/// Log-probability of `count` targets through the head `w (v, c)`: `h (r, c)` → `(count, 1)`; see [`Backend::token_logp`].
+#[allow(clippy::too_many_arguments)]
 pub fn token_logp<B: Backend>(
     tape: &Tape<B>,
     h: &Var<B>,
     w: &Var<B>,
+    softcap: Option<f64>,
     target_rows: &Arc<B::Index>,
     target_ids: &Arc<B::Index>,
     count: usize,
 ) -> Var<B> {
     let b = tape.backend();
     let (mut logp, mut lse) = (b.alloc(count), b.alloc(h.rows));
-    b.token_logp(h.value(), weight(w), target_rows, target_ids, &mut logp, &mut lse);
+    b.token_logp(h.value(), weight(w), softcap, target_rows, target_ids, &mut logp, &mut lse);
     let (h, saved, len, w) = (h.link(), h.saved(), h.rows * h.cols, w.clone());
     let (rows, ids) = (target_rows.clone(), target_ids.clone());
     tape.record(logp, (count, 1), &[h, w.link()], move |b, d, flow| {
         let (mut d_h, store) = flow.take(b, h).unwrap_or_else(|| (b.alloc(len), Store::Set));
         let mut d_w = flow.take(b, w.link());
         let into = d_w.as_mut().map(|(d, store)| (d, *store));
-        b.token_logp_grad(&d, &saved.get(b), weight(&w), &rows, &ids, &lse, (&mut d_h, store), into);
+        b.token_logp_grad(&d, &saved.get(b), weight(&w), softcap, &rows, &ids, &lse, (&mut d_h, store), into);
         flow.put(h, d_h);
         if let Some((d_w, _)) = d_w {
             flow.put(w.link(), d_w);
@@ -166,19 +285,6 @@ pub fn weighted_sum<B: Backend>(tape: &Tape<B>, x: &Var<B>, weights: &Arc<B::Buf
     let (x, weights) = (x.link(), weights.clone());
     tape.record(y, (1, 1), &[x], move |b, d_y, flow| {
         flow.with(b, x, |d, store| b.weighted_sum_grad(&d_y, &weights, d, store));
-    })
-}
-
-/// The sum of two scalars.
-pub fn add<B: Backend>(tape: &Tape<B>, x: &Var<B>, y: &Var<B>) -> Var<B> {
-    let b = tape.backend();
-    let mut sum = b.alloc(1);
-    b.copy(x.value(), &mut sum, Store::Set);
-    b.copy(y.value(), &mut sum, Store::Add);
-    let (x, y) = (x.link(), y.link());
-    tape.record(sum, (1, 1), &[x, y], move |b, d, flow| {
-        flow.with(b, x, |d_x, store| b.copy(&d, d_x, store));
-        flow.give(b, y, d);
     })
 }
 

@@ -11,7 +11,9 @@
 //! [`ModelConfig::step_flops`]: crate::model::ModelConfig::step_flops
 //! [`ModelConfig::forward_flops`]: crate::model::ModelConfig::forward_flops
 
-use crate::backend::{AdamWSpec, AttentionSpec, Backend, Draw, SamplingSpec, Segment, Store, Weight};
+use crate::backend::{
+    Activation, AdamWSpec, AttentionSpec, Backend, Draw, NormSpec, SamplingSpec, Segment, Store, Weight,
+};
 use crate::lists::RankedLists;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -153,11 +155,15 @@ impl<B: Backend> Profiled<B> {
     }
 
     /// Pairs (query, key) that see each other in all segments.
-    fn visible_pairs(segments: &[u32]) -> usize {
-        Segment::parse(segments)
-            .map(|s| (s.len as usize, s.prefix_len as usize))
-            .map(|(len, prefix)| len * prefix + len * (len + 1) / 2)
-            .sum()
+    fn visible_pairs(segments: &[u32], window: Option<usize>) -> usize {
+        let all = |s: Segment| {
+            let (len, prefix) = (s.len as usize, s.prefix_len as usize);
+            match window {
+                None => len * prefix + len * (len + 1) / 2,
+                Some(window) => (prefix + 1..=prefix + len).map(|seen| seen.min(window)).sum(),
+            }
+        };
+        Segment::parse(segments).map(all).sum()
     }
 }
 
@@ -249,10 +255,10 @@ impl<B: Backend> Backend for Profiled<B> {
         self.timed("linear_grad_w", work, |b| b.linear_grad_w(d_y, x, out_features, in_features, d_w, store));
     }
 
-    fn rms_norm(&self, x: &B::Buffer, w: &B::Buffer, eps: f64, y: &mut B::Buffer, rstd: &mut B::Buffer) {
+    fn rms_norm(&self, x: &B::Buffer, w: &B::Buffer, spec: NormSpec, y: &mut B::Buffer, rstd: &mut B::Buffer) {
         let (rows, width) = (self.len_of(rstd), self.len_of(w));
         let work = Work::moving(Shape::Rows(rows, width), 2 * rows * width + width + rows);
-        self.timed("rms_norm", work, |b| b.rms_norm(x, w, eps, y, rstd));
+        self.timed("rms_norm", work, |b| b.rms_norm(x, w, spec, y, rstd));
     }
 
     fn rms_norm_grad(
@@ -260,6 +266,7 @@ impl<B: Backend> Backend for Profiled<B> {
         d_y: &B::Buffer,
         x: &B::Buffer,
         w: &B::Buffer,
+        spec: NormSpec,
         rstd: &B::Buffer,
         d_x: (&mut B::Buffer, Store),
         d_w: Option<(&mut B::Buffer, Store)>,
@@ -268,7 +275,75 @@ impl<B: Backend> Backend for Profiled<B> {
         let d_w_words = d_w.as_ref().map_or(0, |(_, store)| passes(*store) * width);
         let words = (2 + passes(d_x.1)) * rows * width + rows + width + d_w_words;
         let work = Work::moving(Shape::Rows(rows, width), words);
-        self.timed("rms_norm_grad", work, |b| b.rms_norm_grad(d_y, x, w, rstd, d_x, d_w));
+        self.timed("rms_norm_grad", work, |b| b.rms_norm_grad(d_y, x, w, spec, rstd, d_x, d_w));
+    }
+
+    fn layer_norm(&self, x: &B::Buffer, w: &B::Buffer, eps: f64, y: &mut B::Buffer, stats: &mut B::Buffer) {
+        let (rows, width) = (self.len_of(stats) / 2, self.len_of(w));
+        let work = Work::moving(Shape::Rows(rows, width), 2 * rows * width + width + 2 * rows);
+        self.timed("layer_norm", work, |b| b.layer_norm(x, w, eps, y, stats));
+    }
+
+    fn layer_norm_grad(
+        &self,
+        d_y: &B::Buffer,
+        x: &B::Buffer,
+        w: &B::Buffer,
+        stats: &B::Buffer,
+        d_x: (&mut B::Buffer, Store),
+        d_w: Option<(&mut B::Buffer, Store)>,
+    ) {
+        let (rows, width) = (self.len_of(stats) / 2, self.len_of(w));
+        let d_w_words = d_w.as_ref().map_or(0, |(_, store)| passes(*store) * width);
+        let words = (2 + passes(d_x.1)) * rows * width + 2 * rows + width + d_w_words;
+        let work = Work::moving(Shape::Rows(rows, width), words);
+        self.timed("layer_norm_grad", work, |b| b.layer_norm_grad(d_y, x, w, stats, d_x, d_w));
+    }
+
+    fn head_norm(
+        &self,
+        x: &B::Buffer,
+        w_q: &B::Buffer,
+        w_k: &B::Buffer,
+        eps: f64,
+        spec: &AttentionSpec,
+        y: &mut B::Buffer,
+        rstd: &mut B::Buffer,
+    ) {
+        let (n, width) = (self.len_of(x), spec.qkv_width());
+        let work = Work::moving(Shape::Rows(n / width, width), 2 * n + self.len_of(rstd) + 2 * spec.head_dim);
+        self.timed("head_norm", work, |b| b.head_norm(x, w_q, w_k, eps, spec, y, rstd));
+    }
+
+    fn head_norm_grad(
+        &self,
+        d_y: &B::Buffer,
+        x: &B::Buffer,
+        w_q: &B::Buffer,
+        w_k: &B::Buffer,
+        rstd: &B::Buffer,
+        spec: &AttentionSpec,
+        d_x: &mut B::Buffer,
+        d_w_q: Option<(&mut B::Buffer, Store)>,
+        d_w_k: Option<(&mut B::Buffer, Store)>,
+    ) {
+        let (n, width) = (self.len_of(x), spec.qkv_width());
+        let d_w_words: usize = [&d_w_q, &d_w_k].into_iter().flatten().map(|(_, s)| passes(*s) * spec.head_dim).sum();
+        let words = 3 * n + self.len_of(rstd) + 2 * spec.head_dim + d_w_words;
+        let work = Work::moving(Shape::Rows(n / width, width), words);
+        self.timed("head_norm_grad", work, |b| b.head_norm_grad(d_y, x, w_q, w_k, rstd, spec, d_x, d_w_q, d_w_k));
+    }
+
+    fn broadcast_rows(&self, x: &B::Buffer, y: &mut B::Buffer, store: Store) {
+        let (n, width) = (self.len_of(y), self.len_of(x));
+        let work = Work::moving(Shape::Rows(n / width, width), width + passes(store) * n);
+        self.timed("broadcast_rows", work, |b| b.broadcast_rows(x, y, store));
+    }
+
+    fn sum_rows(&self, x: &B::Buffer, y: &mut B::Buffer, store: Store) {
+        let (n, width) = (self.len_of(x), self.len_of(y));
+        let work = Work::moving(Shape::Rows(n / width, width), n + passes(store) * width);
+        self.timed("sum_rows", work, |b| b.sum_rows(x, y, store));
     }
 
     fn rope(
@@ -295,7 +370,7 @@ impl<B: Backend> Backend for Profiled<B> {
         let rows = self.len_of(qkv) / spec.qkv_width();
         let work = Work {
             shape: Shape::Rows(rows, spec.out_width()),
-            flops: 4 * Self::visible_pairs(&segments.host) * spec.out_width(),
+            flops: 4 * Self::visible_pairs(&segments.host, spec.window) * spec.out_width(),
             words: self.len_of(qkv) + self.len_of(o) + self.len_of(lse),
         };
         self.timed("attention", work, |b| b.attention(qkv, &segments.inner, spec, o, lse));
@@ -314,22 +389,38 @@ impl<B: Backend> Backend for Profiled<B> {
         let rows = self.len_of(qkv) / spec.qkv_width();
         let work = Work {
             shape: Shape::Rows(rows, spec.out_width()),
-            flops: 10 * Self::visible_pairs(&segments.host) * spec.out_width(),
+            flops: 10 * Self::visible_pairs(&segments.host, spec.window) * spec.out_width(),
             words: 2 * self.len_of(qkv) + 2 * self.len_of(o) + self.len_of(lse),
         };
         self.timed("attention_grad", work, |b| b.attention_grad(d_o, qkv, o, lse, &segments.inner, spec, d_qkv));
     }
 
-    fn glu(&self, gate_up: &B::Buffer, width: usize, y: &mut B::Buffer) {
+    fn glu(&self, gate_up: &B::Buffer, width: usize, activation: Activation, y: &mut B::Buffer) {
         let n = self.len_of(y);
         let work = Work::moving(Shape::Rows(n / width, width), 3 * n);
-        self.timed("glu", work, |b| b.glu(gate_up, width, y));
+        self.timed("glu", work, |b| b.glu(gate_up, width, activation, y));
     }
 
-    fn glu_grad(&self, d_y: &B::Buffer, gate_up: &B::Buffer, width: usize, d_gate_up: &mut B::Buffer) {
+    fn glu_grad(
+        &self,
+        d_y: &B::Buffer,
+        gate_up: &B::Buffer,
+        width: usize,
+        activation: Activation,
+        d_gate_up: &mut B::Buffer,
+    ) {
         let n = self.len_of(d_y);
         let work = Work::moving(Shape::Rows(n / width, width), 5 * n);
-        self.timed("glu_grad", work, |b| b.glu_grad(d_y, gate_up, width, d_gate_up));
+        self.timed("glu_grad", work, |b| b.glu_grad(d_y, gate_up, width, activation, d_gate_up));
+    }
+
+    fn activate(&self, x: &B::Buffer, activation: Activation, y: &mut B::Buffer) {
+        self.timed("activate", Work::moving(Shape::Flat, 2 * self.len_of(x)), |b| b.activate(x, activation, y));
+    }
+
+    fn activate_grad(&self, d_y: &B::Buffer, x: &B::Buffer, activation: Activation, d_x: &mut B::Buffer) {
+        let work = Work::moving(Shape::Flat, 3 * self.len_of(x));
+        self.timed("activate_grad", work, |b| b.activate_grad(d_y, x, activation, d_x));
     }
 
     fn gather_rows(&self, x: &B::Buffer, rows: &Self::Index, channels: usize, y: &mut B::Buffer) {
@@ -353,6 +444,7 @@ impl<B: Backend> Backend for Profiled<B> {
         &self,
         h: &B::Buffer,
         w: Weight<B::Buffer>,
+        softcap: Option<f64>,
         target_rows: &Self::Index,
         target_ids: &Self::Index,
         logp: &mut B::Buffer,
@@ -364,7 +456,8 @@ impl<B: Backend> Backend for Profiled<B> {
             flops: 2 * rows * width * vocab,
             words: rows * width + width * vocab + rows + 3 * target_ids.host.len(),
         };
-        self.timed("token_logp", work, |b| b.token_logp(h, w, &target_rows.inner, &target_ids.inner, logp, lse));
+        let (rows, ids) = (&target_rows.inner, &target_ids.inner);
+        self.timed("token_logp", work, |b| b.token_logp(h, w, softcap, rows, ids, logp, lse));
     }
 
     fn token_logp_grad(
@@ -372,6 +465,7 @@ impl<B: Backend> Backend for Profiled<B> {
         d_logp: &B::Buffer,
         h: &B::Buffer,
         w: Weight<B::Buffer>,
+        softcap: Option<f64>,
         target_rows: &Self::Index,
         target_ids: &Self::Index,
         lse: &B::Buffer,
@@ -389,7 +483,7 @@ impl<B: Backend> Backend for Profiled<B> {
             words: operands + rows + 3 * target_ids.host.len() + d_w_words,
         };
         self.timed("token_logp_grad", work, |b| {
-            b.token_logp_grad(d_logp, h, w, &target_rows.inner, &target_ids.inner, lse, d_h, d_w);
+            b.token_logp_grad(d_logp, h, w, softcap, &target_rows.inner, &target_ids.inner, lse, d_h, d_w);
         });
     }
 
@@ -472,6 +566,10 @@ impl<B: Backend> Backend for Profiled<B> {
             words: 2 * rows * spec.out_width() + cached * spec.cache_width(),
         };
         self.timed("decode_attention", work, |b| b.decode_attention(qkv, cache, &spans.inner, spec, o));
+    }
+
+    fn softcap(&self, x: &mut B::Buffer, c: f64) {
+        self.timed("softcap", Work::moving(Shape::Flat, 2 * self.len_of(x)), |b| b.softcap(x, c));
     }
 
     fn sample(&self, logits: &B::Buffer, vocab: usize, spec: &SamplingSpec, uniform: &[f64]) -> Vec<Draw> {

@@ -1,6 +1,8 @@
 //! What a step holds, with an allocator that counts: a dry run holds what the CPU backend holds, block by block, and the
 //! logits are never held whole.
 
+mod common;
+
 use larpo_core::backend::Backend;
 use larpo_core::cpu::{Cpu, DryRun, Memory};
 use larpo_core::model::{ModelConfig, Transformer};
@@ -82,8 +84,8 @@ fn lists() -> Vec<TrainingList> {
 }
 
 /// Fine-tuning on ragged batches; `look` is called after every update.
-fn fine_tune<B: Backend>(backend: &B, mut look: impl FnMut()) {
-    let model = Transformer::unspecified(backend, config()).expect("a model");
+fn fine_tune<B: Backend>(backend: &B, config: &ModelConfig, mut look: impl FnMut()) {
+    let model = Transformer::unspecified(backend, config.clone()).expect("a model");
     let mut trainer = Trainer::new(model, OptimizerConfig::default(), 6);
     let rows = rows();
     for batch in rows.chunks(8) {
@@ -93,8 +95,8 @@ fn fine_tune<B: Backend>(backend: &B, mut look: impl FnMut()) {
 }
 
 /// Sampling, scoring and list training, as an iteration does it.
-fn align<B: Backend>(backend: &B, mut look: impl FnMut()) {
-    let model = Transformer::unspecified(backend, config()).expect("a model");
+fn align<B: Backend>(backend: &B, config: &ModelConfig, mut look: impl FnMut()) {
+    let model = Transformer::unspecified(backend, config.clone()).expect("a model");
     let sampling = SamplingConfig {
         num_generations: 5,
         max_new_tokens: 30,
@@ -143,25 +145,30 @@ fn compare(name: &str, dry: &[Memory], wet: &[usize], peak: usize) {
 #[test]
 fn a_dry_run_holds_what_a_run_holds() {
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let planned = dry(|backend, look| fine_tune(backend, || look(backend.memory())));
+    holds_what_a_run_holds(&config());
+    common::families(&config()).iter().for_each(holds_what_a_run_holds);
+}
+
+fn holds_what_a_run_holds(config: &ModelConfig) {
+    let planned = dry(|backend, look| fine_tune(backend, config, || look(backend.memory())));
     let (before, mut wet) = (BLOCKS.load(Ordering::Relaxed), Vec::new());
     let all = ALL.load(Ordering::Relaxed);
     PEAK.store(all, Ordering::Relaxed);
-    fine_tune(&Cpu::new(), || wet.push(BLOCKS.load(Ordering::Relaxed) - before));
+    fine_tune(&Cpu::new(), config, || wet.push(BLOCKS.load(Ordering::Relaxed) - before));
     compare("fine-tuning", &planned, &wet, PEAK.load(Ordering::Relaxed) - all);
     let last = planned.last().expect("a phase");
-    let parameters = config().parameters();
+    let parameters = config.parameters();
     // Rounding up to a size class adds an eighth at most.
     for (bytes, copies) in [(last.weights, 1), (last.gradients, 1), (last.moments, 2)] {
         assert!((4 * copies * parameters..4 * copies * parameters * 9 / 8 + 4096).contains(&bytes), "{last:?}");
     }
     assert!(last.activations > 0 && last.logits > 0 && last.kv_cache == 0, "{last:?}");
 
-    let planned = dry(|backend, look| align(backend, || look(backend.memory())));
+    let planned = dry(|backend, look| align(backend, config, || look(backend.memory())));
     let (before, mut wet) = (BLOCKS.load(Ordering::Relaxed), Vec::new());
     let all = ALL.load(Ordering::Relaxed);
     PEAK.store(all, Ordering::Relaxed);
-    align(&Cpu::new(), || wet.push(BLOCKS.load(Ordering::Relaxed) - before));
+    align(&Cpu::new(), config, || wet.push(BLOCKS.load(Ordering::Relaxed) - before));
     compare("an iteration", &planned, &wet, PEAK.load(Ordering::Relaxed) - all);
     assert!(planned[0].kv_cache > 0 && planned[1].kv_cache == 0, "the cache is given back");
 }

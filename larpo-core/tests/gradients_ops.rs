@@ -3,7 +3,7 @@
 mod common;
 
 use common::{assert_close, difference, uniform};
-use larpo_core::backend::{AttentionSpec, Segment};
+use larpo_core::backend::{Activation, AttentionSpec, NormSpec, Segment};
 use larpo_core::lists::{PackedLists, RankedLists};
 use larpo_core::objective::{LossType, Objective, Ties};
 use larpo_core::ops;
@@ -80,12 +80,20 @@ fn embed() {
 
 #[test]
 fn linear() {
-    check("linear", &[(3, 4), (5, 4)], |tape, x| ops::linear(tape, &x[0], &x[1], None));
-    check("linear of one row", &[(1, 1), (1, 1)], |tape, x| ops::linear(tape, &x[0], &x[1], None));
-    check("linear with a residual", &[(3, 4), (5, 4), (3, 5)], |tape, x| ops::linear(tape, &x[0], &x[1], Some(&x[2])));
+    check("linear", &[(3, 4), (5, 4)], |tape, x| ops::linear(tape, &x[0], &x[1], None, None));
+    check("linear of one row", &[(1, 1), (1, 1)], |tape, x| ops::linear(tape, &x[0], &x[1], None, None));
+    check("linear with a residual", &[(3, 4), (5, 4), (3, 5)], |tape, x| {
+        ops::linear(tape, &x[0], &x[1], None, Some(&x[2]))
+    });
+    check("linear with a bias", &[(3, 4), (5, 4), (5, 1)], |tape, x| {
+        ops::linear(tape, &x[0], &x[1], Some(&x[2]), None)
+    });
+    check("linear with both", &[(3, 4), (5, 4), (5, 1), (3, 5)], |tape, x| {
+        ops::linear(tape, &x[0], &x[1], Some(&x[2]), Some(&x[3]))
+    });
     for constant in [Some(0), Some(1)] {
         let check = Check { name: "linear with a constant", shapes: &[(3, 4), (5, 4)], constant };
-        check_with(&check, |tape, x| ops::linear(tape, &x[0], &x[1], None));
+        check_with(&check, |tape, x| ops::linear(tape, &x[0], &x[1], None, None));
     }
 }
 
@@ -93,13 +101,13 @@ fn linear() {
 #[test]
 fn several_consumers() {
     check("a residual that is also the input", &[(3, 4), (4, 4)], |tape, x| {
-        let y = ops::linear(tape, &x[0], &x[1], Some(&x[0]));
-        ops::linear(tape, &y, &x[1], Some(&y))
+        let y = ops::linear(tape, &x[0], &x[1], None, Some(&x[0]));
+        ops::linear(tape, &y, &x[1], None, Some(&y))
     });
     let (ids, rows, targets) = (index(&[1, 4, 2]), index(&[0, 1, 2, 2]), index(&[3, 0, 1, 1]));
     check("a table that is also the head", &[(5, 4)], |tape, x| {
         let h = ops::embed(tape, &x[0], &ids, 3);
-        ops::token_logp(tape, &h, &x[0], &rows, &targets, 4)
+        ops::token_logp(tape, &h, &x[0], None, &rows, &targets, 4)
     });
     check("both halves of a sum", &[(2, 3)], |tape, x| {
         let weights = Arc::new(uniform(7, 6, 1.0));
@@ -108,18 +116,47 @@ fn several_consumers() {
     });
 }
 
+fn norm(eps: f64) -> NormSpec {
+    NormSpec { eps, offset: 0.0 }
+}
+
 #[test]
 fn rms_norm() {
-    check("rms_norm", &[(4, 5), (1, 5)], |tape, x| ops::rms_norm(tape, &x[0], &x[1], 1e-2));
-    check("rms_norm of one channel", &[(3, 1), (1, 1)], |tape, x| ops::rms_norm(tape, &x[0], &x[1], 0.5));
+    check("rms_norm", &[(4, 5), (1, 5)], |tape, x| ops::rms_norm(tape, &x[0], &x[1], norm(1e-2)));
+    check("rms_norm of one channel", &[(3, 1), (1, 1)], |tape, x| ops::rms_norm(tape, &x[0], &x[1], norm(0.5)));
+    check("rms_norm with an offset", &[(4, 5), (1, 5)], |tape, x| {
+        ops::rms_norm(tape, &x[0], &x[1], NormSpec { eps: 1e-2, offset: 1.0 })
+    });
     for constant in [Some(0), Some(1)] {
         let check = Check { name: "rms_norm with a constant", shapes: &[(4, 5), (1, 5)], constant };
-        check_with(&check, |tape, x| ops::rms_norm(tape, &x[0], &x[1], 1e-2));
+        check_with(&check, |tape, x| ops::rms_norm(tape, &x[0], &x[1], norm(1e-2)));
     }
 }
 
-const GROUPED: AttentionSpec = AttentionSpec { heads: 4, kv_heads: 2, head_dim: 4, scale: 0.7 };
-const SINGLE: AttentionSpec = AttentionSpec { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0 };
+#[test]
+fn layer_norm() {
+    let shapes = [(4, 5), (1, 5), (1, 5)];
+    check("layer_norm", &shapes, |tape, x| ops::layer_norm(tape, &x[0], &x[1], &x[2], 1e-2));
+    for constant in [Some(0), Some(1), Some(2)] {
+        let check = Check { name: "layer_norm with a constant", shapes: &shapes, constant };
+        check_with(&check, |tape, x| ops::layer_norm(tape, &x[0], &x[1], &x[2], 1e-2));
+    }
+}
+
+#[test]
+fn head_norm() {
+    let shapes = [(3, GROUPED.qkv_width()), (1, GROUPED.head_dim), (1, GROUPED.head_dim)];
+    check("head_norm", &shapes, |tape, x| ops::head_norm(tape, &x[0], &x[1], &x[2], 1e-2, GROUPED));
+    for constant in [Some(0), Some(1), Some(2)] {
+        let check = Check { name: "head_norm with a constant", shapes: &shapes, constant };
+        check_with(&check, |tape, x| ops::head_norm(tape, &x[0], &x[1], &x[2], 1e-2, GROUPED));
+    }
+}
+
+const GROUPED: AttentionSpec =
+    AttentionSpec { heads: 4, kv_heads: 2, head_dim: 4, scale: 0.7, softcap: None, window: None };
+const SINGLE: AttentionSpec =
+    AttentionSpec { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, softcap: None, window: None };
 
 #[test]
 fn rope() {
@@ -131,14 +168,23 @@ fn rope() {
     check("rope", &shape, |tape, x| ops::rope(tape, x[0].clone(), &positions, &table, GROUPED));
     let shapes = [(5, 3), (GROUPED.qkv_width(), 3)];
     check("rope in place of a product", &shapes, |tape, x| {
-        ops::rope(tape, ops::linear(tape, &x[0], &x[1], None), &positions, &table, GROUPED)
+        ops::rope(tape, ops::linear(tape, &x[0], &x[1], None, None), &positions, &table, GROUPED)
     });
 }
 
 #[test]
 fn attention() {
-    let lists: [(&[usize], AttentionSpec); 4] =
-        [(&[3, 2, 1, 4], GROUPED), (&[0, 2, 3], GROUPED), (&[5], GROUPED), (&[1, 1], SINGLE)];
+    let capped = AttentionSpec { softcap: Some(0.6), ..GROUPED };
+    let windowed = AttentionSpec { window: Some(3), ..GROUPED };
+    let lists: [(&[usize], AttentionSpec); 7] = [
+        (&[3, 2, 1, 4], GROUPED),
+        (&[0, 2, 3], GROUPED),
+        (&[5], GROUPED),
+        (&[1, 1], SINGLE),
+        (&[3, 2, 1, 4], capped),
+        (&[3, 2, 1, 4], windowed),
+        (&[3, 2, 1, 4], AttentionSpec { softcap: Some(0.6), ..windowed }),
+    ];
     for (lengths, spec) in lists {
         let ids = [0; 8];
         let responses = || lengths[1..].iter().map(|&len| &ids[..len]);
@@ -153,7 +199,23 @@ fn attention() {
 
 #[test]
 fn glu() {
-    check("glu", &[(3, 8)], |tape, x| ops::glu(tape, &x[0]));
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        check(&format!("glu {activation:?}"), &[(3, 8)], |tape, x| ops::glu(tape, &x[0], activation));
+    }
+}
+
+#[test]
+fn activate() {
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        check(&format!("activate {activation:?}"), &[(3, 8)], |tape, x| ops::activate(tape, &x[0], activation));
+    }
+}
+
+#[test]
+fn add_and_scaled() {
+    check("add of matrices", &[(2, 3), (2, 3)], |tape, x| ops::add(tape, &x[0], &x[1]));
+    let factor = Arc::new(vec![-1.7]);
+    check("scaled", &[(2, 3)], |tape, x| ops::scaled(tape, x[0].clone(), &factor));
 }
 
 #[test]
@@ -161,10 +223,10 @@ fn gather_rows() {
     let rows = index(&[4, 0, 2]);
     check("gather_rows", &[(5, 3)], |tape, x| ops::gather_rows(tape, &x[0], &rows, 3));
     check("gather_rows of a value with another consumer", &[(5, 3), (3, 3)], |tape, x| {
-        let y = ops::linear(tape, &x[0], &x[1], None);
+        let y = ops::linear(tape, &x[0], &x[1], None, None);
         let some = ops::gather_rows(tape, &y, &rows, 3);
         let others = ops::gather_rows(tape, &y, &index(&[2, 1, 0]), 3);
-        ops::linear(tape, &some, &x[1], Some(&others))
+        ops::linear(tape, &some, &x[1], None, Some(&others))
     });
 }
 
@@ -172,10 +234,11 @@ fn gather_rows() {
 fn token_logp() {
     let (rows, ids) = (index(&[0, 2, 2, 3, 2, 0]), index(&[6, 0, 3, 1, 3, 2]));
     let shapes = [(4, 3), (7, 3)];
-    check("token_logp", &shapes, |tape, x| ops::token_logp(tape, &x[0], &x[1], &rows, &ids, 6));
+    check("token_logp", &shapes, |tape, x| ops::token_logp(tape, &x[0], &x[1], None, &rows, &ids, 6));
+    check("token_logp with a cap", &shapes, |tape, x| ops::token_logp(tape, &x[0], &x[1], Some(0.8), &rows, &ids, 6));
     for constant in [Some(0), Some(1)] {
         let check = Check { name: "token_logp with a constant", shapes: &shapes, constant };
-        check_with(&check, |tape, x| ops::token_logp(tape, &x[0], &x[1], &rows, &ids, 6));
+        check_with(&check, |tape, x| ops::token_logp(tape, &x[0], &x[1], None, &rows, &ids, 6));
     }
 }
 
@@ -216,14 +279,18 @@ fn every_operation_is_checked() {
     let checked = [
         "embed",
         "linear",
+        "add",
+        "scaled",
         "rms_norm",
+        "layer_norm",
+        "head_norm",
         "rope",
         "attention",
         "glu",
+        "activate",
         "gather_rows",
         "token_logp",
         "weighted_sum",
-        "add",
         "list_loss",
     ];
     let source = include_str!("../src/ops.rs");

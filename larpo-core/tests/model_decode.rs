@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Lists, log_softmax, model, pack, tiny};
+use common::{Lists, log_softmax, model, pack, shapes, tiny};
 use larpo_core::Error;
 use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
@@ -55,8 +55,8 @@ fn decode<B: Backend>(model: &Transformer<B>, lists: &Lists) -> Vec<Vec<f64>> {
 }
 
 fn check<B: Backend>(backend: &B, tolerance: f64) {
-    for tied in [true, false] {
-        let model = model(backend, &tiny(tied), 11);
+    for config in shapes() {
+        let model = model(backend, &config, 11);
         let decoded: Vec<f64> = decode(&model, &lists()).into_iter().flatten().collect();
         let scored = model.score(&pack(&lists())).unwrap();
         assert_eq!(decoded.len(), scored.len());

@@ -3,10 +3,13 @@
 
 mod common;
 
-use common::{Loss, assert_close, difference, model, names, pack, ragged, read, rewards, separate, tiny};
+use common::{
+    Loss, assert_close, difference, families, model, names, pack, ragged, read, rewards, separate, shapes, tiny,
+};
 use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
 use larpo_core::lists::PackedLists;
+use larpo_core::model::ModelConfig;
 use larpo_core::objective::{LossType, Objective, Ties};
 use larpo_core::reference::Reference;
 use larpo_core::tape::Gradients;
@@ -21,8 +24,8 @@ fn elements(len: usize) -> impl Iterator<Item = usize> {
     (0..len).step_by(stride).enumerate().map(move |(i, start)| (start + i % stride).min(len - 1))
 }
 
-fn central_differences(tied: bool, objective: Objective) {
-    let mut model = model(&Reference, &tiny(tied), 3);
+fn central_differences(config: &ModelConfig, objective: Objective) {
+    let mut model = model(&Reference, config, 3);
     let loss = Loss::of(&ragged(), &rewards(), objective);
     let (_, gradients) = loss.gradients(&model);
     for (index, name) in names(&model).iter().enumerate() {
@@ -44,18 +47,25 @@ fn central_differences(tied: bool, objective: Objective) {
 
 #[test]
 fn gradients_with_a_tied_head_equal_central_differences() {
-    central_differences(true, objective(LossType::Listmle, Ties::Share));
+    central_differences(&tiny(true), objective(LossType::Listmle, Ties::Share));
 }
 
 #[test]
 fn gradients_with_a_separate_head_equal_central_differences() {
-    central_differences(false, objective(LossType::Lambdarank, Ties::Skip));
+    central_differences(&tiny(false), objective(LossType::Lambdarank, Ties::Skip));
+}
+
+#[test]
+fn gradients_of_other_families_equal_central_differences() {
+    for config in families(&tiny(false)) {
+        central_differences(&config, objective(LossType::Listmle, Ties::Skip));
+    }
 }
 
 #[test]
 fn cpu_equals_the_reference() {
-    for tied in [true, false] {
-        let (exact, fast) = (model(&Reference, &tiny(tied), 4), model(&Cpu::new(), &tiny(tied), 4));
+    for config in shapes() {
+        let (exact, fast) = (model(&Reference, &config, 4), model(&Cpu::new(), &config, 4));
         for &kind in LossType::ALL {
             let loss = Loss::of(&ragged(), &rewards(), objective(kind, Ties::Skip));
             let ((want_loss, want), (got_loss, got)) = (loss.gradients(&exact), loss.gradients(&fast));
@@ -73,8 +83,8 @@ fn packed_equals_separate<B: Backend>(backend: &B, tolerance: f64) {
     let apart = pack(&separate(&ragged()));
     assert_eq!(grouped.target_ids, apart.target_ids);
     assert!(grouped.rows() < apart.rows());
-    for tied in [true, false] {
-        let model = model(backend, &tiny(tied), 5);
+    for config in shapes() {
+        let model = model(backend, &config, 5);
         let (got, want) = (model.score(&grouped).unwrap(), model.score(&apart).unwrap());
         assert_close(&got, &want, tolerance, "log-probabilities");
         let loss = |packed: &PackedLists| {

@@ -5,7 +5,7 @@ use larpo_core::backend::Backend;
 use larpo_core::candidates::{Candidate, CandidateList};
 use larpo_core::cpu::Cpu;
 use larpo_core::finite::check_weights;
-use larpo_core::model::{ModelConfig, Transformer};
+use larpo_core::model::{Head, ModelConfig, Transformer};
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::OptimizerConfig;
 use larpo_core::reranker::Query;
@@ -13,8 +13,7 @@ use larpo_core::retriever::{NoHooks, Prompt, SamplingConfig, sample};
 use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
 
 fn model() -> Transformer<Cpu> {
-    let config =
-        ModelConfig { initializer_range: 0.3, tie_word_embeddings: false, ..ModelConfig::new(16, 24, 2, 4, 2, 29) };
+    let config = ModelConfig { initializer_range: 0.3, head: Head::Untied, ..ModelConfig::new(16, 24, 2, 4, 2, 29) };
     Transformer::random(&Cpu::new(), config, 5).expect("a model")
 }
 

@@ -1,6 +1,8 @@
 //! The number of threads changes how fast a step is, and nothing else: not one bit of its result.
 #![cfg(feature = "rayon")]
 
+mod common;
+
 use larpo_core::cpu::Cpu;
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_core::objective::{LossType, Objective};
@@ -16,12 +18,10 @@ fn ids(seed: u32, len: usize, vocab: u32) -> Vec<u32> {
 type Drawn = (Vec<u32>, Vec<f32>);
 
 /// Weights after two list steps and a fine-tuning step, then sampled ids and log-probabilities.
-fn run(threads: usize) -> (Vec<f64>, Vec<Drawn>) {
+fn run(threads: usize, config: &ModelConfig) -> (Vec<f64>, Vec<Drawn>) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
     pool.install(|| {
-        // Large enough that products, norms, AdamW and the head's blocks are split among threads.
-        let config = ModelConfig::new(160, 416, 2, 5, 5, 3000);
-        let model = Transformer::random(&Cpu::new(), config, 3).expect("a model");
+        let model = Transformer::random(&Cpu::new(), config.clone(), 3).expect("a model");
         let response = |i: u32| TrainingResponse {
             ids: ids(i, 30 + 7 * i as usize, 3000),
             reward: f64::from(i),
@@ -67,10 +67,15 @@ fn run(threads: usize) -> (Vec<f64>, Vec<Drawn>) {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let one = run(1);
-    for threads in [2, 3, 5] {
-        let (weights, samples) = run(threads);
-        assert!(weights == one.0, "weights differ with {threads} threads");
-        assert_eq!(samples, one.1, "{threads} threads");
+    // Large enough that products, norms, AdamW and the head's blocks are split among threads.
+    let llama = ModelConfig::new(160, 416, 2, 5, 5, 3000);
+    let others = common::families(&llama);
+    for config in others.into_iter().chain([llama]) {
+        let one = run(1, &config);
+        for threads in [2, 3, 5] {
+            let (weights, samples) = run(threads, &config);
+            assert!(weights == one.0, "weights differ with {threads} threads: {config:?}");
+            assert_eq!(samples, one.1, "{threads} threads: {config:?}");
+        }
     }
 }

@@ -504,7 +504,8 @@ fn model_configurations() {
     let models = fixtures("LARPO_GOLDEN_DIR").join("models");
     let read = |name: &str, file: &str| std::fs::read(models.join(name).join(file)).expect("reads");
     let path = folder.path().join("config.json");
-    let seeds = ["llama_tied", "llama_untied", "mistral"].map(|name| read(name, "config.json"));
+    let names = ["llama_tied", "llama_untied", "mistral", "gemma2", "qwen2", "qwen3", "gpt2", "llama_rm"];
+    let seeds = names.map(|name| read(name, "config.json"));
     attack("config", 512, &seeds, |bytes| {
         std::fs::write(&path, bytes).expect("writes");
         let _ = ModelFolder::read_config(folder.path());
@@ -513,35 +514,15 @@ fn model_configurations() {
 
 /// A model folder with a small model in it.
 fn small_model(folder: &Folder) -> Vec<u8> {
-    let config = larpo_data::model_folder::ModelConfig {
-        vocab_size: 3,
-        hidden_size: 2,
-        intermediate_size: 2,
-        num_hidden_layers: 1,
-        num_attention_heads: 1,
-        num_key_value_heads: 1,
-        head_dim: 2,
-        max_position_embeddings: 4,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        tie_word_embeddings: true,
-        bos_token_id: None,
-        eos_token_ids: vec![2],
-        pad_token_id: None,
-        initializer_range: 0.02,
-    };
-    let tensors = config.tensors();
-    let zeros = |name: &str| {
-        let shape = &tensors.iter().find(|(n, _)| n == name).expect("a tensor of the configuration").1;
-        std::borrow::Cow::Owned(vec![0.5; shape.iter().product()])
-    };
-    larpo_data::model_folder::write_model(folder.path(), &config, &tensors, zeros).expect("writes");
+    let config = common::config(true);
+    common::write(folder.path(), &config, &common::tensors(&config.shape));
     std::fs::read(folder.path().join("model.safetensors")).expect("reads")
 }
 
 fn read_model(folder: &Path) {
     if let Ok(model) = ModelFolder::open(folder) {
-        let _ = model.check();
+        let _ = model.check(&common::tensors(&common::llama(true)));
+        let _ = model.form();
         for name in model.tensor_names() {
             let _ = model.read_f32(name);
         }
@@ -566,9 +547,7 @@ fn safetensors() {
     });
     // The index of a model in several files.
     std::fs::rename(&path, folder.path().join("model-00001-of-00001.safetensors")).expect("renames");
-    let names: Vec<String> = ModelFolder::read_config(folder.path())
-        .expect("reads")
-        .tensors()
+    let names: Vec<String> = common::tensors(&common::llama(true))
         .into_iter()
         .map(|(name, _)| format!("\"{name}\":\"model-00001-of-00001.safetensors\""))
         .collect();

@@ -330,7 +330,7 @@ impl<B: Backend> Run<'_, B> {
         }
         if let Some(folder) = &folder {
             files::write_folder(folder.join(MODEL), |folder| {
-                policy.save(folder)?;
+                policy.save_exactly(folder)?;
                 Ok::<(), Error>(checksums::seal(folder)?)
             })?;
             self.write_manifest(folder, prompts, &report)?;

@@ -53,7 +53,7 @@ fn lists(args: &ListArgs, settings: &mut Settings) {
 fn data(args: &DataArgs, folder: Option<&Path>, settings: &mut Settings) {
     // A model that is not there yet, or is damaged, is for the run to report.
     if let (None, Some(config)) = (args.max_length, folder.and_then(|f| ModelFolder::read_config(f).ok())) {
-        longest(config.max_position_embeddings, settings);
+        longest(config.shape.max_position_embeddings, settings);
     }
 }
 

@@ -4,7 +4,7 @@ use crate::args::{FreshSizes, Settings, SftArgs, Split, TokenizerSpec};
 use crate::dataset::{Limits, Part, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::plan::Dry;
-use crate::policy::{Opened, Policy};
+use crate::policy::{Opened, Parts, Policy};
 use crate::resume::{self, Resume};
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
 use crate::status;
@@ -53,7 +53,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     super::plan::admit_sft(args, &start, &rows, held_out.as_deref(), done)?;
     let policy = match start {
         Start::Folder(opened) => opened.load(backend)?,
-        Start::Fresh(config, tokenizer) => fresh(config, tokenizer, args.common.seed, backend)?,
+        Start::Fresh(config, tokenizer) => fresh(*config, tokenizer, args.common.seed, backend)?,
     };
     folder.begin()?;
     let config = LoopConfig::sft(&args.train, args.common.seed);
@@ -84,7 +84,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
 /// What is trained, before there are weights.
 pub(super) enum Start {
     Folder(Box<Opened>),
-    Fresh(ModelConfig, Arc<Tokenizer>),
+    Fresh(Box<ModelConfig>, Arc<Tokenizer>),
 }
 
 impl Start {
@@ -99,8 +99,7 @@ impl Start {
         match self {
             Self::Folder(opened) => opened.blank(),
             Self::Fresh(config, tokenizer) => {
-                let eos_ids = tokenizer.eos_id().into_iter().collect();
-                Policy::blank(config.clone(), tokenizer.clone(), eos_ids)
+                Policy::blank(config.as_ref().clone(), Parts::fresh(config, tokenizer.clone())?)
             }
         }
     }
@@ -121,7 +120,7 @@ pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
         Some(folder) => Start::Folder(Box::new(Opened::read(folder)?)),
         None => {
             let (config, tokenizer) = recipe(args, &source)?;
-            Start::Fresh(config, Arc::new(tokenizer))
+            Start::Fresh(Box::new(config), Arc::new(tokenizer))
         }
     };
     let policy = start.blank()?;

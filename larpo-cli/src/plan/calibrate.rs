@@ -98,11 +98,7 @@ pub fn calibrate(plan: &Plan) -> Result<Rates> {
     let memory = machine::memory_pass(MEMORY, 3);
     rates.bytes_per_second = memory.bytes as f64 / memory.seconds;
     let c = &plan.config;
-    let config = ModelConfig {
-        num_hidden_layers: c.num_hidden_layers.min(LAYERS),
-        vocab_size: c.vocab_size.min(VOCABULARY),
-        ..c.clone()
-    };
+    let config = ModelConfig { vocab_size: c.vocab_size.min(VOCABULARY), ..c.with_layers(LAYERS) };
     let needed = |op| plan.phases.iter().any(|phase| phase.work.keys().any(|(name, _)| *name == op));
     if needed(FRESH) {
         let start = Instant::now();

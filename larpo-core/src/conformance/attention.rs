@@ -3,7 +3,7 @@
 use super::Operation;
 use super::inputs::{Inputs, Outputs, Shape, blank, only, pack};
 use super::rows::{HEADS, attention_spec};
-use crate::backend::{Backend, Segment};
+use crate::backend::{AttentionSpec, Backend, Segment};
 
 const SHAPES: [Shape; 12] = [
     // One row, and one list with one response.
@@ -31,9 +31,15 @@ pub struct Attention {
     shape: Shape,
     /// Magnitude of queries, keys and values; large ones make sharp weights.
     size: f64,
+    softcap: Option<f64>,
+    window: Option<usize>,
 }
 
 impl Attention {
+    fn spec(&self) -> AttentionSpec {
+        AttentionSpec { softcap: self.softcap, window: self.window, ..attention_spec(self.heads) }
+    }
+
     fn rows_and_segments(&self) -> (usize, Vec<u32>) {
         let packed = pack(self.shape);
         (packed.rows(), Segment::flatten(&packed.segments))
@@ -45,8 +51,21 @@ impl Operation for Attention {
 
     fn cases() -> Vec<Self> {
         let size = |i: usize| if i.is_multiple_of(2) { 1.0 } else { 3.0 };
-        // Every shape with two layouts of heads.
-        let with = |(i, shape)| [0, 1].map(|j| Self { heads: HEADS[(i + 3 * j) % HEADS.len()], shape, size: size(i) });
+        let plain = |i: usize, j: usize, shape| Self {
+            heads: HEADS[(i + 3 * j) % HEADS.len()],
+            shape,
+            size: size(i),
+            softcap: None,
+            window: None,
+        };
+        // Every shape with two layouts of heads; with caps that bend most scores, and few; with windows of one key, within
+        // a tile, and beyond it.
+        let with = |(i, shape)| {
+            let windows = [1, 5, 17, 64, 100].map(|window| Self { window: Some(window), ..plain(i, window, shape) });
+            let capped = [0.7, 30.0].map(|cap| Self { softcap: Some(cap), ..plain(i, 1, shape) });
+            let both = Self { softcap: Some(2.0), window: Some(33), ..plain(i, 0, shape) };
+            [plain(i, 0, shape), plain(i, 1, shape), both].into_iter().chain(windows).chain(capped)
+        };
         SHAPES.into_iter().enumerate().flat_map(with).collect()
     }
 
@@ -56,7 +75,7 @@ impl Operation for Attention {
     }
 
     fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
-        let (spec, (n, segments)) = (attention_spec(self.heads), self.rows_and_segments());
+        let (spec, (n, segments)) = (self.spec(), self.rows_and_segments());
         let qkv = x.buffer(b, n * spec.qkv_width(), self.size);
         let (mut o, mut lse) = (blank(b, n * spec.out_width()), blank(b, n * spec.heads));
         b.attention(&qkv, &b.upload_index(&segments), &spec, &mut o, &mut lse);
@@ -81,7 +100,7 @@ impl Operation for AttentionGrad {
     }
 
     fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
-        let (spec, (n, segments)) = (attention_spec(self.0.heads), self.0.rows_and_segments());
+        let (spec, (n, segments)) = (self.0.spec(), self.0.rows_and_segments());
         let segments = b.upload_index(&segments);
         let qkv = x.buffer(b, n * spec.qkv_width(), self.0.size);
         let (mut o, mut lse) = (blank(b, n * spec.out_width()), blank(b, n * spec.heads));

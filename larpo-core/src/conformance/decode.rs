@@ -3,7 +3,7 @@
 use super::Operation;
 use super::inputs::{Inputs, Outputs, blank, only};
 use super::rows::{HEADS, attention_spec};
-use crate::backend::{Backend, SamplingSpec};
+use crate::backend::{AttentionSpec, Backend, SamplingSpec};
 
 /// (rows, slots of the cache), one for every layout of heads.
 const CACHES: [(usize, usize); 6] = [(1, 1), (1, 7), (5, 16), (16, 17), (17, 65), (64, 200)];
@@ -40,12 +40,14 @@ impl Operation for KvAppend {
 /// One query row a response: (prompt length, own length) of each.
 type Spans = &'static [(u32, u32)];
 
-const SPANS: [Spans; 6] = [
+const SPANS: [Spans; 7] = [
     &[(1, 1)],
     &[(0, 1), (0, 5)],
     &[(7, 1), (7, 2), (7, 3)],
     &[(16, 17), (15, 16), (17, 15), (1, 1), (64, 1)],
     &[(63, 65), (65, 63), (64, 64)],
+    // A window beyond the prompt, and one that ends in it.
+    &[(0, 7), (3, 9)],
     // More rows than a tile of 16, and a prompt of several blocks.
     &[(130, 1), (130, 2), (130, 3), (130, 4), (130, 5), (130, 6), (130, 7), (130, 8), (130, 9), (130, 10), (130, 11)],
 ];
@@ -55,13 +57,17 @@ const SPANS: [Spans; 6] = [
 pub struct DecodeAttention {
     heads: (usize, usize, usize),
     spans: Spans,
+    softcap: Option<f64>,
 }
 
 impl Operation for DecodeAttention {
     const METHODS: &'static [&'static str] = &["decode_attention"];
 
     fn cases() -> Vec<Self> {
-        let with = |(i, spans)| [0, 3].map(|j| Self { heads: HEADS[(i + j) % HEADS.len()], spans });
+        let with = |(i, spans)| {
+            let softcaps = [(0, None), (3, None), (1, Some(0.7)), (2, Some(30.0))];
+            softcaps.map(|(j, softcap)| Self { heads: HEADS[(i + j) % HEADS.len()], spans, softcap })
+        };
         SPANS.into_iter().enumerate().flat_map(with).collect()
     }
 
@@ -72,7 +78,7 @@ impl Operation for DecodeAttention {
     }
 
     fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
-        let spec = attention_spec(self.heads);
+        let spec = AttentionSpec { softcap: self.softcap, ..attention_spec(self.heads) };
         // Prompts lie at the start of the cache and overlap, as those of one list do; responses follow, with a gap.
         let longest = self.spans.iter().map(|s| s.0).max().unwrap_or(0);
         let mut end = longest;

@@ -25,6 +25,7 @@ pub struct TokenLogp {
     channels: usize,
     vocab: usize,
     targets: usize,
+    softcap: Option<f64>,
 }
 
 struct Head<B: Backend> {
@@ -54,7 +55,9 @@ impl Operation for TokenLogp {
     const METHODS: &'static [&'static str] = &["token_logp"];
 
     fn cases() -> Vec<Self> {
-        HEADS.map(|(rows, channels, vocab, targets)| Self { rows, channels, vocab, targets }).to_vec()
+        let with =
+            |softcap| HEADS.map(|(rows, channels, vocab, targets)| Self { rows, channels, vocab, targets, softcap });
+        [None, Some(1.5), Some(30.0)].into_iter().flat_map(with).collect()
     }
 
     fn flops(&self) -> u64 {
@@ -65,7 +68,7 @@ impl Operation for TokenLogp {
         let Head { h, w, target_rows, target_ids } = self.inputs(x, b);
         let w = Weight { data: &w, out_features: self.vocab, in_features: self.channels };
         let (mut logp, mut lse) = (blank(b, self.targets), blank(b, self.rows));
-        b.token_logp(&h, w, &target_rows, &target_ids, &mut logp, &mut lse);
+        b.token_logp(&h, w, self.softcap, &target_rows, &target_ids, &mut logp, &mut lse);
         only(b, "logp", &logp).and(b, "lse", &lse)
     }
 }
@@ -98,16 +101,16 @@ impl Operation for TokenLogpGrad {
     }
 
     fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
-        let TokenLogp { rows, channels, vocab, targets } = self.forward;
+        let TokenLogp { rows, channels, vocab, targets, softcap } = self.forward;
         let Head { h, w, target_rows, target_ids } = self.forward.inputs(x, b);
         let w = Weight { data: &w, out_features: vocab, in_features: channels };
         let (mut logp, mut lse) = (blank(b, targets), blank(b, rows));
-        b.token_logp(&h, w, &target_rows, &target_ids, &mut logp, &mut lse);
+        b.token_logp(&h, w, softcap, &target_rows, &target_ids, &mut logp, &mut lse);
         let d_logp = x.buffer(b, targets, 1.0);
         let mut d_h = destination(x, b, rows * channels, self.d_h);
         let mut d_w = self.d_w.map(|store| (destination(x, b, vocab * channels, store), store));
         let into = d_w.as_mut().map(|(d, store)| (d, *store));
-        b.token_logp_grad(&d_logp, &h, w, &target_rows, &target_ids, &lse, (&mut d_h, self.d_h), into);
+        b.token_logp_grad(&d_logp, &h, w, softcap, &target_rows, &target_ids, &lse, (&mut d_h, self.d_h), into);
         let outputs = only(b, "d_h", &d_h);
         match &d_w {
             Some((d_w, _)) => outputs.and(b, "d_w", d_w),
@@ -193,6 +196,31 @@ impl Operation for Scale {
         // Only the first of several factors counts.
         let (mut values, factors) = (x.buffer(b, self.len, 1.0), x.buffer(b, 3, 2.0));
         b.scale(&mut values, &factors);
+        only(b, "x", &values)
+    }
+}
+
+/// `c·tanh(x / c)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Softcap {
+    len: usize,
+    size: f64,
+}
+
+impl Operation for Softcap {
+    const METHODS: &'static [&'static str] = &["softcap"];
+
+    fn cases() -> Vec<Self> {
+        [0.1, 3.0, 200.0].into_iter().flat_map(|size| LENGTHS.map(|len| Self { len, size })).collect()
+    }
+
+    fn flops(&self) -> u64 {
+        3 * self.len as u64
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let mut values = x.buffer(b, self.len, self.size);
+        b.softcap(&mut values, 3.0);
         only(b, "x", &values)
     }
 }

@@ -123,9 +123,17 @@ fn cases_from<B: Backend>(seed: usize) -> Vec<Case<B>> {
     add::<B, linear::LinearGradW>(&mut cases, seed);
     add::<B, rows::RmsNorm>(&mut cases, seed);
     add::<B, rows::RmsNormGrad>(&mut cases, seed);
+    add::<B, rows::LayerNorm>(&mut cases, seed);
+    add::<B, rows::LayerNormGrad>(&mut cases, seed);
+    add::<B, rows::HeadNorm>(&mut cases, seed);
+    add::<B, rows::HeadNormGrad>(&mut cases, seed);
+    add::<B, rows::BroadcastRows>(&mut cases, seed);
+    add::<B, rows::SumRows>(&mut cases, seed);
     add::<B, rows::Rope>(&mut cases, seed);
     add::<B, rows::Glu>(&mut cases, seed);
     add::<B, rows::GluGrad>(&mut cases, seed);
+    add::<B, rows::Activate>(&mut cases, seed);
+    add::<B, rows::ActivateGrad>(&mut cases, seed);
     add::<B, attention::Attention>(&mut cases, seed);
     add::<B, attention::AttentionGrad>(&mut cases, seed);
     add::<B, head::TokenLogp>(&mut cases, seed);
@@ -139,6 +147,7 @@ fn cases_from<B: Backend>(seed: usize) -> Vec<Case<B>> {
     add::<B, optim::AdamW>(&mut cases, seed);
     add::<B, decode::KvAppend>(&mut cases, seed);
     add::<B, decode::DecodeAttention>(&mut cases, seed);
+    add::<B, head::Softcap>(&mut cases, seed);
     add::<B, decode::Sample>(&mut cases, seed);
     cases
 }

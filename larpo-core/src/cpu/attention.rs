@@ -36,9 +36,10 @@ fn lists(segments: &[u32]) -> Vec<List> {
 struct QueryBlock {
     /// Query rows.
     rows: std::ops::Range<usize>,
-    /// Keys of the prefix, then keys of the own segment up to the last query row.
+    /// Keys of the prefix, then keys of the own segment up to the last query row; without those that no row sees.
     prefix: std::ops::Range<usize>,
     own: std::ops::Range<usize>,
+    window: usize,
 }
 
 impl QueryBlock {
@@ -46,14 +47,16 @@ impl QueryBlock {
         self.prefix.len() + self.own.len()
     }
 
-    /// Keys that query row `i` of the block sees; they come first in the row of scores.
-    fn visible(&self, i: usize) -> usize {
-        self.keys() - (self.rows.len() - 1 - i)
+    /// Keys that query row `i` of the block sees, among those of the block.
+    fn visible(&self, i: usize) -> std::ops::Range<usize> {
+        let end = self.keys() - (self.rows.len() - 1 - i);
+        end.saturating_sub(self.window)..end
     }
 }
 
 impl List {
-    fn blocks(&self) -> impl Iterator<Item = QueryBlock> + '_ {
+    fn blocks(&self, window: Option<usize>) -> impl Iterator<Item = QueryBlock> + '_ {
+        let window = window.unwrap_or(usize::MAX);
         let base = self.rows.start;
         self.segments.iter().flat_map(move |s| {
             let start = s.start as usize - base;
@@ -65,19 +68,27 @@ impl List {
             };
             (start..end).step_by(BLOCK).map(move |first| {
                 let last = (first + BLOCK).min(end);
-                QueryBlock { rows: first..last, prefix: prefix.clone(), own: start..last }
+                // Keys are counted from the start of the prefix; the first row sees this many.
+                let hidden = (prefix.len() + first + 1 - start).saturating_sub(window);
+                let of_prefix = hidden.min(prefix.len());
+                QueryBlock {
+                    rows: first..last,
+                    prefix: prefix.start + of_prefix..prefix.end,
+                    own: start + hidden - of_prefix..last,
+                    window,
+                }
             })
         })
     }
 
-    fn max_keys(&self) -> usize {
-        self.blocks().map(|b| b.keys()).max().unwrap_or(0)
+    fn max_keys(&self, window: Option<usize>) -> usize {
+        self.blocks(window).map(|b| b.keys()).max().unwrap_or(0)
     }
 }
 
 /// Floats of scratch that a thread needs for [`attention_grad`]; [`attention`] needs half.
-pub fn scratch_len(segments: &[u32]) -> usize {
-    lists(segments).iter().map(|list| 2 * BLOCK * list.max_keys()).max().unwrap_or(0)
+pub fn scratch_len(segments: &[u32], window: Option<usize>) -> usize {
+    lists(segments).iter().map(|list| 2 * BLOCK * list.max_keys(window)).max().unwrap_or(0)
 }
 
 /// Splits `x (n, heads, d)` into the rows of each list, and those into heads.
@@ -123,7 +134,7 @@ fn scores(alpha: f32, q: ArrayView2<f32>, k: &ArrayView2<f32>, block: &QueryBloc
 
 /// `qkv (n, width) -> o (n, heads·head_dim), lse (n, heads)`.
 pub fn attention(qkv: &[f32], segments: &[u32], spec: &AttentionSpec, o: &mut [f32], lse: &mut [f32]) {
-    let (d, group) = (spec.head_dim, spec.group());
+    let (d, group, softcap) = (spec.head_dim, spec.group(), spec.softcap.map(|c| c as f32));
     let lists = lists(segments);
     let all = heads(qkv, spec.heads + 2 * spec.kv_heads, d);
     let mut tasks = Vec::new();
@@ -138,8 +149,8 @@ pub fn attention(qkv: &[f32], segments: &[u32], spec: &AttentionSpec, o: &mut [f
         let k = head_of(&all, &list.rows, spec.heads + h / group);
         let v = head_of(&all, &list.rows, spec.heads + spec.kv_heads + h / group);
         let mut inverse = [0f32; BLOCK];
-        scratch::with(BLOCK * list.max_keys(), |tile| {
-            for block in list.blocks() {
+        scratch::with(BLOCK * list.max_keys(spec.window), |tile| {
+            for block in list.blocks(spec.window) {
                 let (rows, keys, p) = (block.rows.len(), block.keys(), block.prefix.len());
                 let tile = &mut tile[..rows * keys];
                 scores(spec.scale as f32, q.slice(s![block.rows.clone(), ..]), &k, &block, tile);
@@ -148,10 +159,16 @@ pub fn attention(qkv: &[f32], segments: &[u32], spec: &AttentionSpec, o: &mut [f
                     #[inline(always)]
                     || {
                         for (i, row) in tile.chunks_exact_mut(keys).enumerate() {
-                            let (seen, hidden) = row.split_at_mut(block.visible(i));
+                            let visible = block.visible(i);
+                            let (before, seen) = row.split_at_mut(visible.start);
+                            let (seen, after) = seen.split_at_mut(visible.len());
+                            if let Some(c) = softcap {
+                                seen.iter_mut().for_each(|s| *s = simd::softcap(c, *s).0);
+                            }
                             let max = simd::max(seen);
                             let sum = simd::exp_sum(seen, 1.0, max);
-                            hidden.fill(0.0);
+                            before.fill(0.0);
+                            after.fill(0.0);
                             sums[i] = max + sum.ln();
                             inverse[i] = 1.0 / sum;
                         }
@@ -189,7 +206,7 @@ pub fn attention_grad(
     spec: &AttentionSpec,
     d_qkv: &mut [f32],
 ) {
-    let (d, group) = (spec.head_dim, spec.group());
+    let (d, group, softcap) = (spec.head_dim, spec.group(), spec.softcap.map(|c| c as f32));
     let lists = lists(segments);
     let all = heads(qkv, spec.heads + 2 * spec.kv_heads, d);
     let (all_o, all_d_o, all_lse) = (heads(o, spec.heads, d), heads(d_o, spec.heads, d), heads(lse, spec.heads, 1));
@@ -207,7 +224,7 @@ pub fn attention_grad(
         let v = head_of(&all, &list.rows, spec.heads + spec.kv_heads + kv);
         d_k.fill(0.0);
         d_v.fill(0.0);
-        let tile = BLOCK * list.max_keys();
+        let tile = BLOCK * list.max_keys(spec.window);
         scratch::with(2 * tile, |tiles| {
             for (g, mut d_q) in d_q.into_iter().enumerate() {
                 let h = kv * group + g;
@@ -216,7 +233,7 @@ pub fn attention_grad(
                 let d_o = head_of(&all_d_o, &list.rows, h);
                 let lse = head_of(&all_lse, &list.rows, h);
                 let (weights, d_scores) = tiles.split_at_mut(tile);
-                for block in list.blocks() {
+                for block in list.blocks(spec.window) {
                     let (rows, keys, p) = (block.rows.len(), block.keys(), block.prefix.len());
                     let (weights, d_scores) = (&mut weights[..rows * keys], &mut d_scores[..rows * keys]);
                     let q = q.slice(s![block.rows.clone(), ..]);
@@ -231,12 +248,22 @@ pub fn attention_grad(
                                 let row = block.rows.start + i;
                                 let delta: f32 = d_o.row(row).iter().zip(o.row(row)).map(|(a, b)| a * b).sum();
                                 let (shift, seen) = (lse[(row, 0)], block.visible(i));
-                                for (w, d) in weights[..seen].iter_mut().zip(&mut d_scores[..seen]) {
-                                    *w = simd::exp(*w - shift);
-                                    *d = *w * (*d - delta);
+                                for hidden in [0..seen.start, seen.end..keys] {
+                                    weights[hidden.clone()].fill(0.0);
+                                    d_scores[hidden].fill(0.0);
                                 }
-                                weights[seen..].fill(0.0);
-                                d_scores[seen..].fill(0.0);
+                                let pairs = weights[seen.clone()].iter_mut().zip(&mut d_scores[seen]);
+                                match softcap {
+                                    None => pairs.for_each(|(w, d)| {
+                                        *w = simd::exp(*w - shift);
+                                        *d = *w * (*d - delta);
+                                    }),
+                                    Some(c) => pairs.for_each(|(w, d)| {
+                                        let (capped, slope) = simd::softcap(c, *w);
+                                        *w = simd::exp(capped - shift);
+                                        *d = *w * (*d - delta) * slope;
+                                    }),
+                                }
                             }
                         },
                     );

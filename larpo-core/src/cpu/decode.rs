@@ -128,13 +128,21 @@ impl Task<'_, '_> {
                     dots(q, rows(span.own, span.own_len, keys), own, Store::Set);
                 }
             }
-            let scale = spec.scale as f32;
+            // Capped scores are scaled already.
+            let (scale, softcap) = (spec.scale as f32, spec.softcap.map(|c| c as f32));
             let mut inverse = vec![0f32; q.len()];
             simd::dispatch(
                 #[inline(always)]
                 || {
                     for (i, (row, inverse)) in scores.chunks_exact_mut(longest).zip(&mut inverse).enumerate() {
                         let row = &mut row[..spans[i / group].keys()];
+                        let scale = match softcap {
+                            None => scale,
+                            Some(c) => {
+                                row.iter_mut().for_each(|s| *s = simd::softcap(c, *s * scale).0);
+                                1.0
+                            }
+                        };
                         let max = simd::max(row);
                         *inverse = 1.0 / simd::exp_sum(row, scale, max * scale);
                     }

@@ -10,7 +10,7 @@
 
 use super::buffer::{Block, LINE, Pool};
 use super::{attention, matmul, par, token_logp};
-use crate::backend::{AdamWSpec, AttentionSpec, Backend, Draw, SamplingSpec, Store, Weight};
+use crate::backend::{Activation, AdamWSpec, AttentionSpec, Backend, Draw, NormSpec, SamplingSpec, Store, Weight};
 use crate::lists::RankedLists;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -253,11 +253,30 @@ impl Backend for DryRun {
         self.product(out, x.len / input, input);
     }
 
-    fn rms_norm(&self, _: &DryBuffer, w: &DryBuffer, _: f64, _: &mut DryBuffer, _: &mut DryBuffer) {
+    fn rms_norm(&self, _: &DryBuffer, w: &DryBuffer, _: NormSpec, _: &mut DryBuffer, _: &mut DryBuffer) {
         self.mark(w, Kind::Weights);
     }
 
     fn rms_norm_grad(
+        &self,
+        _: &DryBuffer,
+        _: &DryBuffer,
+        _: &DryBuffer,
+        _: NormSpec,
+        _: &DryBuffer,
+        _: (&mut DryBuffer, Store),
+        d_w: Option<(&mut DryBuffer, Store)>,
+    ) {
+        if let Some((d_w, _)) = d_w {
+            self.mark(d_w, Kind::Gradients);
+        }
+    }
+
+    fn layer_norm(&self, _: &DryBuffer, w: &DryBuffer, _: f64, _: &mut DryBuffer, _: &mut DryBuffer) {
+        self.mark(w, Kind::Weights);
+    }
+
+    fn layer_norm_grad(
         &self,
         _: &DryBuffer,
         _: &DryBuffer,
@@ -271,10 +290,56 @@ impl Backend for DryRun {
         }
     }
 
+    fn head_norm(
+        &self,
+        _: &DryBuffer,
+        w_q: &DryBuffer,
+        w_k: &DryBuffer,
+        _: f64,
+        _: &AttentionSpec,
+        _: &mut DryBuffer,
+        _: &mut DryBuffer,
+    ) {
+        self.mark(w_q, Kind::Weights);
+        self.mark(w_k, Kind::Weights);
+    }
+
+    fn head_norm_grad(
+        &self,
+        _: &DryBuffer,
+        _: &DryBuffer,
+        _: &DryBuffer,
+        _: &DryBuffer,
+        _: &DryBuffer,
+        _: &AttentionSpec,
+        _: &mut DryBuffer,
+        d_w_q: Option<(&mut DryBuffer, Store)>,
+        d_w_k: Option<(&mut DryBuffer, Store)>,
+    ) {
+        for (d_w, _) in [d_w_q, d_w_k].into_iter().flatten() {
+            self.mark(d_w, Kind::Gradients);
+        }
+    }
+
+    fn broadcast_rows(&self, x: &DryBuffer, _: &mut DryBuffer, _: Store) {
+        self.mark(x, Kind::Weights);
+    }
+
+    fn sum_rows(&self, _: &DryBuffer, y: &mut DryBuffer, _: Store) {
+        self.mark(y, Kind::Gradients);
+    }
+
     fn rope(&self, _: &mut DryBuffer, _: &Vec<u32>, _: &DryBuffer, _: &AttentionSpec, _: bool) {}
 
-    fn attention(&self, _: &DryBuffer, segments: &Vec<u32>, _: &AttentionSpec, _: &mut DryBuffer, _: &mut DryBuffer) {
-        self.scratch(attention::scratch_len(segments) / 2);
+    fn attention(
+        &self,
+        _: &DryBuffer,
+        segments: &Vec<u32>,
+        spec: &AttentionSpec,
+        _: &mut DryBuffer,
+        _: &mut DryBuffer,
+    ) {
+        self.scratch(attention::scratch_len(segments, spec.window) / 2);
     }
 
     fn attention_grad(
@@ -284,15 +349,19 @@ impl Backend for DryRun {
         _: &DryBuffer,
         _: &DryBuffer,
         segments: &Vec<u32>,
-        _: &AttentionSpec,
+        spec: &AttentionSpec,
         _: &mut DryBuffer,
     ) {
-        self.scratch(attention::scratch_len(segments));
+        self.scratch(attention::scratch_len(segments, spec.window));
     }
 
-    fn glu(&self, _: &DryBuffer, _: usize, _: &mut DryBuffer) {}
+    fn glu(&self, _: &DryBuffer, _: usize, _: Activation, _: &mut DryBuffer) {}
 
-    fn glu_grad(&self, _: &DryBuffer, _: &DryBuffer, _: usize, _: &mut DryBuffer) {}
+    fn glu_grad(&self, _: &DryBuffer, _: &DryBuffer, _: usize, _: Activation, _: &mut DryBuffer) {}
+
+    fn activate(&self, _: &DryBuffer, _: Activation, _: &mut DryBuffer) {}
+
+    fn activate_grad(&self, _: &DryBuffer, _: &DryBuffer, _: Activation, _: &mut DryBuffer) {}
 
     fn gather_rows(&self, _: &DryBuffer, _: &Vec<u32>, _: usize, _: &mut DryBuffer) {}
 
@@ -302,6 +371,7 @@ impl Backend for DryRun {
         &self,
         _: &DryBuffer,
         w: Weight<DryBuffer>,
+        _: Option<f64>,
         _: &Vec<u32>,
         _: &Vec<u32>,
         _: &mut DryBuffer,
@@ -315,6 +385,7 @@ impl Backend for DryRun {
         _: &DryBuffer,
         _: &DryBuffer,
         w: Weight<DryBuffer>,
+        _: Option<f64>,
         _: &Vec<u32>,
         _: &Vec<u32>,
         lse: &DryBuffer,
@@ -368,6 +439,8 @@ impl Backend for DryRun {
     }
 
     fn decode_attention(&self, _: &DryBuffer, _: &DryBuffer, _: &Vec<u32>, _: &AttentionSpec, _: &mut DryBuffer) {}
+
+    fn softcap(&self, _: &mut DryBuffer, _: f64) {}
 
     fn sample(&self, logits: &DryBuffer, _: usize, _: &SamplingSpec, uniform: &[f64]) -> Vec<Draw> {
         self.mark(logits, Kind::Logits);

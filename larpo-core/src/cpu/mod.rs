@@ -24,7 +24,7 @@ mod token_logp;
 pub use buffer::Buffer;
 pub use dry_run::{DryBuffer, DryRun, Memory};
 
-use crate::backend::{AdamWSpec, AttentionSpec, Backend, Draw, SamplingSpec, Store, Weight};
+use crate::backend::{Activation, AdamWSpec, AttentionSpec, Backend, Draw, NormSpec, SamplingSpec, Store, Weight};
 use crate::lists::{PreparedLists, RankedLists};
 use buffer::Pool;
 use matmul::{Threads, matmul, view, view_mut};
@@ -154,9 +154,9 @@ impl Backend for Cpu {
         matmul(1.0, d_y.t(), x, d_w, store, Threads::All);
     }
 
-    fn rms_norm(&self, x: &Buffer, w: &Buffer, eps: f64, y: &mut Buffer, rstd: &mut Buffer) {
+    fn rms_norm(&self, x: &Buffer, w: &Buffer, spec: NormSpec, y: &mut Buffer, rstd: &mut Buffer) {
         assert_eq!(rows("rms_norm", x, w.len()), rstd.len(), "rms_norm: rstd is (n)");
-        norm::rms_norm(x.as_slice(), w.as_slice(), eps as f32, y.as_mut_slice(), rstd.as_mut_slice());
+        norm::rms_norm(x.as_slice(), w.as_slice(), spec, y.as_mut_slice(), rstd.as_mut_slice());
     }
 
     fn rms_norm_grad(
@@ -164,6 +164,7 @@ impl Backend for Cpu {
         d_y: &Buffer,
         x: &Buffer,
         w: &Buffer,
+        spec: NormSpec,
         rstd: &Buffer,
         d_x: (&mut Buffer, Store),
         d_w: Option<(&mut Buffer, Store)>,
@@ -173,10 +174,80 @@ impl Backend for Cpu {
             d_y.as_slice(),
             x.as_slice(),
             w.as_slice(),
+            spec,
             rstd.as_slice(),
             (d_x.0.as_mut_slice(), d_x.1),
             d_w.map(|(d, s)| (d.as_mut_slice(), s)),
         );
+    }
+
+    fn layer_norm(&self, x: &Buffer, w: &Buffer, eps: f64, y: &mut Buffer, stats: &mut Buffer) {
+        assert_eq!(2 * rows("layer_norm", x, w.len()), stats.len(), "layer_norm: stats is (n, 2)");
+        norm::layer_norm(x.as_slice(), w.as_slice(), eps as f32, y.as_mut_slice(), stats.as_mut_slice());
+    }
+
+    fn layer_norm_grad(
+        &self,
+        d_y: &Buffer,
+        x: &Buffer,
+        w: &Buffer,
+        stats: &Buffer,
+        d_x: (&mut Buffer, Store),
+        d_w: Option<(&mut Buffer, Store)>,
+    ) {
+        assert_eq!(2 * rows("layer_norm_grad", x, w.len()), stats.len(), "layer_norm_grad: stats is (n, 2)");
+        norm::layer_norm_grad(
+            d_y.as_slice(),
+            x.as_slice(),
+            w.as_slice(),
+            stats.as_slice(),
+            (d_x.0.as_mut_slice(), d_x.1),
+            d_w.map(|(d, s)| (d.as_mut_slice(), s)),
+        );
+    }
+
+    fn head_norm(
+        &self,
+        x: &Buffer,
+        w_q: &Buffer,
+        w_k: &Buffer,
+        eps: f64,
+        spec: &AttentionSpec,
+        y: &mut Buffer,
+        rstd: &mut Buffer,
+    ) {
+        let n = rows("head_norm", x, spec.qkv_width());
+        assert_eq!((y.len(), rstd.len()), (x.len(), n * (spec.heads + spec.kv_heads)), "head_norm: y, rstd (n, heads)");
+        let w = [w_q.as_slice(), w_k.as_slice()];
+        norm::head_norm(x.as_slice(), w, eps as f32, spec, y.as_mut_slice(), rstd.as_mut_slice());
+    }
+
+    fn head_norm_grad(
+        &self,
+        d_y: &Buffer,
+        x: &Buffer,
+        w_q: &Buffer,
+        w_k: &Buffer,
+        rstd: &Buffer,
+        spec: &AttentionSpec,
+        d_x: &mut Buffer,
+        d_w_q: Option<(&mut Buffer, Store)>,
+        d_w_k: Option<(&mut Buffer, Store)>,
+    ) {
+        assert_eq!((d_y.len(), d_x.len()), (x.len(), x.len()), "head_norm_grad: d_y and d_x are like x");
+        let d_w = [d_w_q, d_w_k].map(|d_w| d_w.map(|(d, store)| (d.as_mut_slice(), store)));
+        let (w, rstd) = ([w_q.as_slice(), w_k.as_slice()], rstd.as_slice());
+        norm::head_norm_grad(d_y.as_slice(), x.as_slice(), w, rstd, spec, d_x.as_mut_slice(), d_w);
+    }
+
+    fn broadcast_rows(&self, x: &Buffer, y: &mut Buffer, store: Store) {
+        rows("broadcast_rows", y, x.len());
+        norm::broadcast_rows(x.as_slice(), y.as_mut_slice(), store);
+    }
+
+    fn sum_rows(&self, x: &Buffer, y: &mut Buffer, store: Store) {
+        rows("sum_rows", x, y.len());
+        norm::sum_rows(x.as_slice(), y.as_mut_slice(), store);
     }
 
     fn rope(&self, qkv: &mut Buffer, positions: &Vec<u32>, table: &Buffer, spec: &AttentionSpec, inverse: bool) {
@@ -205,14 +276,24 @@ impl Backend for Cpu {
         attention::attention_grad(d_o, qkv, o, lse, segments, spec, d_qkv.as_mut_slice());
     }
 
-    fn glu(&self, gate_up: &Buffer, width: usize, y: &mut Buffer) {
+    fn glu(&self, gate_up: &Buffer, width: usize, activation: Activation, y: &mut Buffer) {
         assert_eq!(gate_up.len(), 2 * y.len(), "glu: gate_up is (n, 2·width)");
-        glu::glu(gate_up.as_slice(), width, y.as_mut_slice());
+        glu::glu(gate_up.as_slice(), width, activation, y.as_mut_slice());
     }
 
-    fn glu_grad(&self, d_y: &Buffer, gate_up: &Buffer, width: usize, d_gate_up: &mut Buffer) {
+    fn glu_grad(&self, d_y: &Buffer, gate_up: &Buffer, width: usize, activation: Activation, d_gate_up: &mut Buffer) {
         assert_eq!(gate_up.len(), d_gate_up.len(), "glu_grad: d_gate_up is like gate_up");
-        glu::glu_grad(d_y.as_slice(), gate_up.as_slice(), width, d_gate_up.as_mut_slice());
+        glu::glu_grad(d_y.as_slice(), gate_up.as_slice(), width, activation, d_gate_up.as_mut_slice());
+    }
+
+    fn activate(&self, x: &Buffer, activation: Activation, y: &mut Buffer) {
+        assert_eq!(x.len(), y.len(), "activate: y is like x");
+        glu::activate(x.as_slice(), activation, y.as_mut_slice());
+    }
+
+    fn activate_grad(&self, d_y: &Buffer, x: &Buffer, activation: Activation, d_x: &mut Buffer) {
+        assert_eq!((d_y.len(), d_x.len()), (x.len(), x.len()), "activate_grad: d_y and d_x are like x");
+        glu::activate_grad(d_y.as_slice(), x.as_slice(), activation, d_x.as_mut_slice());
     }
 
     fn gather_rows(&self, x: &Buffer, rows: &Vec<u32>, channels: usize, y: &mut Buffer) {
@@ -229,6 +310,7 @@ impl Backend for Cpu {
         &self,
         h: &Buffer,
         w: Weight<Buffer>,
+        softcap: Option<f64>,
         target_rows: &Vec<u32>,
         target_ids: &Vec<u32>,
         logp: &mut Buffer,
@@ -236,8 +318,8 @@ impl Backend for Cpu {
     ) {
         let r = rows("token_logp", h, w.in_features);
         assert_eq!((lse.len(), logp.len()), (r, target_ids.len()), "token_logp: lse is (rows), logp (targets)");
-        let head =
-            token_logp::Head { h: h.as_slice(), w: w.data.as_slice(), c: w.in_features, target_rows, target_ids };
+        let (softcap, c) = (softcap.map(|c| c as f32), w.in_features);
+        let head = token_logp::Head { h: h.as_slice(), w: w.data.as_slice(), c, softcap, target_rows, target_ids };
         let mut tile = self.alloc(token_logp::tile_len(r, w.out_features));
         token_logp::token_logp(head, logp.as_mut_slice(), lse.as_mut_slice(), tile.as_mut_slice());
     }
@@ -247,6 +329,7 @@ impl Backend for Cpu {
         d_logp: &Buffer,
         h: &Buffer,
         w: Weight<Buffer>,
+        softcap: Option<f64>,
         target_rows: &Vec<u32>,
         target_ids: &Vec<u32>,
         lse: &Buffer,
@@ -255,8 +338,8 @@ impl Backend for Cpu {
     ) {
         let r = rows("token_logp_grad", h, w.in_features);
         assert_eq!((lse.len(), d_logp.len()), (r, target_ids.len()), "token_logp_grad: lse (rows), d_logp (targets)");
-        let head =
-            token_logp::Head { h: h.as_slice(), w: w.data.as_slice(), c: w.in_features, target_rows, target_ids };
+        let (softcap, c) = (softcap.map(|c| c as f32), w.in_features);
+        let head = token_logp::Head { h: h.as_slice(), w: w.data.as_slice(), c, softcap, target_rows, target_ids };
         let mut tile = self.alloc(token_logp::tile_len(r, w.out_features));
         let d_h = (d_h.0.as_mut_slice(), d_h.1);
         let d_w = d_w.map(|(d, s)| (d.as_mut_slice(), s));
@@ -322,6 +405,15 @@ impl Backend for Cpu {
         let n = rows("decode_attention", qkv, spec.qkv_width());
         assert_eq!((spans.len(), o.len()), (n * 4, n * spec.out_width()), "decode_attention: spans (n, 4), o");
         decode::decode_attention(qkv.as_slice(), cache.as_slice(), spans, spec, o.as_mut_slice());
+    }
+
+    fn softcap(&self, x: &mut Buffer, c: f64) {
+        par::rows(x.as_mut_slice(), 1, |_, x| {
+            simd::dispatch(
+                #[inline(always)]
+                || x.iter_mut().for_each(|x| *x = simd::softcap(c as f32, *x).0),
+            );
+        });
     }
 
     fn sample(&self, logits: &Buffer, vocab: usize, spec: &SamplingSpec, uniform: &[f64]) -> Vec<Draw> {

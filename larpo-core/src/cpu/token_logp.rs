@@ -51,13 +51,15 @@ pub struct Head<'a> {
     pub h: &'a [f32],
     pub w: &'a [f32],
     pub c: usize,
+    /// Logits become `c·tanh(logit / c)`.
+    pub softcap: Option<f32>,
     pub target_rows: &'a [u32],
     pub target_ids: &'a [u32],
 }
 
 /// → `logp (targets)`, `lse (r)`; `tile` is scratch of [`tile_len`].
 pub fn token_logp(head: Head, logp: &mut [f32], lse: &mut [f32], tile: &mut [f32]) {
-    let Head { h, w, c, target_rows, target_ids } = head;
+    let Head { h, w, c, softcap, target_rows, target_ids } = head;
     let (rows, vocab) = (lse.len(), w.len() / c);
     let targets = Targets::new(rows, target_rows);
     // Running maximum and sum of exponentials of every row.
@@ -68,11 +70,14 @@ pub fn token_logp(head: Head, logp: &mut [f32], lse: &mut [f32], tile: &mut [f32
         let block = &w[first * c..(first + width) * c];
         matmul(1.0, view(h, rows, c), view(block, width, c).t(), view_mut(tile, rows, width), Store::Set, Threads::All);
         let per_task = par::rows_per_task(rows, width, par::MIN_TASK);
-        let tasks: Vec<_> = tile.chunks(per_task * width).zip(running.chunks_mut(per_task)).collect();
+        let tasks: Vec<_> = tile.chunks_mut(per_task * width).zip(running.chunks_mut(per_task)).collect();
         par::each(tasks, |(tile, running)| {
             simd::dispatch(
                 #[inline(always)]
                 || {
+                    if let Some(c) = softcap {
+                        tile.iter_mut().for_each(|x| *x = simd::softcap(c, *x).0);
+                    }
                     for (row, (max, sum)) in tile.chunks_exact(width).zip(running) {
                         let new = simd::max(row).max(*max);
                         *sum = *sum * simd::exp(*max - new) + simd::sum_exp(row, new);
@@ -112,7 +117,7 @@ pub fn token_logp_grad(
     mut d_w: Option<(&mut [f32], Store)>,
     tile: &mut [f32],
 ) {
-    let Head { h, w, c, target_rows, target_ids } = head;
+    let Head { h, w, c, softcap, target_rows, target_ids } = head;
     let (rows, vocab) = (lse.len(), w.len() / c);
     let targets = Targets::new(rows, target_rows);
     let totals: Vec<f32> = (0..rows).map(|row| targets.of(row).iter().map(|&t| d_logp[t]).sum()).collect();
@@ -123,23 +128,29 @@ pub fn token_logp_grad(
         let block = view(&w[first * c..(first + width) * c], width, c);
         matmul(1.0, view(h, rows, c), block.t(), view_mut(tile, rows, width), Store::Set, Threads::All);
         par::rows(tile, width, |start, tile| {
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for (i, logits) in tile.chunks_exact_mut(width).enumerate() {
-                        let (total, lse) = (totals[start + i], lse[start + i]);
-                        for x in logits.iter_mut() {
-                            *x = -total * simd::exp(*x - lse);
-                        }
-                    }
-                },
-            );
             for (i, logits) in tile.chunks_exact_mut(width).enumerate() {
-                for &t in targets.of(start + i) {
-                    let id = target_ids[t] as usize;
-                    if (first..first + width).contains(&id) {
-                        logits[id - first] += d_logp[t];
-                    }
+                let (total, lse) = (totals[start + i], lse[start + i]);
+                let here = || {
+                    let column = |&t: &usize| (t, (target_ids[t] as usize).wrapping_sub(first));
+                    targets.of(start + i).iter().map(column).filter(|(_, column)| *column < width)
+                };
+                // The slope of the cap at the targets, before the logits are overwritten.
+                let slopes: Vec<f32> = match softcap {
+                    Some(c) => here().map(|(_, column)| simd::softcap(c, logits[column]).1).collect(),
+                    None => Vec::new(),
+                };
+                simd::dispatch(
+                    #[inline(always)]
+                    || match softcap {
+                        None => logits.iter_mut().for_each(|x| *x = -total * simd::exp(*x - lse)),
+                        Some(c) => logits.iter_mut().for_each(|x| {
+                            let (capped, slope) = simd::softcap(c, *x);
+                            *x = -total * simd::exp(capped - lse) * slope;
+                        }),
+                    },
+                );
+                for (nth, (t, column)) in here().enumerate() {
+                    logits[column] += d_logp[t] * slopes.get(nth).unwrap_or(&1.0);
                 }
             }
         });

@@ -4,7 +4,6 @@ use super::Transformer;
 use crate::backend::{Backend, Store, Weight};
 use crate::error::Error;
 use crate::lists::PackedLists;
-use crate::ops;
 use crate::tape::{Tape, Var};
 use std::sync::Arc;
 
@@ -50,9 +49,10 @@ impl<'m, B: Backend> Decoder<'m, B> {
     /// A decoder that holds nothing yet.
     ///
     /// # Errors
-    /// Texts longer than the model can take, or more of them than can be counted.
+    /// Texts longer than the model can take, more of them than can be counted, or a model without a language head.
     pub fn new(model: &'m Transformer<B>, places: Places) -> Result<Self, Error> {
         let (b, config) = (&model.backend, &model.config);
+        config.check_language_model()?;
         let tokens = places.prompt_tokens.saturating_add(places.response_tokens);
         let limit = config.max_position_embeddings;
         if tokens > limit {
@@ -106,10 +106,9 @@ impl<'m, B: Backend> Decoder<'m, B> {
     /// Feeds one token of each row's response → logits `(rows, vocab)` of the next.
     pub fn step(&mut self, rows: &[DecodeRow]) -> Result<B::Buffer, Error> {
         let (model, n) = (self.model, rows.len());
-        let (b, config) = (&model.backend, &model.config);
-        let (spec, eps) = (config.attention(), config.rms_norm_eps);
+        let b = &model.backend;
         let mut slots = Vec::with_capacity(n);
-        let mut spans = Vec::with_capacity(4 * n);
+        let mut seen = Vec::with_capacity(n);
         let mut positions = Vec::with_capacity(n);
         let Places { prompts, prompt_tokens, response_tokens, .. } = self.places;
         for row in rows {
@@ -119,45 +118,56 @@ impl<'m, B: Backend> Decoder<'m, B> {
             let (start, len) = (row.prompt * prompt_tokens, self.lengths[row.prompt]);
             let own = prompts * prompt_tokens + row.response * response_tokens;
             slots.push((own + row.generated) as u32);
-            spans.extend([start, len, own, row.generated + 1].map(|n| n as u32));
+            seen.push([start, len, own, row.generated + 1]);
             positions.push((len + row.generated) as u32);
         }
         let ids: Vec<u32> = rows.iter().map(|r| r.id).collect();
         model.check(&ids, &positions)?;
-        let (slots, spans) = (b.upload_index(&slots), b.upload_index(&spans));
+        let slots = b.upload_index(&slots);
+        let all = b.upload_index(&spans(&seen, None));
+        let windowed = model.config.sliding_window.map(|window| b.upload_index(&spans(&seen, Some(window))));
         let positions = Arc::new(b.upload_index(&positions));
         let tape = Tape::inference(b);
-        let mut x = ops::embed(&tape, &model.var(model.index.embedding), &Arc::new(b.upload_index(&ids)), n);
-        for (block, cache) in model.index.blocks.iter().zip(&mut self.caches) {
-            let h = ops::rms_norm(&tape, &x, &model.var(block.attention_norm), eps);
-            let qkv = ops::linear(&tape, &h, &model.var(block.qkv), None);
-            let qkv = ops::rope(&tape, qkv, &positions, &model.rope, spec);
-            b.kv_append(qkv.value(), &slots, &spec, cache);
-            let mut o = b.alloc(n * spec.out_width());
-            b.decode_attention(qkv.value(), cache, &spans, &spec, &mut o);
-            let o = Var::constant(Arc::new(o), n, spec.out_width());
-            x = ops::linear(&tape, &o, &model.var(block.out), Some(&x));
-            let h = ops::rms_norm(&tape, &x, &model.var(block.mlp_norm), eps);
-            let a = ops::glu(&tape, &ops::linear(&tape, &h, &model.var(block.gate_up), None));
-            x = ops::linear(&tape, &a, &model.var(block.down), Some(&x));
+        let mut x = model.embed(&tape, &Arc::new(b.upload_index(&ids)), &positions, n);
+        for (layer, cache) in self.caches.iter_mut().enumerate() {
+            x = model.block(&tape, x, layer, &positions, |qkv, spec| {
+                b.kv_append(qkv.value(), &slots, &spec, cache);
+                let spans = windowed.as_ref().filter(|_| spec.window.is_some()).unwrap_or(&all);
+                let mut o = b.alloc(n * spec.out_width());
+                b.decode_attention(qkv.value(), cache, spans, &spec, &mut o);
+                Var::constant(Arc::new(o), n, spec.out_width())
+            });
         }
         Ok(model.logits(x.into_buffer(b), n))
     }
+}
+
+/// Cache rows that every row sees, as [`Backend::decode_attention`] takes them: of a window, the last ones.
+fn spans(seen: &[[usize; 4]], window: Option<usize>) -> Vec<u32> {
+    let cut = |&[prompt, prompt_len, own, own_len]: &[usize; 4]| {
+        let hidden = window.map_or(0, |window| (prompt_len + own_len).saturating_sub(window));
+        let (of_prompt, of_own) = (hidden.min(prompt_len), hidden.saturating_sub(prompt_len));
+        [prompt + of_prompt, prompt_len - of_prompt, own + of_own, own_len - of_own].map(|n| n as u32)
+    };
+    seen.iter().flat_map(cut).collect()
 }
 
 impl<B: Backend> Transformer<B> {
     /// Final norm and head on `n` rows of the residual stream → `(n, vocab)`.
     fn logits(&self, x: B::Buffer, n: usize) -> B::Buffer {
         let b = &self.backend;
-        let (mut h, mut rstd) = (b.alloc(n * self.config.hidden_size), b.alloc(n));
-        b.rms_norm(&x, self.parameters.value(self.index.norm), self.config.rms_norm_eps, &mut h, &mut rstd);
+        let x = Var::constant(Arc::new(x), n, self.config.hidden_size);
+        let h = self.norm(&Tape::inference(b), &x, self.index.norm);
         let head = Weight {
             data: self.parameters.value(self.index.head),
             out_features: self.config.vocab_size,
             in_features: self.config.hidden_size,
         };
         let mut logits = b.alloc(n * self.config.vocab_size);
-        b.linear(&h, head, &mut logits, Store::Set);
+        b.linear(h.value(), head, &mut logits, Store::Set);
+        if let Some(cap) = self.config.final_logit_softcapping {
+            b.softcap(&mut logits, cap);
+        }
         logits
     }
 }

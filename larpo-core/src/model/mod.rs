@@ -4,26 +4,28 @@ mod config;
 mod decode;
 mod parameters;
 
-pub use config::ModelConfig;
+pub use config::{Head, ModelConfig, Naming, Norm, Positions, RopeScaling};
 pub use decode::{DecodeRow, Decoder, Places};
 pub use parameters::{CheckpointTensor, Parameter, Parameters};
 
-use crate::backend::{Backend, Segment, Store};
+use crate::backend::{AttentionSpec, Backend, Segment, Store};
 use crate::error::Error;
 use crate::lists::PackedLists;
 use crate::ops;
 use crate::tape::{Tape, Var};
-use parameters::ParameterIndex;
+use parameters::{LinearIndex, NormIndex, ParameterIndex};
 use std::sync::Arc;
 
-/// A Llama-style transformer on a backend.
+/// A transformer on a backend.
 pub struct Transformer<B: Backend> {
     backend: B,
     config: ModelConfig,
     parameters: Parameters<B>,
     index: ParameterIndex,
-    /// Cosines and sines, `(max_position_embeddings, head_dim)`.
-    rope: Arc<B::Buffer>,
+    /// Cosines and sines, `(max_position_embeddings, head_dim)`, where positions are rotary.
+    rope: Option<Arc<B::Buffer>>,
+    /// Factor on the embeddings, where there is one.
+    embedding_scale: Option<Arc<B::Buffer>>,
 }
 
 /// A packed batch on the device.
@@ -46,7 +48,8 @@ impl<B: Backend> Transformer<B> {
     /// A shape that does not fit together.
     pub fn random(backend: &B, config: ModelConfig, seed: u64) -> Result<Self, Error> {
         let mut model = Self::unset(backend, config)?;
-        model.parameters.randomise(backend, model.config.initializer_range, seed)?;
+        let unit = if model.config.norm == Norm::RmsUnitOffset { 0.0 } else { 1.0 };
+        model.parameters.randomise(backend, model.config.initializer_range, unit, seed)?;
         Ok(model)
     }
 
@@ -77,8 +80,10 @@ impl<B: Backend> Transformer<B> {
     fn unset(backend: &B, config: ModelConfig) -> Result<Self, Error> {
         config.validate()?;
         let (parameters, index) = Parameters::build(backend, &config);
-        let rope = Arc::new(backend.upload(&rope_table(&config)));
-        Ok(Self { backend: backend.clone(), config, parameters, index, rope })
+        let rope = rope_table(&config).map(|table| Arc::new(upload_f64(backend, &table)));
+        let scale = (config.hidden_size as f64).sqrt();
+        let embedding_scale = config.scale_embeddings.then(|| Arc::new(upload_f64(backend, &[scale])));
+        Ok(Self { backend: backend.clone(), config, parameters, index, rope, embedding_scale })
     }
 
     /// An independent copy of the weights.
@@ -117,9 +122,12 @@ impl<B: Backend> Transformer<B> {
     /// Copies a packed batch to the device.
     ///
     /// # Errors
-    /// A token id outside the vocabulary, or a position the model does not have.
+    /// A token id outside the vocabulary, a position the model does not have, targets for a model without a language head.
     pub fn batch(&self, packed: &PackedLists) -> Result<Batch<B>, Error> {
         self.check(&packed.ids, &packed.positions)?;
+        if packed.targets() > 0 {
+            self.config.check_language_model()?;
+        }
         let index = |data: &[u32]| Arc::new(self.backend.upload_index(data));
         Ok(Batch {
             ids: index(&packed.ids),
@@ -150,10 +158,10 @@ impl<B: Backend> Transformer<B> {
         let x = self.hidden(tape, batch, |_, _| ());
         // Norm and head see only the rows that predict something.
         let x = ops::gather_rows(tape, &x, &batch.scored_rows, batch.scored);
-        let h = ops::rms_norm(tape, &x, &self.var(self.index.norm), self.config.rms_norm_eps);
+        let h = self.norm(tape, &x, self.index.norm);
         drop(x);
-        let head = self.var(self.index.head);
-        ops::token_logp(tape, &h, &head, &batch.target_rows, &batch.target_ids, batch.targets)
+        let (head, cap) = (self.var(self.index.head), self.config.final_logit_softcapping);
+        ops::token_logp(tape, &h, &head, cap, &batch.target_rows, &batch.target_ids, batch.targets)
     }
 
     /// Log-probabilities of the batch's targets without a gradient, on the host.
@@ -166,44 +174,138 @@ impl<B: Backend> Transformer<B> {
         Ok(self.backend.read(logp.value()))
     }
 
+    /// The reward of every text of `packed`, which has them as prompts without responses → `(texts, 1)`: the score head on
+    /// each one's last row.
+    ///
+    /// # Errors
+    /// As [`Transformer::batch`]; an empty text, a response, or a model that is no sequence classifier.
+    pub fn reward(&self, tape: &Tape<B>, packed: &PackedLists) -> Result<Var<B>, Error> {
+        if self.config.head != Head::Score {
+            return Err(Error::setting("head", "of a language model", "a score head, which gives a reward"));
+        }
+        if packed.items() > 0 || packed.segments.len() != packed.lists() {
+            return Err(Error::setting("text", "empty, or with responses", "at least one token, and no response"));
+        }
+        let batch = self.batch(packed)?;
+        let last: Vec<u32> = packed.segments.iter().map(|segment| segment.start + segment.len - 1).collect();
+        let x = self.hidden(tape, &batch, |_, _| ());
+        let x = ops::gather_rows(tape, &x, &Arc::new(self.backend.upload_index(&last)), last.len());
+        let h = self.norm(tape, &x, self.index.norm);
+        Ok(ops::linear(tape, &h, &self.var(self.index.head), None, None))
+    }
+
     fn var(&self, index: usize) -> Var<B> {
         self.parameters.var(index)
     }
 
+    fn norm(&self, tape: &Tape<B>, x: &Var<B>, index: NormIndex) -> Var<B> {
+        let weight = self.var(index.weight);
+        match index.bias {
+            Some(bias) => ops::layer_norm(tape, x, &weight, &self.var(bias), self.config.norm_eps),
+            None => ops::rms_norm(tape, x, &weight, self.config.norm_spec()),
+        }
+    }
+
+    fn linear(&self, tape: &Tape<B>, x: &Var<B>, index: LinearIndex, residual: Option<&Var<B>>) -> Var<B> {
+        let bias = index.bias.map(|bias| self.var(bias));
+        ops::linear(tape, x, &self.var(index.weight), bias.as_ref(), residual)
+    }
+
+    /// The residual stream before the first block → `(n, hidden)`.
+    fn embed(&self, tape: &Tape<B>, ids: &Arc<B::Index>, positions: &Arc<B::Index>, n: usize) -> Var<B> {
+        let x = ops::embed(tape, &self.var(self.index.embedding), ids, n);
+        let x = match &self.embedding_scale {
+            Some(scale) => ops::scaled(tape, x, scale),
+            None => x,
+        };
+        match self.index.positions {
+            Some(table) => ops::add(tape, &x, &ops::embed(tape, &self.var(table), positions, n)),
+            None => x,
+        }
+    }
+
+    /// One block; `attend` makes the attention's output `(n, heads·head_dim)` of the rotated `qkv (n, width)`.
+    fn block(
+        &self,
+        tape: &Tape<B>,
+        x: Var<B>,
+        layer: usize,
+        positions: &Arc<B::Index>,
+        attend: impl FnOnce(Var<B>, AttentionSpec) -> Var<B>,
+    ) -> Var<B> {
+        let (block, spec) = (&self.index.blocks[layer], self.config.attention_of(layer));
+        let h = self.norm(tape, &x, block.attention_norm);
+        let mut qkv = self.linear(tape, &h, block.qkv, None);
+        drop(h);
+        if let Some((w_q, w_k)) = block.head_norm {
+            qkv = ops::head_norm(tape, &qkv, &self.var(w_q), &self.var(w_k), self.config.norm_eps, spec);
+        }
+        if let Some(rope) = &self.rope {
+            qkv = ops::rope(tape, qkv, positions, rope, spec);
+        }
+        let o = attend(qkv, spec);
+        let x = self.onto(tape, x, o, block.out, block.post_attention_norm);
+        let h = self.norm(tape, &x, block.mlp_norm);
+        let up = self.linear(tape, &h, block.up, None);
+        drop(h);
+        let a = match self.config.gated {
+            true => ops::glu(tape, &up, self.config.activation),
+            false => ops::activate(tape, &up, self.config.activation),
+        };
+        drop(up);
+        self.onto(tape, x, a, block.down, block.post_mlp_norm)
+    }
+
+    /// `x` plus what a branch made of it: the last product of the branch, normalised where the model does so.
+    fn onto(&self, tape: &Tape<B>, x: Var<B>, branch: Var<B>, last: LinearIndex, norm: Option<NormIndex>) -> Var<B> {
+        match norm {
+            None => self.linear(tape, &branch, last, Some(&x)),
+            Some(norm) => {
+                let y = self.linear(tape, &branch, last, None);
+                drop(branch);
+                ops::add(tape, &x, &self.norm(tape, &y, norm))
+            }
+        }
+    }
+
     /// The residual stream after the last block → `(rows, hidden)`; `keep` sees every layer's rotated `qkv`.
     fn hidden(&self, tape: &Tape<B>, batch: &Batch<B>, mut keep: impl FnMut(usize, &Var<B>)) -> Var<B> {
-        let (eps, spec) = (self.config.rms_norm_eps, self.config.attention());
-        let mut x = ops::embed(tape, &self.var(self.index.embedding), &batch.ids, batch.rows);
-        for (layer, block) in self.index.blocks.iter().enumerate() {
-            let h = ops::rms_norm(tape, &x, &self.var(block.attention_norm), eps);
-            let qkv = ops::linear(tape, &h, &self.var(block.qkv), None);
-            drop(h);
-            let qkv = ops::rope(tape, qkv, &batch.positions, &self.rope, spec);
-            keep(layer, &qkv);
-            let o = ops::attention(tape, &qkv, &batch.segments, spec);
-            drop(qkv);
-            x = ops::linear(tape, &o, &self.var(block.out), Some(&x));
-            drop(o);
-            let h = ops::rms_norm(tape, &x, &self.var(block.mlp_norm), eps);
-            let gate_up = ops::linear(tape, &h, &self.var(block.gate_up), None);
-            drop(h);
-            let a = ops::glu(tape, &gate_up);
-            drop(gate_up);
-            x = ops::linear(tape, &a, &self.var(block.down), Some(&x));
+        let mut x = self.embed(tape, &batch.ids, &batch.positions, batch.rows);
+        for layer in 0..self.config.num_hidden_layers {
+            x = self.block(tape, x, layer, &batch.positions, |qkv, spec| {
+                keep(layer, &qkv);
+                ops::attention(tape, &qkv, &batch.segments, spec)
+            });
         }
         x
     }
 }
 
-/// `(max_position_embeddings, head_dim)`: cosines, then sines, of position·θ^(−2i/head_dim).
-fn rope_table(config: &ModelConfig) -> Vec<f32> {
+/// A text up to its last token that is no pad, which is the one that a sequence classifier's score is computed at
+/// (transformers decides so by ids, not by a mask); the first token of pads alone.
+pub fn without_pads(ids: &[u32], pad_id: Option<u32>) -> &[u32] {
+    let last = ids.iter().rposition(|&id| Some(id) != pad_id).unwrap_or(0);
+    &ids[..ids.len().min(last + 1)]
+}
+
+/// `(max_position_embeddings, head_dim)`: cosines, then sines, of the position times each pair's frequency.
+fn rope_table(config: &ModelConfig) -> Option<Vec<f64>> {
+    let Positions::Rotary { theta, scaling } = config.positions else { return None };
     let d = config.head_dim;
-    let frequency = |i: usize| config.rope_theta.powf(-2.0 * i as f64 / d as f64);
+    let frequencies: Vec<f64> = (0..d / 2).map(|i| scaling.apply(theta.powf(-2.0 * i as f64 / d as f64))).collect();
     let mut table = Vec::with_capacity(config.max_position_embeddings * d);
     for position in 0..config.max_position_embeddings {
-        let angle = |i: usize| position as f64 * frequency(i);
-        table.extend((0..d / 2).map(|i| angle(i).cos() as f32));
-        table.extend((0..d / 2).map(|i| angle(i).sin() as f32));
+        let angle = |f: &f64| position as f64 * f;
+        table.extend(frequencies.iter().map(|f| angle(f).cos()));
+        table.extend(frequencies.iter().map(|f| angle(f).sin()));
     }
-    table
+    Some(table)
+}
+
+/// Copies numbers to the device in its own precision: what single precision leaves of them is added.
+fn upload_f64<B: Backend>(backend: &B, x: &[f64]) -> B::Buffer {
+    let part = |of: fn(f64) -> f32| backend.upload(&x.iter().map(|&x| of(x)).collect::<Vec<_>>());
+    let mut y = part(|x| x as f32);
+    backend.copy(&part(|x| (x - f64::from(x as f32)) as f32), &mut y, Store::Add);
+    y
 }

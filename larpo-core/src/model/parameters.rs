@@ -1,6 +1,6 @@
 //! The parameter table: names, shapes, storage, and the tensors of a Hugging Face checkpoint that each one holds.
 
-use super::ModelConfig;
+use super::config::{Head, ModelConfig, Naming, Norm, Positions};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::rng::{CounterRng, Purpose};
@@ -8,18 +8,38 @@ use crate::tape::Var;
 use ndarray::Array2;
 use ndarray_rand::RandomExt;
 use ndarray_rand::rand_distr::Normal;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// A checkpoint tensor that lives in some rows of a parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckpointTensor {
-    /// Its name in a Hugging Face Llama checkpoint.
+    /// Its name in a Hugging Face checkpoint.
     pub name: String,
     /// Its shape there.
     pub shape: Vec<usize>,
     /// Its rows in the parameter.
     pub rows: Range<usize>,
+    /// Whether the checkpoint stores it as (inputs, outputs).
+    pub transposed: bool,
+}
+
+impl CheckpointTensor {
+    /// Its numbers as a checkpoint stores them, from those of its parameter, which has `cols` columns.
+    pub fn stored<'a, T: Copy>(&self, values: &'a [T], cols: usize) -> Cow<'a, [T]> {
+        let values = &values[self.rows.start * cols..self.rows.end * cols];
+        match self.transposed {
+            true => Cow::Owned(transposed(values, cols)),
+            false => Cow::Borrowed(values),
+        }
+    }
+}
+
+/// `(n, cols) -> (cols, n)`.
+fn transposed<T: Copy>(values: &[T], cols: usize) -> Vec<T> {
+    let n = values.len() / cols;
+    (0..values.len()).map(|i| values[i % n * cols + i / n]).collect()
 }
 
 /// One parameter: a matrix, or a vector as one row.
@@ -52,45 +72,93 @@ pub struct Parameters<B: Backend> {
     entries: Vec<Parameter<B>>,
 }
 
+/// A norm's weight and, where it has one, its bias.
+#[derive(Clone, Copy, Debug)]
+pub struct NormIndex {
+    pub weight: usize,
+    pub bias: Option<usize>,
+}
+
+/// A product's matrix and, where it has one, its bias.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearIndex {
+    pub weight: usize,
+    pub bias: Option<usize>,
+}
+
 /// Where the parameters of one block stand in the table.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockIndex {
-    pub attention_norm: usize,
-    pub qkv: usize,
-    pub out: usize,
-    pub mlp_norm: usize,
-    pub gate_up: usize,
-    pub down: usize,
+    pub attention_norm: NormIndex,
+    pub qkv: LinearIndex,
+    /// Weights of the query and of the key heads' norms.
+    pub head_norm: Option<(usize, usize)>,
+    pub out: LinearIndex,
+    pub post_attention_norm: Option<NormIndex>,
+    pub mlp_norm: NormIndex,
+    /// Gate and up, or up alone.
+    pub up: LinearIndex,
+    pub down: LinearIndex,
+    pub post_mlp_norm: Option<NormIndex>,
 }
 
 /// Where each parameter stands in the table.
 #[derive(Clone, Debug)]
 pub struct ParameterIndex {
     pub embedding: usize,
+    pub positions: Option<usize>,
     pub blocks: Vec<BlockIndex>,
-    pub norm: usize,
+    pub norm: NormIndex,
     pub head: usize,
 }
+
+/// Parts of a joint matrix: the name of each in the checkpoint, and its rows.
+type Parts<'a> = &'a [(&'a str, usize)];
 
 struct Builder<B: Backend> {
     backend: B,
     entries: Vec<Parameter<B>>,
+    norm: Norm,
+    /// Products' matrices are stored as (inputs, outputs).
+    transposed: bool,
 }
 
 impl<B: Backend> Builder<B> {
-    fn matrix(&mut self, name: String, cols: usize, parts: &[(String, usize)]) -> usize {
-        let mut tensors = Vec::new();
-        let mut rows = 0;
-        for (name, part) in parts {
-            tensors.push(CheckpointTensor { name: name.clone(), shape: vec![*part, cols], rows: rows..rows + part });
-            rows += part;
-        }
-        self.push(name, (rows, cols), true, tensors)
+    /// A table that checkpoints name `name`.
+    fn table(&mut self, short: &str, name: String, rows: usize, cols: usize) -> usize {
+        let tensor = CheckpointTensor { name, shape: vec![rows, cols], rows: 0..rows, transposed: false };
+        self.push(short.into(), (rows, cols), true, vec![tensor])
     }
 
-    fn norm(&mut self, name: String, checkpoint: String, cols: usize) -> usize {
-        let tensor = CheckpointTensor { name: checkpoint, shape: vec![cols], rows: 0..1 };
-        self.push(name, (1, cols), false, vec![tensor])
+    fn vector(&mut self, short: String, name: String, cols: usize) -> usize {
+        let tensor = CheckpointTensor { name, shape: vec![cols], rows: 0..1, transposed: false };
+        self.push(short, (1, cols), false, vec![tensor])
+    }
+
+    /// A norm; `short` and `full` give the names in the table and in checkpoints.
+    fn norm(&mut self, short: &str, full: &str, cols: usize) -> NormIndex {
+        let weight = self.vector(short.into(), format!("{full}.weight"), cols);
+        let bias =
+            (self.norm == Norm::Layer).then(|| self.vector(format!("{short}.bias"), format!("{full}.bias"), cols));
+        NormIndex { weight, bias }
+    }
+
+    /// A product whose matrix has the rows of all `parts`, one below the other.
+    fn linear(&mut self, short: &str, cols: usize, parts: Parts, bias: bool) -> LinearIndex {
+        let (mut tensors, mut biases, mut rows) = (Vec::new(), Vec::new(), 0);
+        let transposed = self.transposed;
+        for &(name, part) in parts {
+            let shape = if transposed { vec![cols, part] } else { vec![part, cols] };
+            let rows_of = rows..rows + part;
+            tensors.push(CheckpointTensor { name: format!("{name}.weight"), shape, rows: rows_of.clone(), transposed });
+            // A bias is one row; its parts lie side by side.
+            let name = format!("{name}.bias");
+            biases.push(CheckpointTensor { name, shape: vec![part], rows: rows_of, transposed: false });
+            rows += part;
+        }
+        let weight = self.push(short.into(), (rows, cols), true, tensors);
+        let bias = bias.then(|| self.push(format!("{short}.bias"), (rows, 1), false, biases));
+        LinearIndex { weight, bias }
     }
 
     fn push(
@@ -110,37 +178,28 @@ impl<B: Backend> Builder<B> {
 impl<B: Backend> Parameters<B> {
     /// The table for `config`, without numbers.
     pub(super) fn build(backend: &B, config: &ModelConfig) -> (Self, ParameterIndex) {
-        let mut table = Builder { backend: backend.clone(), entries: Vec::new() };
-        let (c, spec) = (config.hidden_size, config.attention());
-        let kv = spec.kv_heads * spec.head_dim;
-        let embedding = table.matrix("embedding".into(), c, &[("model.embed_tokens.weight".into(), config.vocab_size)]);
-        let mut blocks = Vec::new();
-        for layer in 0..config.num_hidden_layers {
-            let short = |name: &str| format!("layers.{layer}.{name}");
-            let full = |name: &str| format!("model.layers.{layer}.{name}.weight");
-            let attention_norm = table.norm(short("attention_norm"), full("input_layernorm"), c);
-            let qkv = table.matrix(
-                short("qkv"),
-                c,
-                &[
-                    (full("self_attn.q_proj"), spec.out_width()),
-                    (full("self_attn.k_proj"), kv),
-                    (full("self_attn.v_proj"), kv),
-                ],
-            );
-            let out = table.matrix(short("out"), spec.out_width(), &[(full("self_attn.o_proj"), c)]);
-            let mlp_norm = table.norm(short("mlp_norm"), full("post_attention_layernorm"), c);
-            let f = config.intermediate_size;
-            let gate_up = table.matrix(short("gate_up"), c, &[(full("mlp.gate_proj"), f), (full("mlp.up_proj"), f)]);
-            let down = table.matrix(short("down"), f, &[(full("mlp.down_proj"), c)]);
-            blocks.push(BlockIndex { attention_norm, qkv, out, mlp_norm, gate_up, down });
-        }
-        let norm = table.norm("norm".into(), "model.norm.weight".into(), c);
-        let head = match config.tie_word_embeddings {
-            true => embedding,
-            false => table.matrix("head".into(), c, &[("lm_head.weight".into(), config.vocab_size)]),
+        let transposed = matches!(config.naming, Naming::Gpt2 { .. });
+        let mut table = Builder { backend: backend.clone(), entries: Vec::new(), norm: config.norm, transposed };
+        let (c, vocab) = (config.hidden_size, config.vocab_size);
+        let root = match &config.naming {
+            Naming::Llama => "model.".to_string(),
+            Naming::Gpt2 { prefix } => prefix.clone(),
         };
-        (Self { entries: table.entries }, ParameterIndex { embedding, blocks, norm, head })
+        let (embedding, learned, norm) = match transposed {
+            true => ("wte", "wpe", "ln_f"),
+            false => ("embed_tokens", "embed_positions", "norm"),
+        };
+        let embedding = table.table("embedding", format!("{root}{embedding}.weight"), vocab, c);
+        let positions = (config.positions == Positions::Learned)
+            .then(|| table.table("positions", format!("{root}{learned}.weight"), config.max_position_embeddings, c));
+        let blocks = (0..config.num_hidden_layers).map(|layer| block(&mut table, config, &root, layer)).collect();
+        let norm = table.norm("norm", &format!("{root}{norm}"), c);
+        let head = match config.head {
+            Head::Tied => embedding,
+            Head::Untied => table.table("head", "lm_head.weight".into(), vocab, c),
+            Head::Score => table.table("score", "score.weight".into(), 1, c),
+        };
+        (Self { entries: table.entries }, ParameterIndex { embedding, positions, blocks, norm, head })
     }
 
     /// Number of parameters (matrices and vectors).
@@ -183,8 +242,8 @@ impl<B: Backend> Parameters<B> {
         }
     }
 
-    /// Draws initial weights: matrices from N(0, `std`²), norms one.
-    pub(super) fn randomise(&mut self, backend: &B, std: f64, seed: u64) -> Result<(), Error> {
+    /// Draws initial weights: matrices from N(0, `std`²), norms one (stored as zero where one is added), biases zero.
+    pub(super) fn randomise(&mut self, backend: &B, std: f64, unit: f32, seed: u64) -> Result<(), Error> {
         let normal = Normal::new(0.0, std as f32)
             .map_err(|_| Error::setting("initializer_range", std, "a finite number that is not negative"))?;
         let random = CounterRng::new(seed, Purpose::Weights);
@@ -192,7 +251,8 @@ impl<B: Backend> Parameters<B> {
             let shape = (entry.rows, entry.cols);
             let values = match entry.decay {
                 true => Array2::random_using(shape, normal, &mut random.sequence(index as u64)),
-                false => Array2::ones(shape),
+                false if entry.tensors.iter().any(|t| t.name.ends_with(".bias")) => Array2::zeros(shape),
+                false => Array2::from_elem(shape, unit),
             };
             entry.value = Arc::new(backend.upload(values.as_slice().expect("a fresh array is contiguous")));
         }
@@ -239,14 +299,60 @@ impl<B: Backend> Parameters<B> {
             let mut values = Vec::with_capacity(entry.rows * entry.cols);
             for tensor in &entry.tensors {
                 let part = read(tensor)?;
-                if part.len() != tensor.rows.len() * entry.cols {
+                let rows = tensor.rows.len();
+                if part.len() != rows * entry.cols {
                     let problem = format!("{} numbers instead of shape {:?}", part.len(), tensor.shape);
                     return Err(Error::Tensor { name: tensor.name.clone(), problem }.into());
                 }
-                values.extend(part);
+                match tensor.transposed {
+                    true => values.extend(transposed(&part, rows)),
+                    false => values.extend(part),
+                }
             }
             entry.value = Arc::new(backend.upload(&values));
         }
         Ok(())
     }
+}
+
+/// The parameters of one block.
+fn block<B: Backend>(table: &mut Builder<B>, config: &ModelConfig, root: &str, layer: usize) -> BlockIndex {
+    let (c, f, spec) = (config.hidden_size, config.intermediate_size, config.attention());
+    let (q, kv) = (spec.out_width(), spec.kv_heads * spec.head_dim);
+    let short = |name: &str| format!("layers.{layer}.{name}");
+    let gpt2 = matches!(config.naming, Naming::Gpt2 { .. });
+    let full = |llama: &str, in_gpt2: &str| match gpt2 {
+        true => format!("{root}h.{layer}.{in_gpt2}"),
+        false => format!("{root}layers.{layer}.{llama}"),
+    };
+    let attention_norm = table.norm(&short("attention_norm"), &full("input_layernorm", "ln_1"), c);
+    let of_qkv = match gpt2 {
+        true => vec![(full("", "attn.c_attn"), q + 2 * kv)],
+        false => vec![
+            (full("self_attn.q_proj", ""), q),
+            (full("self_attn.k_proj", ""), kv),
+            (full("self_attn.v_proj", ""), kv),
+        ],
+    };
+    let of_qkv: Vec<(&str, usize)> = of_qkv.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
+    let qkv = table.linear(&short("qkv"), c, &of_qkv, config.qkv_bias);
+    let head_norm = config.head_norm.then(|| {
+        let mut of = |name: &str, full: String| table.vector(short(name), format!("{full}.weight"), spec.head_dim);
+        (of("q_norm", full("self_attn.q_norm", "")), of("k_norm", full("self_attn.k_norm", "")))
+    });
+    let out = table.linear(&short("out"), q, &[(&full("self_attn.o_proj", "attn.c_proj"), c)], config.out_bias);
+    // What Llama calls the norm after attention is the one before the feed-forward block; Gemma 2 has both.
+    let post_attention_norm =
+        config.post_norms.then(|| table.norm(&short("post_attention_norm"), &full("post_attention_layernorm", ""), c));
+    let before = if config.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+    let mlp_norm = table.norm(&short("mlp_norm"), &full(before, "ln_2"), c);
+    let (gate, only) = (full("mlp.gate_proj", ""), full("mlp.up_proj", "mlp.c_fc"));
+    let up = match config.gated {
+        true => table.linear(&short("gate_up"), c, &[(&gate, f), (&only, f)], config.mlp_bias),
+        false => table.linear(&short("up"), c, &[(&only, f)], config.mlp_bias),
+    };
+    let down = table.linear(&short("down"), f, &[(&full("mlp.down_proj", "mlp.c_proj"), c)], config.mlp_bias);
+    let post_mlp_norm =
+        config.post_norms.then(|| table.norm(&short("post_mlp_norm"), &full("post_feedforward_layernorm", ""), c));
+    BlockIndex { attention_norm, qkv, head_norm, out, post_attention_norm, mlp_norm, up, down, post_mlp_norm }
 }

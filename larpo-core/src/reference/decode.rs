@@ -1,6 +1,6 @@
 //! Decoding in plain `f64` loops.
 
-use super::rows::log_sum_exp;
+use super::rows::{log_sum_exp, softcap};
 use crate::backend::{AttentionSpec, Draw, SamplingSpec};
 
 pub fn kv_append(qkv: &[f64], slots: &[u32], spec: &AttentionSpec, cache: &mut [f64]) {
@@ -22,7 +22,7 @@ pub fn decode_attention(qkv: &[f64], cache: &[f64], spans: &[u32], spec: &Attent
             let score = |j: usize| -> f64 {
                 (0..d).map(|c| qkv[n * width + h * d + c] * cache[j * kv + head * d + c]).sum::<f64>() * spec.scale
             };
-            let scores: Vec<f64> = seen.iter().map(|&j| score(j)).collect();
+            let scores: Vec<f64> = seen.iter().map(|&j| softcap(spec.softcap, score(j)).0).collect();
             let lse = log_sum_exp(&scores);
             for c in 0..d {
                 let value = |j: usize| cache[j * kv + (spec.kv_heads + head) * d + c];

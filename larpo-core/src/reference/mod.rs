@@ -7,7 +7,9 @@
 mod decode;
 mod rows;
 
-use crate::backend::{AdamWSpec, AttentionSpec, Backend, Draw, SamplingSpec, Segment, Store, Weight};
+use crate::backend::{
+    Activation, AdamWSpec, AttentionSpec, Backend, Draw, NormSpec, SamplingSpec, Segment, Store, Weight,
+};
 use crate::lists::{PreparedLists, RankedLists};
 
 /// The naive double-precision backend.
@@ -24,13 +26,15 @@ fn put(store: Store, y: &mut f64, value: f64) {
     }
 }
 
-/// Rows that row `i` sees, by the rule of a packed list.
-fn visible(segments: &Index, i: usize) -> Vec<usize> {
+/// Rows that row `i` sees, by the rule of a packed list: the last `window` of the prefix and its own segment up to it.
+fn visible(segments: &Index, i: usize, window: Option<usize>) -> Vec<usize> {
     for s in Segment::parse(segments) {
         let (start, len) = (s.start as usize, s.len as usize);
         if (start..start + len).contains(&i) {
             let prefix = s.prefix_start as usize..(s.prefix_start + s.prefix_len) as usize;
-            return prefix.chain(start..=i).collect();
+            let all: Vec<usize> = prefix.chain(start..=i).collect();
+            let hidden = window.map_or(0, |window| all.len().saturating_sub(window));
+            return all[hidden..].to_vec();
         }
     }
     Vec::new()
@@ -127,8 +131,8 @@ impl Backend for Reference {
         }
     }
 
-    fn rms_norm(&self, x: &Buffer, w: &Buffer, eps: f64, y: &mut Buffer, rstd: &mut Buffer) {
-        rows::rms_norm(x, w, eps, y, rstd);
+    fn rms_norm(&self, x: &Buffer, w: &Buffer, spec: NormSpec, y: &mut Buffer, rstd: &mut Buffer) {
+        rows::rms_norm(x, w, spec, y, rstd);
     }
 
     fn rms_norm_grad(
@@ -136,11 +140,69 @@ impl Backend for Reference {
         d_y: &Buffer,
         x: &Buffer,
         w: &Buffer,
+        spec: NormSpec,
         rstd: &Buffer,
         d_x: (&mut Buffer, Store),
         d_w: Option<(&mut Buffer, Store)>,
     ) {
-        rows::rms_norm_grad(d_y, x, w, rstd, d_x, d_w);
+        rows::rms_norm_grad(d_y, x, w, spec, rstd, d_x, d_w);
+    }
+
+    fn layer_norm(&self, x: &Buffer, w: &Buffer, eps: f64, y: &mut Buffer, stats: &mut Buffer) {
+        rows::layer_norm(x, w, eps, y, stats);
+    }
+
+    fn layer_norm_grad(
+        &self,
+        d_y: &Buffer,
+        x: &Buffer,
+        w: &Buffer,
+        stats: &Buffer,
+        d_x: (&mut Buffer, Store),
+        d_w: Option<(&mut Buffer, Store)>,
+    ) {
+        rows::layer_norm_grad(d_y, x, w, stats, d_x, d_w);
+    }
+
+    fn head_norm(
+        &self,
+        x: &Buffer,
+        w_q: &Buffer,
+        w_k: &Buffer,
+        eps: f64,
+        spec: &AttentionSpec,
+        y: &mut Buffer,
+        rstd: &mut Buffer,
+    ) {
+        rows::head_norm(x, [w_q, w_k], eps, spec, y, rstd);
+    }
+
+    fn head_norm_grad(
+        &self,
+        d_y: &Buffer,
+        x: &Buffer,
+        w_q: &Buffer,
+        w_k: &Buffer,
+        rstd: &Buffer,
+        spec: &AttentionSpec,
+        d_x: &mut Buffer,
+        d_w_q: Option<(&mut Buffer, Store)>,
+        d_w_k: Option<(&mut Buffer, Store)>,
+    ) {
+        rows::head_norm_grad(d_y, x, [w_q, w_k], rstd, spec, d_x, [d_w_q, d_w_k]);
+    }
+
+    fn broadcast_rows(&self, x: &Buffer, y: &mut Buffer, store: Store) {
+        for (i, y) in y.iter_mut().enumerate() {
+            put(store, y, x[i % x.len()]);
+        }
+    }
+
+    fn sum_rows(&self, x: &Buffer, y: &mut Buffer, store: Store) {
+        let c = y.len();
+        for (i, y) in y.iter_mut().enumerate() {
+            put(store, y, (0..x.len() / c).map(|n| x[n * c + i]).sum());
+        }
     }
 
     fn rope(&self, qkv: &mut Buffer, positions: &Index, table: &Buffer, spec: &AttentionSpec, inverse: bool) {
@@ -162,14 +224,14 @@ impl Backend for Reference {
     fn attention(&self, qkv: &Buffer, segments: &Index, spec: &AttentionSpec, o: &mut Buffer, lse: &mut Buffer) {
         let (d, width) = (spec.head_dim, spec.qkv_width());
         for n in 0..qkv.len() / width {
-            let seen = visible(segments, n);
+            let seen = visible(segments, n, spec.window);
             for h in 0..spec.heads {
                 let kv = h / spec.group();
                 let (k_at, v_at) = ((spec.heads + kv) * d, (spec.heads + spec.kv_heads + kv) * d);
                 let score = |j: usize| -> f64 {
                     (0..d).map(|c| qkv[n * width + h * d + c] * qkv[j * width + k_at + c]).sum::<f64>() * spec.scale
                 };
-                let scores: Vec<f64> = seen.iter().map(|&j| score(j)).collect();
+                let scores: Vec<f64> = seen.iter().map(|&j| rows::softcap(spec.softcap, score(j)).0).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
                 lse[n * spec.heads + h] = max + sum.ln();
@@ -194,15 +256,16 @@ impl Backend for Reference {
         let (d, width) = (spec.head_dim, spec.qkv_width());
         d_qkv.fill(0.0);
         for n in 0..qkv.len() / width {
-            let seen = visible(segments, n);
+            let seen = visible(segments, n, spec.window);
             for h in 0..spec.heads {
                 let kv = h / spec.group();
                 let (k_at, v_at) = ((spec.heads + kv) * d, (spec.heads + spec.kv_heads + kv) * d);
                 let q_at = n * width + h * d;
-                let scores: Vec<f64> = seen
+                let (scores, slopes): (Vec<f64>, Vec<f64>) = seen
                     .iter()
                     .map(|&j| (0..d).map(|c| qkv[q_at + c] * qkv[j * width + k_at + c]).sum::<f64>() * spec.scale)
-                    .collect();
+                    .map(|score| rows::softcap(spec.softcap, score))
+                    .unzip();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
                 let p: Vec<f64> = scores.iter().map(|s| (s - max).exp() / sum).collect();
@@ -211,7 +274,7 @@ impl Backend for Reference {
                     seen.iter().map(|&j| (0..d).map(|c| d_out(c) * qkv[j * width + v_at + c]).sum()).collect();
                 let mean: f64 = p.iter().zip(&d_p).map(|(p, d)| p * d).sum();
                 for (i, &j) in seen.iter().enumerate() {
-                    let d_s = p[i] * (d_p[i] - mean) * spec.scale;
+                    let d_s = p[i] * (d_p[i] - mean) * slopes[i] * spec.scale;
                     for c in 0..d {
                         d_qkv[q_at + c] += d_s * qkv[j * width + k_at + c];
                         d_qkv[j * width + k_at + c] += d_s * qkv[q_at + c];
@@ -222,12 +285,24 @@ impl Backend for Reference {
         }
     }
 
-    fn glu(&self, gate_up: &Buffer, width: usize, y: &mut Buffer) {
-        rows::glu(gate_up, width, y);
+    fn glu(&self, gate_up: &Buffer, width: usize, activation: Activation, y: &mut Buffer) {
+        rows::glu(gate_up, width, activation, y);
     }
 
-    fn glu_grad(&self, d_y: &Buffer, gate_up: &Buffer, width: usize, d_gate_up: &mut Buffer) {
-        rows::glu_grad(d_y, gate_up, width, d_gate_up);
+    fn glu_grad(&self, d_y: &Buffer, gate_up: &Buffer, width: usize, activation: Activation, d_gate_up: &mut Buffer) {
+        rows::glu_grad(d_y, gate_up, width, activation, d_gate_up);
+    }
+
+    fn activate(&self, x: &Buffer, activation: Activation, y: &mut Buffer) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = rows::activation(activation, x).0;
+        }
+    }
+
+    fn activate_grad(&self, d_y: &Buffer, x: &Buffer, activation: Activation, d_x: &mut Buffer) {
+        for ((d_x, d_y), &x) in d_x.iter_mut().zip(d_y).zip(x) {
+            *d_x = d_y * rows::activation(activation, x).1;
+        }
     }
 
     fn gather_rows(&self, x: &Buffer, rows: &Index, channels: usize, y: &mut Buffer) {
@@ -253,17 +328,21 @@ impl Backend for Reference {
         &self,
         h: &Buffer,
         w: Weight<Buffer>,
+        softcap: Option<f64>,
         target_rows: &Index,
         target_ids: &Index,
         logp: &mut Buffer,
         lse: &mut Buffer,
     ) {
+        let capped = |row: usize| -> Vec<f64> {
+            rows::logits(h, w, row).into_iter().map(|z| rows::softcap(softcap, z).0).collect()
+        };
         for (row, lse) in lse.iter_mut().enumerate() {
-            *lse = rows::log_sum_exp(&rows::logits(h, w, row));
+            *lse = rows::log_sum_exp(&capped(row));
         }
         for (t, logp) in logp.iter_mut().enumerate() {
             let row = target_rows[t] as usize;
-            *logp = rows::logits(h, w, row)[target_ids[t] as usize] - lse[row];
+            *logp = capped(row)[target_ids[t] as usize] - lse[row];
         }
     }
 
@@ -272,6 +351,7 @@ impl Backend for Reference {
         d_logp: &Buffer,
         h: &Buffer,
         w: Weight<Buffer>,
+        softcap: Option<f64>,
         target_rows: &Index,
         target_ids: &Index,
         _lse: &Buffer,
@@ -286,11 +366,12 @@ impl Backend for Reference {
         let mut d_weight = vec![0.0; c * vocab];
         for (t, &d) in d_logp.iter().enumerate() {
             let row = target_rows[t] as usize;
-            let logits = rows::logits(h, w, row);
+            let (logits, slopes): (Vec<f64>, Vec<f64>) =
+                rows::logits(h, w, row).into_iter().map(|z| rows::softcap(softcap, z)).unzip();
             let lse = rows::log_sum_exp(&logits);
             for v in 0..vocab {
                 let hit = if v == target_ids[t] as usize { 1.0 } else { 0.0 };
-                let d_logit = d * (hit - (logits[v] - lse).exp());
+                let d_logit = d * (hit - (logits[v] - lse).exp()) * slopes[v];
                 for i in 0..c {
                     d_h[row * c + i] += d_logit * w.data[v * c + i];
                     d_weight[v * c + i] += d_logit * h[row * c + i];
@@ -363,6 +444,10 @@ impl Backend for Reference {
 
     fn decode_attention(&self, qkv: &Buffer, cache: &Buffer, spans: &Index, spec: &AttentionSpec, o: &mut Buffer) {
         decode::decode_attention(qkv, cache, spans, spec, o);
+    }
+
+    fn softcap(&self, x: &mut Buffer, c: f64) {
+        x.iter_mut().for_each(|x| *x = rows::softcap(Some(c), *x).0);
     }
 
     fn sample(&self, logits: &Buffer, vocab: usize, spec: &SamplingSpec, uniform: &[f64]) -> Vec<Draw> {

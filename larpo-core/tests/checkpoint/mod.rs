@@ -1,8 +1,8 @@
-//! Reading of small Hugging Face Llama checkpoints with their goldens.
+//! Reading of small Hugging Face checkpoints of all families with their goldens.
 
 use larpo_core::Error;
-use larpo_core::backend::Backend;
-use larpo_core::model::{ModelConfig, Transformer};
+use larpo_core::backend::{Activation, Backend};
+use larpo_core::model::{Head, ModelConfig, Naming, Norm, Positions, RopeScaling, Transformer};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,17 @@ pub struct Checkpoint {
     golden: Value,
 }
 
-/// All plain Llama language models of the folder, of which there must be one at least.
-pub fn llamas() -> Vec<Checkpoint> {
+/// All language models of the folder, of which there must be one at least.
+pub fn language_models() -> Vec<Checkpoint> {
+    all("language model", |config| config.head != Head::Score)
+}
+
+/// All reward models of the folder, of which there must be one at least.
+pub fn reward_models() -> Vec<Checkpoint> {
+    all("reward model", |config| config.head == Head::Score)
+}
+
+fn all(kind: &str, of_kind: impl Fn(&ModelConfig) -> bool) -> Vec<Checkpoint> {
     let folder = match std::env::var_os("LARPO_GOLDEN_DIR") {
         Some(folder) => PathBuf::from(folder).join("models"),
         None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models"),
@@ -24,18 +33,13 @@ pub fn llamas() -> Vec<Checkpoint> {
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("cannot read {}: {e}", folder.display()));
     let mut folders: Vec<PathBuf> = entries.map(|entry| entry.expect("a readable folder").path()).collect();
     folders.sort();
-    let found: Vec<Checkpoint> = folders.iter().filter_map(|folder| open(folder)).collect();
-    assert!(!found.is_empty(), "no plain Llama checkpoint in {}", folder.display());
+    let found: Vec<Checkpoint> = folders.iter().map(|folder| open(folder)).filter(|c| of_kind(&c.config)).collect();
+    assert!(!found.is_empty(), "no {kind} in {}", folder.display());
     found
 }
 
-fn open(folder: &Path) -> Option<Checkpoint> {
+fn open(folder: &Path) -> Checkpoint {
     let config = json(&folder.join("config.json"));
-    // Other families and scaled rotary frequencies are other models.
-    let scaling = config.pointer("/rope_parameters/rope_type").or(config.pointer("/rope_scaling/rope_type"));
-    if config["architectures"][0] != "LlamaForCausalLM" || scaling.is_some_and(|kind| kind != "default") {
-        return None;
-    }
     let mut tensors = HashMap::new();
     for entry in std::fs::read_dir(folder).expect("a readable folder") {
         let path = entry.expect("a readable folder").path();
@@ -43,29 +47,94 @@ fn open(folder: &Path) -> Option<Checkpoint> {
             read_safetensors(&path, &mut tensors);
         }
     }
-    Some(Checkpoint {
+    // Masks, which original GPT-2 files carry, are no parameters.
+    tensors.retain(|name, _| !name.ends_with(".attn.bias"));
+    let mut config = model_config(&config);
+    if let Naming::Gpt2 { prefix } = &mut config.naming
+        && tensors.contains_key("wte.weight")
+    {
+        prefix.clear();
+    }
+    Checkpoint {
         name: folder.file_name().expect("a folder's name").to_string_lossy().into_owned(),
-        config: model_config(&config),
+        config,
         tensors,
         golden: json(&folder.join("golden.json")),
-    })
+    }
 }
 
-/// The shape, from either form of `config.json`: with `rope_parameters`, or with `rope_theta` beside the rest.
+/// The shape, from either dialect of `config.json`.
 fn model_config(config: &Value) -> ModelConfig {
+    let family = config["model_type"].as_str().expect("a family");
     let count = |name: &str| id(&config[name]);
-    let (hidden, heads) = (count("hidden_size"), count("num_attention_heads"));
+    if family == "gpt2" {
+        let (hidden, heads) = (count("n_embd"), count("n_head"));
+        let inner = config["n_inner"].as_u64().map_or(4 * hidden, |n| n as usize);
+        return ModelConfig {
+            max_position_embeddings: count("n_positions"),
+            norm: Norm::Layer,
+            norm_eps: number(&config["layer_norm_epsilon"]),
+            positions: Positions::Learned,
+            qkv_bias: true,
+            out_bias: true,
+            mlp_bias: true,
+            activation: Activation::GeluTanh,
+            gated: false,
+            naming: Naming::Gpt2 { prefix: "transformer.".into() },
+            ..ModelConfig::new(hidden, inner, count("n_layer"), heads, heads, count("vocab_size"))
+        };
+    }
+    let (hidden, heads, layers) = (count("hidden_size"), count("num_attention_heads"), count("num_hidden_layers"));
+    let rope = [&config["rope_parameters"], &config["rope_scaling"]].into_iter().find(|rope| rope.is_object());
+    let of_rope = |name: &str| number(&rope.expect("scaled frequencies")[name]);
+    let kind = rope.and_then(|rope| rope["rope_type"].as_str().or(rope["type"].as_str()));
+    let scaling = match kind {
+        None | Some("default") => RopeScaling::None,
+        Some("linear") => RopeScaling::Linear(of_rope("factor")),
+        Some("llama3") => RopeScaling::Llama3 {
+            factor: of_rope("factor"),
+            low_freq_factor: of_rope("low_freq_factor"),
+            high_freq_factor: of_rope("high_freq_factor"),
+            original_max_position_embeddings: of_rope("original_max_position_embeddings"),
+        },
+        Some(other) => panic!("rotary frequencies of the kind {other}"),
+    };
     let theta = config.pointer("/rope_parameters/rope_theta").unwrap_or(&config["rope_theta"]);
+    let gemma = family == "gemma2";
+    let window = config["sliding_window"].as_u64().map(|w| w as usize);
+    let windowed = |layer: usize| match (config["layer_types"][layer].as_str(), family) {
+        (Some(kind), _) => kind == "sliding_attention",
+        (None, "mistral") => true,
+        (None, "gemma2") => layer.is_multiple_of(2),
+        (None, _) => config["use_sliding_window"] == true && layer >= count("max_window_layers"),
+    };
+    let classifier = config["architectures"][0].as_str().expect("a name").ends_with("ForSequenceClassification");
+    let head_dim = config["head_dim"].as_u64().map_or(hidden / heads, |d| d as usize);
     ModelConfig {
-        head_dim: config["head_dim"].as_u64().map_or(hidden / heads, |d| d as usize),
+        head_dim,
         max_position_embeddings: count("max_position_embeddings"),
-        rms_norm_eps: number(&config["rms_norm_eps"]),
-        rope_theta: number(theta),
-        tie_word_embeddings: config["tie_word_embeddings"].as_bool().expect("a flag"),
+        norm: if gemma { Norm::RmsUnitOffset } else { Norm::Rms },
+        norm_eps: number(&config["rms_norm_eps"]),
+        post_norms: gemma,
+        positions: Positions::Rotary { theta: number(theta), scaling },
+        qkv_bias: family == "qwen2",
+        head_norm: family == "qwen3",
+        query_pre_attn_scalar: config["query_pre_attn_scalar"].as_f64().unwrap_or(head_dim as f64),
+        attn_logit_softcapping: config["attn_logit_softcapping"].as_f64(),
+        final_logit_softcapping: config["final_logit_softcapping"].as_f64(),
+        sliding_window: window,
+        windowed_layers: (0..layers).map(windowed).collect(),
+        activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
+        scale_embeddings: gemma,
+        head: match &config["tie_word_embeddings"] {
+            _ if classifier => Head::Score,
+            Value::Bool(true) => Head::Tied,
+            _ => Head::Untied,
+        },
         ..ModelConfig::new(
             hidden,
             count("intermediate_size"),
-            count("num_hidden_layers"),
+            layers,
             heads,
             count("num_key_value_heads"),
             count("vocab_size"),

@@ -1,9 +1,9 @@
 //! Tiny models, packed lists and comparisons shared by the tests.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use larpo_core::backend::Backend;
+use larpo_core::backend::{Activation, Backend};
 use larpo_core::lists::{PackedLists, RankedLists};
-use larpo_core::model::{ModelConfig, Transformer};
+use larpo_core::model::{Head, ModelConfig, Naming, Norm, Positions, RopeScaling, Transformer};
 use larpo_core::objective::Objective;
 use larpo_core::ops;
 use larpo_core::rng::{CounterRng, Purpose};
@@ -38,13 +38,59 @@ pub fn difference(step: f64, mut f: impl FnMut(f64) -> f64) -> f64 {
 /// Two layers with grouped heads; the head tied, or not tied and heads wider than the residual stream.
 pub fn tiny(tied: bool) -> ModelConfig {
     let mut config = if tied { ModelConfig::new(12, 20, 2, 2, 1, 19) } else { ModelConfig::new(12, 18, 2, 4, 2, 23) };
-    config.tie_word_embeddings = tied;
+    config.head = if tied { Head::Tied } else { Head::Untied };
     if !tied {
         config.head_dim = 4;
     }
     config.max_position_embeddings = 64;
     config.initializer_range = 0.35;
     config
+}
+
+/// Shapes of the families that differ most from a Llama's, with the sizes of `base`: what Gemma 2, Qwen and GPT-2 have.
+pub fn families(base: &ModelConfig) -> [ModelConfig; 3] {
+    let layers = base.num_hidden_layers;
+    let gemma = ModelConfig {
+        norm: Norm::RmsUnitOffset,
+        post_norms: true,
+        query_pre_attn_scalar: base.head_dim as f64 + 3.0,
+        attn_logit_softcapping: Some(2.0),
+        final_logit_softcapping: Some(1.5),
+        sliding_window: Some(3),
+        windowed_layers: (0..layers).map(|layer| layer.is_multiple_of(2)).collect(),
+        activation: Activation::GeluTanh,
+        scale_embeddings: true,
+        ..base.clone()
+    };
+    let scaling = RopeScaling::Llama3 {
+        factor: 4.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 16.0,
+    };
+    let qwen = ModelConfig {
+        qkv_bias: true,
+        head_norm: true,
+        positions: Positions::Rotary { theta: 10_000.0, scaling },
+        ..base.clone()
+    };
+    let gpt2 = ModelConfig {
+        norm: Norm::Layer,
+        positions: Positions::Learned,
+        qkv_bias: true,
+        out_bias: true,
+        mlp_bias: true,
+        activation: Activation::GeluTanh,
+        gated: false,
+        naming: Naming::Gpt2 { prefix: String::new() },
+        ..base.clone()
+    };
+    [gemma, qwen, gpt2]
+}
+
+/// Tiny shapes of all kinds.
+pub fn shapes() -> Vec<ModelConfig> {
+    [tiny(true), tiny(false)].into_iter().chain(families(&tiny(false))).collect()
 }
 
 /// A model with random norms too, with the same numbers on every backend.

@@ -1,5 +1,7 @@
 //! Reading the fields of a `config.json`, and refusing those that ask for another arithmetic.
 
+use super::family::Family;
+use super::shape::RopeScaling;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -68,23 +70,6 @@ const INERT: &[&str] = &[
     "max_window_layers",
 ];
 
-/// Sizes and constants that [`ModelConfig::from_json`] reads.
-const READ: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_parameters",
-    "rope_scaling",
-    "tie_word_embeddings",
-];
-
 /// Fields that change the arithmetic, with the only value under which they change nothing (besides null).
 fn neutral(key: &str) -> Option<Value> {
     Some(match key {
@@ -92,10 +77,13 @@ fn neutral(key: &str) -> Option<Value> {
         "attention_bias"
         | "mlp_bias"
         | "use_sliding_window"
+        | "use_bidirectional_attention"
         | "rope_interleaved"
+        | "scale_attn_by_inverse_layer_idx"
         | "is_encoder_decoder"
         | "add_cross_attention"
         | "tie_encoder_decoder" => json!(false),
+        "scale_attn_weights" => json!(true),
         "attention_dropout" => json!(0.0),
         "partial_rotary_factor" => json!(1.0),
         "pruned_heads" => json!({}),
@@ -173,26 +161,10 @@ impl Reader<'_> {
         Ok(ids.first().copied())
     }
 
-    pub(super) fn check_architecture(&self) -> Result<()> {
-        let mend = "Use a folder of a Llama language model (LlamaForCausalLM)";
-        match self.get("model_type") {
-            Some(Value::String(kind)) if kind == "llama" => {}
-            Some(other) => return self.fail("model_type", format!("{other} is not supported, only \"llama\""), mend),
-            None => return self.fail("model_type", "the field is missing, so the architecture is unknown", mend),
-        }
-        match self.get("architectures") {
-            None => Ok(()),
-            Some(value) if *value == json!(["LlamaForCausalLM"]) => Ok(()),
-            Some(other) => {
-                self.fail("architectures", format!("{other} is not supported, only [\"LlamaForCausalLM\"]"), mend)
-            }
-        }
-    }
-
     /// Refuses by name every field that is not known to be harmless.
-    pub(super) fn check_unsupported(&self) -> Result<()> {
+    pub(super) fn check_unsupported(&self, family: Family) -> Result<()> {
         for (field, value) in self.object {
-            let known = INERT.contains(&field.as_str()) || READ.contains(&field.as_str()) || field.starts_with('_');
+            let known = INERT.contains(&field.as_str()) || family.reads(field) || field.starts_with('_');
             if known || value.is_null() || field.starts_with("unsloth_") {
                 continue;
             }
@@ -221,45 +193,111 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The rotary base from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
-    pub(super) fn rope_theta(&self) -> Result<f64> {
+    /// A whole number that may be 0.
+    pub(super) fn count(&self, field: &str, default: usize) -> Result<usize> {
+        match self.get(field) {
+            None => Ok(default),
+            Some(value) if value.as_u64() == Some(0) => Ok(0),
+            Some(_) => self.size(field, None),
+        }
+    }
+
+    /// The rotary base and what was changed about the frequencies, from `rope_parameters` (transformers 5), or
+    /// `rope_theta` and `rope_scaling` (transformers 4).
+    pub(super) fn rope(&self) -> Result<(f64, RopeScaling)> {
         let mut theta = self.get("rope_theta").map(|_| self.positive("rope_theta", 0.0)).transpose()?;
+        let mut scaling: Option<RopeScaling> = None;
         for field in ["rope_parameters", "rope_scaling"] {
             let Some(value) = self.get(field) else { continue };
             let Value::Object(object) = value else {
                 return self.fail(field, format!("expected an object or null, found {value}"), "Correct it");
             };
-            for (key, value) in object {
-                let inner = format!("{field}.{key}");
-                match key.as_str() {
-                    "rope_type" | "type" if value == "default" => {}
-                    "rope_type" | "type" => {
-                        return self.fail(
-                            &inner,
-                            format!("{value} is not supported, only \"default\""),
-                            "Use another model",
-                        );
-                    }
-                    "rope_theta" => {
-                        let Some(x) = value.as_f64().filter(|x| x.is_finite() && *x > 0.0) else {
-                            return self.fail(
-                                &inner,
-                                format!("expected a positive number, found {value}"),
-                                "Correct it",
-                            );
-                        };
-                        if theta.is_some_and(|other| other != x) {
-                            return self.fail(&inner, format!("{x} contradicts `rope_theta`"), "Make both the same");
-                        }
-                        theta = Some(x);
-                    }
-                    "partial_rotary_factor" if same_number(value, &json!(1.0)) => {}
-                    _ if value.is_null() => {}
-                    _ => return self.fail(&inner, format!("{value} is not supported"), "Use another model"),
+            let inner = Rope { reader: self, field, object };
+            if let Some(x) = inner.number("rope_theta")? {
+                if theta.is_some_and(|other| other != x) {
+                    let problem = format!("{x} contradicts `rope_theta`");
+                    return self.fail(&format!("{field}.rope_theta"), problem, "Make both the same");
                 }
+                theta = Some(x);
+            }
+            let found = inner.scaling()?;
+            if scaling.is_some_and(|other| other != found) {
+                return self.fail(field, "it contradicts `rope_parameters`", "Make both the same, or remove one");
+            }
+            scaling = Some(found);
+        }
+        Ok((theta.unwrap_or(10_000.0), scaling.unwrap_or(RopeScaling::None)))
+    }
+}
+
+/// `rope_parameters` or `rope_scaling`.
+struct Rope<'a> {
+    reader: &'a Reader<'a>,
+    field: &'a str,
+    object: &'a Map<String, Value>,
+}
+
+impl Rope<'_> {
+    fn fail<T>(&self, key: &str, problem: impl Into<String>, mend: &str) -> Result<T> {
+        self.reader.fail(&format!("{}.{key}", self.field), problem, mend)
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        match self.object.get(key).filter(|value| !value.is_null()) {
+            None => Ok(None),
+            Some(value) => match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
+                Some(x) => Ok(Some(x)),
+                None => self.fail(key, format!("expected a positive number, found {value}"), "Correct it"),
+            },
+        }
+    }
+
+    fn needed(&self, key: &str) -> Result<f64> {
+        match self.number(key)? {
+            Some(x) => Ok(x),
+            None => self.fail(key, "the field is missing", "Add it"),
+        }
+    }
+
+    fn scaling(&self) -> Result<RopeScaling> {
+        // Old files say `type`.
+        let kind = ["rope_type", "type"].into_iter().find_map(|key| Some((key, self.object.get(key)?)));
+        let known: &[&str] = match kind.and_then(|(_, kind)| kind.as_str()).unwrap_or("default") {
+            "linear" => &["factor"],
+            "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+            _ => &[],
+        };
+        for (key, value) in self.object {
+            let neutral = key == "partial_rotary_factor" && same_number(value, &json!(1.0));
+            let read = ["rope_type", "type", "rope_theta"].contains(&key.as_str()) || known.contains(&key.as_str());
+            if !(read || neutral || value.is_null()) {
+                return self.fail(key, format!("{value} is not supported"), "Use another model");
             }
         }
-        Ok(theta.unwrap_or(10_000.0))
+        match kind {
+            None => Ok(RopeScaling::None),
+            Some((_, kind)) if kind == "default" => Ok(RopeScaling::None),
+            Some((_, kind)) if kind == "linear" => Ok(RopeScaling::Linear(self.needed("factor")?)),
+            Some((_, kind)) if kind == "llama3" => {
+                let [factor, low_freq_factor, high_freq_factor, original_max_position_embeddings] =
+                    [known[0], known[1], known[2], known[3]].map(|key| self.needed(key));
+                let (low, high) = (low_freq_factor?, high_freq_factor?);
+                if low >= high {
+                    let problem = format!("{low} is not below high_freq_factor = {high}");
+                    return self.fail("low_freq_factor", problem, "Correct it");
+                }
+                Ok(RopeScaling::Llama3 {
+                    factor: factor?,
+                    low_freq_factor: low,
+                    high_freq_factor: high,
+                    original_max_position_embeddings: original_max_position_embeddings?,
+                })
+            }
+            Some((key, kind)) => {
+                let problem = format!("{kind} is not supported, only \"default\", \"linear\" and \"llama3\"");
+                self.fail(key, problem, "Use another model")
+            }
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! Helpers of the integration tests.
 #![allow(dead_code)] // each test file uses some of them
 
+use larpo_data::model_folder::{ModelConfig, ModelForm, ModelShape};
+use serde_json::json;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -67,4 +70,63 @@ pub fn ids(value: &serde_json::Value) -> Vec<u32> {
 pub fn golden_tokenizers() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(fixtures("LARPO_GOLDEN_DIR").join("tokenizers")).unwrap();
     entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
+}
+
+/// A tiny Llama; its fields are those of `config.json`.
+pub fn llama(tied: bool) -> ModelShape {
+    let object = json!({
+        "model_type": "llama",
+        "vocab_size": 7,
+        "hidden_size": 6,
+        "intermediate_size": 5,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "max_position_embeddings": 16,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "tie_word_embeddings": tied,
+    });
+    let object = object.as_object().unwrap().clone();
+    ModelConfig::from_json(Path::new("config.json"), object).unwrap().shape
+}
+
+/// The configuration of such a model with an end-of-text and a padding token.
+pub fn config(tied: bool) -> ModelConfig {
+    ModelConfig::llama(&llama(tied), None, &[2], Some(1)).unwrap()
+}
+
+/// The tensors of such a model.
+pub fn tensors(shape: &ModelShape) -> Vec<(String, Vec<usize>)> {
+    let mut tensors: Vec<(&str, Vec<usize>)> = vec![
+        ("model.embed_tokens", vec![7, 6]),
+        ("model.layers.0.input_layernorm", vec![6]),
+        ("model.layers.0.self_attn.q_proj", vec![8, 6]),
+        ("model.layers.0.self_attn.k_proj", vec![4, 6]),
+        ("model.layers.0.self_attn.v_proj", vec![4, 6]),
+        ("model.layers.0.self_attn.o_proj", vec![6, 8]),
+        ("model.layers.0.post_attention_layernorm", vec![6]),
+        ("model.layers.0.mlp.gate_proj", vec![5, 6]),
+        ("model.layers.0.mlp.up_proj", vec![5, 6]),
+        ("model.layers.0.mlp.down_proj", vec![6, 5]),
+        ("model.norm", vec![6]),
+    ];
+    if shape.head == larpo_data::model_folder::Head::Untied {
+        tensors.push(("lm_head", vec![7, 6]));
+    }
+    tensors.into_iter().map(|(name, shape)| (format!("{name}.weight"), shape)).collect()
+}
+
+/// Distinct numbers for a tensor, from its name.
+pub fn numbers(name: &str, shape: &[usize]) -> Vec<f32> {
+    let seed: u32 = name.bytes().map(u32::from).sum();
+    (0..shape.iter().product::<usize>()).map(|i| (seed as f32 + i as f32 * 0.37).sin() / 3.0).collect()
+}
+
+/// Writes those tensors with their numbers.
+pub fn write(folder: &Path, config: &ModelConfig, tensors: &[(String, Vec<usize>)]) {
+    let shape = |name: &str| &tensors.iter().find(|(n, _)| n == name).unwrap().1;
+    let form = ModelForm::fresh(config.clone(), tensors);
+    form.write(folder, |name| Cow::Owned(numbers(name, shape(name)))).unwrap();
 }

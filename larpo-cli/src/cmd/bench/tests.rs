@@ -2,6 +2,7 @@ use super::floor::{Machine, Phase, of_phases, of_step, sampling, step_flops};
 use super::*;
 use crate::args::{Command, Task, parse};
 use crate::machine::{Kind, kibibytes, median, scaled_sum, shapes, timed};
+use larpo_core::model::Head;
 use larpo_core::profile::{Cost, Profile, Shape};
 
 /// Small enough for a test, large enough that nothing is empty.
@@ -57,7 +58,7 @@ fn presets_are_the_shapes_of_the_library() {
     for preset in ["t1m", "s15m", "m135m"] {
         let built = config(&args(&format!("step --preset {preset}")));
         assert_eq!(Some(&built), ModelConfig::preset(preset).as_ref());
-        assert_eq!((built.max_position_embeddings, built.tie_word_embeddings), (4096, true));
+        assert_eq!((built.max_position_embeddings, built.head), (4096, Head::Tied));
     }
 }
 

@@ -10,7 +10,7 @@ use super::settings::texts;
 use super::story::chart;
 use crate::messages::count;
 use crate::numbers::number;
-use crate::run_record::{checksums, same};
+use crate::run_record::{checksums, same, weights};
 use larpo_core::metrics::Estimate;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -165,8 +165,8 @@ fn measured(run: &Run, known: &BTreeMap<u32, Files>, name: &str, files: &Files) 
         return Measured::Iteration(n);
     }
     let result = &run.record["result"];
-    if let (Some(weights), Some(n)) = (files.get("model.safetensors"), run.kept().filter(|_| result.is_object()))
-        && result["model"] == **weights
+    if let Some(n) = run.kept().filter(|_| result.is_object())
+        && result["model"] == *weights(files)
     {
         return Measured::Iteration(n);
     }
