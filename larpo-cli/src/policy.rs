@@ -167,7 +167,7 @@ impl Parts {
     /// # Errors
     /// A shape that does not fit together.
     pub fn described(json: model_folder::ModelConfig, tokenizer: Arc<Tokenizer>) -> Result<(ModelConfig, Self)> {
-        let config = language_model(&json)?;
+        let config = shape(&json, Kind::LanguageModel)?;
         check_room(&config, &tokenizer)?;
         let eos_ids = eos_ids(&json, &tokenizer);
         let form = Arc::new(ModelForm::fresh(json, &config.checkpoint_tensors()));
@@ -198,15 +198,28 @@ fn check_room(config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
     }
 }
 
-/// The shape that a `config.json` describes, which must be a language model's.
-fn language_model(json: &model_folder::ModelConfig) -> Result<ModelConfig> {
+/// What a model gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Tokens.
+    LanguageModel,
+    /// A reward: a sequence classifier with one label.
+    RewardModel,
+}
+
+/// The shape that a `config.json` describes, which must be that of a model of `kind`.
+fn shape(json: &model_folder::ModelConfig, kind: Kind) -> Result<ModelConfig> {
     let config: ModelConfig = same_fields(&json.shape)?;
     config.validate()?;
-    match config.head {
-        Head::Score => {
+    match (config.head, kind) {
+        (Head::Score, Kind::LanguageModel) => {
             Err(Error::request("a reward model (a sequence classifier) gives no tokens; use a language model"))
         }
-        Head::Tied | Head::Untied => Ok(config),
+        (Head::Tied | Head::Untied, Kind::RewardModel) => Err(Error::request(
+            "a language model gives no rewards; use a sequence classifier with one label, such as a \
+             LlamaForSequenceClassification",
+        )),
+        _ => Ok(config),
     }
 }
 
@@ -300,15 +313,23 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Reads everything but the weights.
+    /// Reads everything but the weights of a language model.
     ///
     /// # Errors
     /// A file that is missing, damaged or of an unsupported kind, or tensors that do not fit the configuration.
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::read_as(folder, Kind::LanguageModel)
+    }
+
+    /// Reads everything but the weights of a model of `kind`.
+    ///
+    /// # Errors
+    /// As [`Opened::read`].
+    pub fn read_as(folder: &Path, kind: Kind) -> Result<Self> {
         check_folder(folder)?;
         let files = ModelFolder::open(folder)?;
         let config =
-            language_model(&files.config).map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
+            shape(&files.config, kind).map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
         files.check(&config.checkpoint_tensors())?;
         check_memory(&config)?;
         let form = Arc::new(files.form()?);
@@ -323,6 +344,11 @@ impl Opened {
         }
         let eos_ids = eos_ids(&files.config, &tokenizer);
         Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids, form })
+    }
+
+    /// The id that pads are written with, if there is one.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.files.config.pad_token_id
     }
 
     /// The policy without its weights.

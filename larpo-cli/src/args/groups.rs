@@ -296,6 +296,10 @@ pub struct GenerationsArgs {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Reward")]
 pub struct RewardArgs {
+    /// Reward model that ranks in place of the rules: a folder with a sequence classifier of one label
+    /// (...ForSequenceClassification), which reads the conversation through its own chat template and tokenizer
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["reward_funcs", "reward_weights", "answer_pattern"])]
+    pub reward_model: Option<PathBuf>,
     /// Rewards to add up: answer, regex:pattern=RE, length[:target=N], format[:pattern=RE],
     /// expression, words:file=PATH; a comma or colon inside a value is written \, or \:
     #[arg(long, value_name = "NAME[:KEY=VALUE...],...", default_value = "answer")]
@@ -311,6 +315,11 @@ pub struct RewardArgs {
 }
 
 impl RewardArgs {
+    /// The rules, where they are what ranks.
+    pub fn rules(&self) -> Option<&str> {
+        self.reward_model.is_none().then_some(&self.reward_funcs)
+    }
+
     /// How many rewards `reward_funcs` names: its commas without a backslash before them, plus one.
     fn count(&self) -> usize {
         let mut escaped = false;
