@@ -7,6 +7,7 @@ use clap::Args;
 use larpo_core::objective::{LipoLabels, LossType, Ties};
 use larpo_core::optim::Schedule;
 use larpo_core::select::Select;
+use larpo_data::model_folder::Format;
 use larpo_data::records::Schema;
 use std::path::PathBuf;
 
@@ -179,6 +180,10 @@ pub struct TrainArgs {
     /// Where metrics go beside metrics.jsonl
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = ReportTo::None)]
     pub report_to: ReportTo,
+    /// Format of the final model's weights: float32, bfloat16 or float16; checkpoints keep every bit
+    /// [default: that of the folder it starts from, float32 of a new model]
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
+    pub dtype: Option<Format>,
     /// Updates between checkpoints, written to checkpoint-STEP/ [default: none]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Checkpoints")]
     pub save_steps: Option<usize>,

@@ -5,6 +5,7 @@
 
 pub mod align;
 pub mod bench;
+pub mod convert;
 mod declared;
 pub mod demo;
 mod effective;
@@ -75,6 +76,7 @@ fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value
         Command::Eval(args) => eval::run(args, settings, &backend),
         Command::Inspect(args) => inspect::run(args),
         Command::Report(args) => report::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
