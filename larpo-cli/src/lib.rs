@@ -26,6 +26,7 @@ pub mod progress;
 pub(crate) mod resumable;
 pub mod resume;
 pub mod reward;
+pub mod reward_model;
 pub mod run_folder;
 pub mod run_record;
 pub mod samples;

@@ -6,7 +6,7 @@ use crate::plan::{self, Dry};
 use larpo_core::backend::Backend;
 use larpo_core::cpu::DryRun;
 use larpo_core::model::{Head, ModelConfig, Transformer};
-use larpo_data::model_folder::{self, ModelFolder, ModelForm};
+use larpo_data::model_folder::{self, Format, ModelFolder, ModelForm};
 use larpo_data::tokenizer::Tokenizer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,21 +38,11 @@ impl<B: Backend> Policy<B> {
         Self::random(backend, config, parts, seed)
     }
 
-    /// A fresh model of the family and shape that a `config.json` describes.
+    /// A policy with random weights.
     ///
     /// # Errors
-    /// As [`Policy::fresh`].
-    pub fn described(
-        backend: &B,
-        config: model_folder::ModelConfig,
-        tokenizer: impl Into<Arc<Tokenizer>>,
-        seed: u64,
-    ) -> Result<Self> {
-        let (shape, parts) = Parts::described(config, tokenizer.into())?;
-        Self::random(backend, shape, parts, seed)
-    }
-
-    fn random(backend: &B, config: ModelConfig, parts: Parts, seed: u64) -> Result<Self> {
+    /// A shape that does not fit together, or needs more memory than there is.
+    pub fn random(backend: &B, config: ModelConfig, parts: Parts, seed: u64) -> Result<Self> {
         check_memory(&config)?;
         Ok(parts.with(Transformer::random(backend, config, seed)?))
     }
@@ -73,6 +63,14 @@ impl<B: Backend> Policy<B> {
     /// An independent copy of the weights.
     pub fn duplicate(&self) -> Result<Self> {
         Ok(self.with_model(self.model.duplicate()?))
+    }
+
+    /// The same policy, written in this format of numbers, if one is given.
+    pub fn written_in(mut self, format: Option<Format>) -> Self {
+        if let Some(format) = format {
+            self.form = Arc::new(self.form.with_format(format));
+        }
+        self
     }
 
     /// What belongs to the model but its weights.
@@ -162,14 +160,19 @@ impl Parts {
         Ok(Self { tokenizer, eos_ids, form })
     }
 
-    /// Those of a new model that a `config.json` describes, and its shape.
+    /// Those of a new model of the family and shape that a `config.json` describes, or the one in the folder `path`, and that
+    /// shape. The tokenizer's special ids replace those of the file.
     ///
     /// # Errors
-    /// A shape that does not fit together.
-    pub fn described(json: model_folder::ModelConfig, tokenizer: Arc<Tokenizer>) -> Result<(ModelConfig, Self)> {
-        let config = language_model(&json)?;
-        check_room(&config, &tokenizer)?;
-        let eos_ids = eos_ids(&json, &tokenizer);
+    /// A file that cannot be read or describes no model that is supported, a tokenizer with more tokens than it has room for.
+    pub fn described(path: &Path, tokenizer: Arc<Tokenizer>) -> Result<(ModelConfig, Self)> {
+        let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+        let json = model_folder::ModelConfig::read(&path)?;
+        let refused = |error| Error::request(format!("{}: {error}", path.display()));
+        let config = shape(&json, Kind::LanguageModel).map_err(refused)?;
+        check_room(&config, &tokenizer).map_err(refused)?;
+        let eos_ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+        let json = json.with_ids(&path, tokenizer.bos_id(), &eos_ids, tokenizer.pad_id())?;
         let form = Arc::new(ModelForm::fresh(json, &config.checkpoint_tensors()));
         Ok((config, Self { tokenizer, eos_ids, form }))
     }
@@ -198,15 +201,28 @@ fn check_room(config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
     }
 }
 
-/// The shape that a `config.json` describes, which must be a language model's.
-fn language_model(json: &model_folder::ModelConfig) -> Result<ModelConfig> {
+/// What a model gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Tokens.
+    LanguageModel,
+    /// A reward: a sequence classifier with one label.
+    RewardModel,
+}
+
+/// The shape that a `config.json` describes, which must be that of a model of `kind`.
+fn shape(json: &model_folder::ModelConfig, kind: Kind) -> Result<ModelConfig> {
     let config: ModelConfig = same_fields(&json.shape)?;
     config.validate()?;
-    match config.head {
-        Head::Score => {
+    match (config.head, kind) {
+        (Head::Score, Kind::LanguageModel) => {
             Err(Error::request("a reward model (a sequence classifier) gives no tokens; use a language model"))
         }
-        Head::Tied | Head::Untied => Ok(config),
+        (Head::Tied | Head::Untied, Kind::RewardModel) => Err(Error::request(
+            "a language model gives no rewards; use a sequence classifier with one label, such as a \
+             LlamaForSequenceClassification",
+        )),
+        _ => Ok(config),
     }
 }
 
@@ -300,15 +316,23 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Reads everything but the weights.
+    /// Reads everything but the weights of a language model.
     ///
     /// # Errors
     /// A file that is missing, damaged or of an unsupported kind, or tensors that do not fit the configuration.
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::read_as(folder, Kind::LanguageModel)
+    }
+
+    /// Reads everything but the weights of a model of `kind`.
+    ///
+    /// # Errors
+    /// As [`Opened::read`].
+    pub fn read_as(folder: &Path, kind: Kind) -> Result<Self> {
         check_folder(folder)?;
         let files = ModelFolder::open(folder)?;
         let config =
-            language_model(&files.config).map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
+            shape(&files.config, kind).map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
         files.check(&config.checkpoint_tensors())?;
         check_memory(&config)?;
         let form = Arc::new(files.form()?);
@@ -323,6 +347,11 @@ impl Opened {
         }
         let eos_ids = eos_ids(&files.config, &tokenizer);
         Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids, form })
+    }
+
+    /// The id that pads are written with, if there is one.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.files.config.pad_token_id
     }
 
     /// The policy without its weights.
@@ -357,6 +386,19 @@ impl Opened {
         })?;
         Ok(Policy { model, tokenizer, eos_ids, form })
     }
+}
+
+/// Opens a model folder of either kind, whose tensors must be those of its configuration.
+///
+/// # Errors
+/// As [`Opened::read`].
+pub fn check_model(folder: &Path) -> Result<ModelFolder> {
+    check_folder(folder)?;
+    let files = ModelFolder::open(folder)?;
+    let config: ModelConfig = same_fields(&files.config.shape)?;
+    config.validate().map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
+    files.check(&config.checkpoint_tensors())?;
+    Ok(files)
 }
 
 /// Refuses what is no folder with a model in it, with what to do about it.

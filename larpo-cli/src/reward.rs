@@ -1,13 +1,103 @@
-//! Rule rewards as a reranker, and candidates as rows of `candidates.jsonl`.
+//! What ranks candidates, by the flags: rule rewards or a reward model; and candidates as rows of `candidates.jsonl`.
 
 use crate::args::RewardArgs;
 use crate::error::Result;
+use crate::reward_model::{OpenedRewardModel, RewardModel};
 use larpo_core::Error;
+use larpo_core::backend::Backend;
 use larpo_core::candidates::{Candidate, CandidateList};
+use larpo_core::model::ModelConfig;
 use larpo_core::reranker::{Query, Reranker};
 use larpo_data::candidates::CandidateList as CandidateRow;
 use larpo_data::rules::{RuleSet, Scored};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// What ranks, before weights are loaded.
+pub enum RewardSource {
+    /// Rules.
+    Rules(RuleReranker),
+    /// A model.
+    Model(Box<OpenedRewardModel>),
+}
+
+impl RewardSource {
+    /// That of the flags.
+    ///
+    /// # Errors
+    /// A description that cannot be understood, a folder that holds no reward model.
+    pub fn read(args: &RewardArgs) -> Result<Self> {
+        Ok(match &args.reward_model {
+            Some(folder) => Self::Model(Box::new(OpenedRewardModel::read(folder)?)),
+            None => Self::Rules(RuleReranker::new(args)?),
+        })
+    }
+
+    /// Whether it cannot score without a reference.
+    pub fn needs_reference(&self) -> bool {
+        matches!(self, Self::Rules(rules) if rules.needs_reference())
+    }
+
+    /// Files and folders that it was made from, by flag.
+    pub fn inputs(&self) -> Vec<(&'static str, PathBuf)> {
+        match self {
+            Self::Rules(rules) => rules.files().into_iter().map(|path| ("reward_funcs", path.to_path_buf())).collect(),
+            Self::Model(model) => vec![("reward_model", model.folder().to_path_buf())],
+        }
+    }
+
+    /// Shape of the model that ranks.
+    pub fn model(&self) -> Option<&ModelConfig> {
+        match self {
+            Self::Rules(_) => None,
+            Self::Model(model) => Some(model.config()),
+        }
+    }
+
+    /// Loads what there is to load.
+    ///
+    /// # Errors
+    /// As [`OpenedRewardModel::load`].
+    pub fn load<B: Backend>(self, backend: &B) -> Result<Ranker<B>> {
+        Ok(match self {
+            Self::Rules(rules) => Ranker::Rules(rules),
+            Self::Model(model) => Ranker::Model(Box::new(model.load(backend)?)),
+        })
+    }
+}
+
+/// What ranks.
+pub enum Ranker<B: Backend> {
+    /// Rules.
+    Rules(RuleReranker),
+    /// A model.
+    Model(Box<RewardModel<B>>),
+}
+
+impl<B: Backend> Ranker<B> {
+    /// The rules, if they are what ranks.
+    pub fn rules(&self) -> Option<&RuleSet> {
+        match self {
+            Self::Rules(rules) => Some(rules.rules()),
+            Self::Model(_) => None,
+        }
+    }
+
+    /// What there is to say at the end.
+    pub fn report(&mut self) {
+        if let Self::Rules(rules) = self {
+            rules.report();
+        }
+    }
+}
+
+impl<B: Backend> Reranker for Ranker<B> {
+    fn score(&mut self, query: &Query) -> std::result::Result<Vec<f64>, Error> {
+        match self {
+            Self::Rules(rules) => rules.score(query),
+            Self::Model(model) => model.score(query),
+        }
+    }
+}
 
 /// A weighted sum of rules, which watches whether final answers are found at all.
 pub struct RuleReranker {

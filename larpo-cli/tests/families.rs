@@ -2,9 +2,9 @@
 
 mod common;
 use common::{Folder, run_here as larpo};
-use larpo_cli::policy::Policy;
+use larpo_cli::policy::{Parts, Policy};
 use larpo_core::cpu::Cpu;
-use larpo_data::model_folder::{Format, ModelConfig, ModelFolder};
+use larpo_data::model_folder::{Format, ModelFolder};
 use larpo_data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -87,16 +87,17 @@ fn configurations() -> Vec<(&'static str, Map<String, Value>)> {
 }
 
 /// A fresh model of this configuration, its weights in `format`.
-fn make(folder: &Path, mut config: Map<String, Value>, format: Format) {
+fn make(folder: &Path, config: Map<String, Value>, format: Format) {
     let rows = rows();
     let texts: Vec<&str> = rows
         .iter()
         .flat_map(|row| ["prompt", "completion"].map(|field| row[field].as_str().expect("a text")))
         .collect();
     let tokenizer = Tokenizer::characters(&texts).expect("a tokenizer");
-    config.insert("eos_token_id".into(), json!(tokenizer.eos_id()));
-    let config = ModelConfig::from_json(Path::new("config.json"), config).expect("a configuration");
-    let mut policy = Policy::described(&Cpu::new(), config, tokenizer, 7).expect("a model");
+    std::fs::create_dir_all(folder).expect("creates");
+    std::fs::write(folder.join("config.json"), Value::Object(config).to_string()).expect("writes");
+    let (config, parts) = Parts::described(folder, tokenizer.into()).expect("a configuration");
+    let mut policy = Policy::random(&Cpu::new(), config, parts, 7).expect("a model");
     policy.form = policy.form.with_format(format).into();
     policy.save(folder).expect("saves");
 }
@@ -188,4 +189,82 @@ fn reward_models_are_refused_where_tokens_are_needed() {
     let words = ["sample", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &out];
     let message = larpo(&words).expect_err("refused");
     assert!(message.contains(&model) && message.contains("a reward model"), "{message}");
+}
+
+/// The numbers of every tensor.
+fn tensors(folder: &Path) -> BTreeMap<String, Vec<f32>> {
+    let open = ModelFolder::open(folder).expect("a model folder");
+    open.tensor_names().into_iter().map(|name| (name.into(), open.read_f32(name).expect("numbers").1)).collect()
+}
+
+#[test]
+fn a_converted_folder_is_the_same_model() {
+    for (name, config) in configurations() {
+        let folder = Folder::new(&format!("convert-{name}"));
+        let [model, half, shards, back] = ["model", "half", "shards", "back"].map(|part| folder.name(part));
+        make(Path::new(&model), config, Format::F32);
+        larpo(&["convert", &model, &half, "--dtype", "bfloat16"]).expect("converts");
+        let files = larpo(&["convert", &half, &shards, "--max_shard_size", "4KB"]).expect("splits");
+        assert!(files["files"].as_array().expect("files").len() > 2, "{files}");
+        larpo(&["convert", &shards, &back, "--dtype", "float32", "--max_shard_size", "1GiB"]).expect("joins");
+        // Formats and files change, names and shapes do not; what half precision keeps of the numbers stays to the bit.
+        let rounded = |x: f32| f32::from_bits(((x.to_bits() + 0x7fff + ((x.to_bits() >> 16) & 1)) >> 16) << 16);
+        let expected: BTreeMap<String, Vec<f32>> = tensors(Path::new(&model))
+            .into_iter()
+            .map(|(name, data)| (name, data.into_iter().map(rounded).collect()))
+            .collect();
+        for part in [&half, &shards, &back] {
+            assert!(tensors(Path::new(part)) == expected, "{name}: {part}");
+        }
+        assert!(form(Path::new(&shards)).0.values().all(|(_, format)| *format == Format::Bf16));
+        assert_eq!(form(Path::new(&back)).0, form(Path::new(&model)).0);
+        assert!(Path::new(&back).join("model.safetensors").is_file());
+        let tokenizer = |part: &str| std::fs::read(Path::new(part).join("tokenizer.json")).expect("a tokenizer");
+        assert!(tokenizer(&back) == tokenizer(&model));
+        // The shards are read as one model by the verbs.
+        larpo(&["sample", "--model_name_or_path", &shards, "--prompt", "1+1\n", "--max_new_tokens", "3"])
+            .expect("sample");
+    }
+}
+
+#[test]
+fn conversions_that_would_lose_something_are_refused() {
+    let folder = Folder::new("convert-refused");
+    let [model, out] = ["model", "out"].map(|part| folder.name(part));
+    make(Path::new(&model), rotary("LlamaForCausalLM", "llama"), Format::F32);
+    let refused = |words: &[&str]| larpo(&[&["convert"][..], words].concat()).expect_err("refused");
+    assert!(refused(&[&model, &model]).contains("the folder that is converted"));
+    assert!(refused(&[&folder.name("missing"), &out]).contains("no such folder"));
+    assert!(refused(&[&model, &out, "--max_shard_size", "5"]).contains("5GB"));
+    larpo(&["convert", &model, &out]).expect("converts");
+    assert!(refused(&[&model, &out]).contains("--overwrite_output_dir"));
+    larpo(&["convert", &model, &out, "--overwrite_output_dir"]).expect("converts again");
+    assert!(tensors(Path::new(&out)) == tensors(Path::new(&model)));
+}
+
+#[test]
+fn new_models_of_a_configuration_and_other_formats() {
+    let folder = Folder::new("config-name");
+    let data = folder.rows("rows.jsonl", &rows());
+    for (name, mut config) in configurations() {
+        // Ids of another tokenizer, which the new one's replace.
+        config.insert("eos_token_id".into(), json!(39));
+        config.insert("vocab_size".into(), json!(48));
+        let (path, out) = (folder.file(&format!("{name}.json"), Value::Object(config).to_string()), folder.name(name));
+        let words =
+            ["sft", "--config_name", &path, "--tokenizer", "char", "--dataset_name", &data, "--output_dir", &out];
+        larpo(&[&words[..], &["--max_steps", "2", "--dtype", "float16"]].concat()).expect(name);
+        let (tensors, fields) = form(Path::new(&out));
+        assert!(tensors.values().all(|(_, format)| *format == Format::F16), "{name}");
+        let eos = Tokenizer::open(&out).expect("a tokenizer").eos_id().expect("an end");
+        assert_eq!(fields["eos_token_id"], json!(eos), "{name}");
+        assert_eq!(fields["vocab_size"], json!(48));
+    }
+    let path = folder.file(
+        "small.json",
+        Value::Object(with(rotary("LlamaForCausalLM", "llama"), json!({"vocab_size": 5}))).to_string(),
+    );
+    let words = ["sft", "--config_name", &path, "--tokenizer", "char", "--dataset_name", &data, "--output_dir"];
+    let message = larpo(&[&words[..], &[&folder.name("small")]].concat()).expect_err("no room");
+    assert!(message.contains("small.json") && message.contains("vocabulary"), "{message}");
 }

@@ -32,9 +32,14 @@ pub struct PackedLists {
     pub target_offsets: Vec<u32>,
     /// First response of every list, and one past the last.
     pub item_offsets: Vec<u32>,
+    /// Last row of every response; [`PackedLists::NO_ROW`] of an empty one.
+    pub last_rows: Vec<u32>,
 }
 
 impl PackedLists {
+    /// Stands for a row that there is not.
+    pub const NO_ROW: u32 = u32::MAX;
+
     /// Packs lists of `(prompt, responses)`.
     pub fn pack<'a, R>(lists: impl IntoIterator<Item = (&'a [u32], R)>) -> Self
     where
@@ -63,6 +68,10 @@ impl PackedLists {
         for response in responses {
             let first = self.ids.len() as u32;
             self.push_rows(response, prompt_len);
+            self.last_rows.push(match response.len() as u32 {
+                0 => Self::NO_ROW,
+                len => first + len - 1,
+            });
             let continues_prompt = single && prompt_len > 0;
             if !response.is_empty() && !continues_prompt {
                 let prefix_start = if prompt.is_empty() { first } else { start };
@@ -305,8 +314,15 @@ mod tests {
         assert_eq!(packed.target_rows, [0, 1, 2, 0], "the last prompt row predicts both first tokens");
         assert_eq!(packed.target_ids, [20, 21, 22, 30]);
         assert_eq!((packed.item_targets(0), packed.item_targets(1)), (0..3, 3..4));
+        assert_eq!(packed.last_rows, [4, 5]);
         // Prompt 1 + 2, first response 3 + 4 + 5, second 3.
         assert_eq!(packed.visible_pairs(), 18);
+    }
+
+    #[test]
+    fn a_single_response_continues_its_prompt() {
+        let packed = PackedLists::pack([(&[1u32][..], [&[5u32, 6][..]]), (&[2u32, 3][..], [&[7][..]])]);
+        assert_eq!((packed.segments.len(), &packed.last_rows[..]), (2, &[2, 5][..]));
     }
 
     #[test]
@@ -316,5 +332,6 @@ mod tests {
         assert_eq!(packed.scored_rows, [0, 1]);
         assert_eq!((packed.items(), packed.item_targets(1), packed.item_targets(2)), (3, 2..2, 2..2));
         assert_eq!(packed.segments.len(), 2);
+        assert_eq!(packed.last_rows, [2, 3, PackedLists::NO_ROW]);
     }
 }

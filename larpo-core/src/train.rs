@@ -9,7 +9,7 @@ use crate::finite::{blame_loss, check_weights};
 use crate::lists::{PackedLists, RankedLists};
 use crate::metrics;
 use crate::model::Transformer;
-use crate::objective::Objective;
+use crate::objective::{Objective, RewardLoss, reward_list};
 use crate::ops;
 use crate::optim::{AdamW, OptimizerConfig, OptimizerState, UpdateReport};
 use crate::tape::{Gradients, Tape, Var};
@@ -79,6 +79,52 @@ pub struct ListTraining {
     pub beta: f64,
     /// Weight of the winners' negative log-likelihood per response token; 0 leaves it out.
     pub sft_weight: f64,
+}
+
+/// A text whose end a reward model scores, among those of one prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RewardList {
+    /// What all texts begin with, which may be nothing.
+    pub prompt: Vec<u32>,
+    /// What follows, at least one token each.
+    pub responses: Vec<Vec<u32>>,
+    /// What orders them; only the order matters.
+    pub labels: Vec<f64>,
+    /// By how much the better one of a pair is to lead.
+    pub margin: f64,
+}
+
+impl RewardList {
+    /// Number of rows in packed form.
+    pub fn rows(&self) -> usize {
+        self.prompt.len() + self.responses.iter().map(Vec::len).sum::<usize>()
+    }
+}
+
+/// What a step of a reward model reports; names as in TRL's logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RewardMetrics {
+    /// Share of the pairs that the scores put in the right order; a tie is wrong.
+    pub accuracy: f64,
+    /// Mean difference between the best and the worst response's score.
+    pub margin: f64,
+    /// Mean score.
+    pub mean_reward: f64,
+    /// Lowest score.
+    pub min_reward: f64,
+    /// Highest score.
+    pub max_reward: f64,
+}
+
+/// What a step of a reward model reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RewardReport {
+    /// Mean loss over the lists.
+    pub loss: f64,
+    /// Measurements before the update.
+    pub metrics: RewardMetrics,
+    /// The update.
+    pub update: UpdateReport,
 }
 
 /// A policy in training: weights, gradients and optimizer.
@@ -241,6 +287,55 @@ impl<B: Backend> Trainer<B> {
         Ok(ListReport { loss, lists: lists.len(), metrics: sum.divided(lists.len() as f64), update })
     }
 
+    /// One update of a reward model (a model with a score head) on ranked texts, `micro` lists at a time; the loss is
+    /// [`reward_list`].
+    ///
+    /// # Errors
+    /// Lists that the model cannot take, without two different labels, or none; a weight, score or gradient that is not a
+    /// number, by tensor or list, before the update.
+    pub fn reward_step(
+        &mut self,
+        lists: &[&RewardList],
+        center_coefficient: f64,
+        micro: usize,
+    ) -> Result<RewardReport, Error> {
+        if lists.is_empty() {
+            return Err(Error::setting("lists of a step", 0, "at least 1"));
+        }
+        self.gradients.zero();
+        let b = self.model.backend().clone();
+        let (mut sum, mut sums) = (0.0, RewardSums::default());
+        for (chunk, lists_of_pass) in lists.chunks(micro.max(1)).enumerate() {
+            let tape = Tape::new(&b);
+            let rewards = self.model.reward(&tape, &pack_rewards(lists_of_pass))?;
+            let scores = b.read(rewards.value());
+            if let Some(item) = scores.iter().position(|score| !score.is_finite()) {
+                check_weights(&self.model)?;
+                let at = format!("response {} of the texts after list {}", item + 1, chunk * micro.max(1));
+                return Err(Error::NotFinite { what: "a score".into(), at });
+            }
+            let mut slopes = Vec::with_capacity(scores.len());
+            let mut rest = &scores[..];
+            for list in lists_of_pass {
+                let (scores, after) = rest.split_at(list.responses.len());
+                rest = after;
+                let loss = reward_list(scores, &list.labels, list.margin, center_coefficient)
+                    .map_err(|error| Error::Caller(error.to_string()))?;
+                if loss.pairs == 0 {
+                    return Err(Error::setting("labels of a list", "all equal", "two different ones"));
+                }
+                sum += loss.value;
+                sums.observe(scores, &list.labels, &loss);
+                slopes.extend(loss.d_scores.iter().map(|d| (d / lists.len() as f64) as f32));
+            }
+            let total = ops::weighted_sum(&tape, &rewards, &Arc::new(b.upload(&slopes)));
+            drop(rewards);
+            tape.backward(&total, &mut self.gradients);
+        }
+        let update = self.optimizer.update(&mut self.model, &self.gradients)?;
+        Ok(RewardReport { loss: sum / lists.len() as f64, metrics: sums.metrics(lists.len()), update })
+    }
+
     fn list_micro_batch(
         &mut self,
         settings: &ListTraining,
@@ -287,6 +382,54 @@ impl<B: Backend> Trainer<B> {
     fn logp(&self, tape: &Tape<B>, packed: &PackedLists) -> Result<Var<B>, Error> {
         let batch = self.model.batch(packed)?;
         Ok(self.model.token_logp(tape, &batch))
+    }
+}
+
+/// Packs ranked texts.
+pub fn pack_rewards(lists: &[&RewardList]) -> PackedLists {
+    PackedLists::pack(lists.iter().map(|list| (&list.prompt[..], list.responses.iter().map(|response| &response[..]))))
+}
+
+/// Measurements on scores as they are gathered.
+#[derive(Clone, Copy, Debug)]
+struct RewardSums {
+    pairs: usize,
+    right: usize,
+    margin: f64,
+    sum: f64,
+    items: usize,
+    lowest: f64,
+    highest: f64,
+}
+
+impl Default for RewardSums {
+    fn default() -> Self {
+        let (lowest, highest) = (f64::INFINITY, f64::NEG_INFINITY);
+        Self { pairs: 0, right: 0, margin: 0.0, sum: 0.0, items: 0, lowest, highest }
+    }
+}
+
+impl RewardSums {
+    fn observe(&mut self, scores: &[f64], labels: &[f64], loss: &RewardLoss) {
+        self.pairs += loss.pairs;
+        self.right += loss.right;
+        let by_label = |a: &usize, b: &usize| labels[*a].total_cmp(&labels[*b]);
+        let (best, worst) = ((0..scores.len()).max_by(by_label), (0..scores.len()).min_by(by_label));
+        self.margin += best.zip(worst).map_or(0.0, |(best, worst)| scores[best] - scores[worst]);
+        self.sum += scores.iter().sum::<f64>();
+        self.items += scores.len();
+        self.lowest = scores.iter().copied().fold(self.lowest, f64::min);
+        self.highest = scores.iter().copied().fold(self.highest, f64::max);
+    }
+
+    fn metrics(&self, lists: usize) -> RewardMetrics {
+        RewardMetrics {
+            accuracy: self.right as f64 / self.pairs.max(1) as f64,
+            margin: self.margin / lists as f64,
+            mean_reward: self.sum / self.items.max(1) as f64,
+            min_reward: self.lowest,
+            max_reward: self.highest,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use golden::{Case, array, count, counts, each_case, flags, number, numbers};
 use larpo_core::metrics::{self, Gain, KlEstimator};
 use larpo_core::objective::{
     LipoLabels, List, LogBase, LossType, Objective, PairLogps, Sequence, Ties, dpo, gamma, lipo_pairs, lipo_ranks,
-    list_batch, seq_logp, seq_logp_grad,
+    list_batch, reward_list, seq_logp, seq_logp_grad,
 };
 use larpo_core::select::{Select, select_list};
 use serde_json::Value;
@@ -35,6 +35,8 @@ const COVERED: &[&str] = &[
     "kendall_tau_b",
     "pair_accuracy",
     "accuracy",
+    "bt_reward",
+    "rm_list",
 ];
 
 /// Families of losses and metrics that this crate does not have yet.
@@ -49,8 +51,6 @@ const LATER: &[&str] = &[
     "rrhf_list",
     "orpo",
     "kto",
-    "bt_reward",
-    "rm_list",
     "pairwise_aggregate",
     "win_rate",
     "mixeval_overall",
@@ -108,6 +108,42 @@ fn golden_losses_dpo() {
             }
             Err(error) => assert!(number(&case.json["value"]).is_nan(), "{}: {error}", case.at),
         }
+    });
+}
+
+/// Pairs are lists of two, whose mean the loss of a batch is.
+#[test]
+fn golden_losses_bt_reward() {
+    each_case("bt_reward", |case| {
+        let (won, lost) = (case.inputs("r_w"), case.inputs("r_l"));
+        let margins = case.json["inputs"].get("margin").filter(|m| !m.is_null()).map(numbers);
+        let center = case.json["params"]["center_coefficient"].as_f64().unwrap_or(0.0);
+        let (mut value, mut right) = (0.0, 0);
+        let (mut d_won, mut d_lost) = (Vec::new(), Vec::new());
+        let share = 1.0 / won.len() as f64;
+        for (i, (&won, &lost)) in won.iter().zip(&lost).enumerate() {
+            let margin = margins.as_ref().map_or(0.0, |margins| margins[i]);
+            let loss = reward_list(&[won, lost], &[1.0, 0.0], margin, center).unwrap();
+            value += share * loss.value;
+            right += loss.right;
+            d_won.push(share * loss.d_scores[0]);
+            d_lost.push(share * loss.d_scores[1]);
+        }
+        case.close("value", value);
+        case.close_all("r_w", &d_won, &case.json["grad"]["r_w"]);
+        case.close_all("r_l", &d_lost, &case.json["grad"]["r_l"]);
+        case.close("accuracy", share * right as f64);
+    });
+}
+
+#[test]
+fn golden_losses_rm_list() {
+    each_case("rm_list", |case| {
+        let (scores, labels) = (case.inputs("scores"), case.inputs("labels"));
+        let loss = reward_list(&scores, &labels, 0.0, 0.0).unwrap();
+        case.close("value", loss.value);
+        case.close_all("scores", &loss.d_scores, &case.json["grad"]["scores"]);
+        assert_eq!(loss.pairs, count(&case.json["n_pairs"]), "{}", case.at);
     });
 }
 

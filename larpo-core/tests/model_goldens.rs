@@ -14,10 +14,11 @@ use larpo_core::lists::{PackedLists, RankedLists};
 use larpo_core::model::{DecodeRow, Decoder, Head, Places, Transformer, without_pads};
 use larpo_core::objective::{LossType, Objective, Ties};
 use larpo_core::ops;
+use larpo_core::optim::OptimizerConfig;
 use larpo_core::reference::Reference;
 use larpo_core::tape::{Gradients, Tape, Var};
+use larpo_core::train::{RewardList, Trainer};
 use serde_json::Value;
-use std::sync::Arc;
 
 /// Permitted errors of numbers that the model computes.
 #[derive(Clone, Copy)]
@@ -244,9 +245,16 @@ fn golden_models_padded_batches() {
     on_every_model!(padded);
 }
 
-/// Rewards of texts, all packed together.
-fn rewards<B: Backend>(model: &Transformer<B>, tape: &Tape<B>, texts: &[Vec<u32>]) -> Var<B> {
-    model.reward(tape, &PackedLists::pack(texts.iter().map(|text| (&text[..], [])))).unwrap()
+/// Rewards of texts, all packed together: each on its own, or as responses to what all of them begin with.
+fn rewards<B: Backend>(model: &Transformer<B>, tape: &Tape<B>, texts: &[Vec<u32>], shared: bool) -> Var<B> {
+    let same = |&at: &usize| texts.iter().all(|text| text.len() > at + 1 && text[at] == texts[0][at]);
+    let common = if shared { (0..).take_while(same).count() } else { 0 };
+    let responses = texts.iter().map(|text| &text[common..]).collect::<Vec<_>>();
+    let packed = match shared {
+        true => PackedLists::pack([(&texts[0][..common], responses)]),
+        false => PackedLists::pack(texts.iter().map(|text| (&[][..], [&text[..]]))),
+    };
+    model.reward(tape, &packed).unwrap()
 }
 
 fn scores<B: Backend>(model: &Transformer<B>, checkpoint: &Checkpoint, tolerance: Tolerance) {
@@ -254,8 +262,17 @@ fn scores<B: Backend>(model: &Transformer<B>, checkpoint: &Checkpoint, tolerance
     let b = model.backend();
     let check = |texts: &[Vec<u32>], want: &[f64], at: &str| {
         let texts: Vec<Vec<u32>> = texts.iter().map(|text| without_pads(text, Some(pad)).to_vec()).collect();
-        let got = b.read(rewards(model, &Tape::inference(b), &texts).value());
-        close(&got, want, tolerance.logit, &format!("{} {at}", checkpoint.name));
+        for shared in [false, true] {
+            let got = b.read(rewards(model, &Tape::inference(b), &texts, shared).value());
+            close(&got, want, tolerance.logit, &format!("{} {at}", checkpoint.name));
+        }
+        // The first text once more with another ending: a prefix that is worth sharing.
+        let other = [&texts[0][..texts[0].len() - 1], &[7, 8, 9]].concat();
+        let pair = [texts[0].clone(), other.clone()];
+        let got = b.read(rewards(model, &Tape::inference(b), &pair, true).value());
+        close(&got[..1], &want[..1], tolerance.logit, &format!("{} {at}", checkpoint.name));
+        let alone = b.read(rewards(model, &Tape::inference(b), &[other], false).value());
+        close(&got[1..], &alone, tolerance.logit, &format!("{} {at}", checkpoint.name));
     };
     for sequence in checkpoint.array("sequences") {
         check(&[ids(&sequence["ids"])], &[number(&sequence["score_f64"])], "sequences");
@@ -273,31 +290,26 @@ fn golden_models_rewards() {
     on_every_model!(scores, reward_models);
 }
 
-/// The Bradley–Terry loss of pairs with margins, centred (Eisenstein et al. 2023); its gradient by the rewards from the definition.
+/// A training step on pairs with margins, centred (Eisenstein et al. 2023), all at once and one by one.
 fn pairs<B: Backend>(model: &Transformer<B>, checkpoint: &Checkpoint, tolerance: Tolerance) {
-    let (case, b) = (checkpoint.field("bt"), model.backend());
+    let case = checkpoint.field("bt");
     let texts = |name: &str| checkpoint::items(&case[name]).iter().map(ids).collect::<Vec<_>>();
-    let (chosen, rejected) = (texts("chosen"), texts("rejected"));
     let (margins, center) = (numbers(&case["margin"]), number(&case["center_coefficient"]));
-    let tape = Tape::new(b);
-    let all = rewards(model, &tape, &[chosen, rejected].concat());
-    let values = b.read(all.value());
-    let (won, lost) = values.split_at(margins.len());
-    let (mut loss, mut slopes) = (0.0, vec![0.0; values.len()]);
-    let count = margins.len() as f64;
-    for (i, margin) in margins.iter().enumerate() {
-        let (difference, sum) = (won[i] - lost[i] - margin, won[i] + lost[i]);
-        loss += ((-difference).exp().ln_1p() + center * sum * sum) / count;
-        let slope = -1.0 / (1.0 + difference.exp()) / count;
-        slopes[i] = slope + 2.0 * center * sum / count;
-        slopes[margins.len() + i] = -slope + 2.0 * center * sum / count;
+    let list = |((chosen, rejected), margin): ((Vec<u32>, Vec<u32>), &f64)| RewardList {
+        prompt: Vec::new(),
+        responses: vec![chosen, rejected],
+        labels: vec![1.0, 0.0],
+        margin: *margin,
+    };
+    let lists: Vec<RewardList> = texts("chosen").into_iter().zip(texts("rejected")).zip(&margins).map(list).collect();
+    let optimizer = OptimizerConfig { max_grad_norm: 0.0, ..OptimizerConfig::default() };
+    for micro in [1, lists.len()] {
+        let mut trainer = Trainer::new(model.duplicate().unwrap(), optimizer, 1);
+        let report = trainer.reward_step(&lists.iter().collect::<Vec<_>>(), center, micro).unwrap();
+        let at = format!("{} bt", checkpoint.name);
+        close(&[report.loss], &[number(&case["loss_f64"])], tolerance.loss, &at);
+        compare(model, trainer.gradients(), case, tolerance.gradient, &at);
     }
-    let at = format!("{} bt", checkpoint.name);
-    close(&[loss], &[number(&case["loss_f64"])], tolerance.loss, &at);
-    let total = ops::weighted_sum(&tape, &all, &Arc::new(upload_f64(b, &slopes)));
-    let mut gradients = Gradients::new(model.parameters().len());
-    tape.backward(&total, &mut gradients);
-    compare(model, &gradients, case, tolerance.gradient, &at);
 }
 
 #[test]
@@ -313,18 +325,18 @@ fn a_reward_model_gives_no_logits_and_a_language_model_no_reward() {
     config.head = Head::Score;
     let reward = common::model(&b, &config, 1);
     let row = PackedLists::pack([(&[1][..], [&[2, 3][..]])]);
-    let text = PackedLists::pack([(&[1, 2][..], [])]);
     let error = |message: Result<(), larpo_core::Error>| message.unwrap_err().to_string();
     let places = Places { prompts: 1, prompt_tokens: 4, responses: 0, response_tokens: 0 };
     for message in [
         error(reward.score(&row).map(drop)),
         error(Decoder::new(&reward, places).map(drop)),
-        error(language.reward(&Tape::inference(&b), &text).map(drop)),
+        error(language.reward(&Tape::inference(&b), &row).map(drop)),
     ] {
         assert!(message.contains("head"), "{message}");
     }
-    let empty = PackedLists::pack([(&[][..], [])]);
-    for packed in [&row, &empty] {
+    let nothing = PackedLists::pack([(&[1][..], [])]);
+    let empty = PackedLists::pack([(&[1][..], [&[][..]])]);
+    for packed in [&nothing, &empty] {
         assert!(error(reward.reward(&Tape::inference(&b), packed).map(drop)).contains("at least one token"));
     }
     assert_eq!(without_pads(&[0, 5, 0, 7, 0], Some(0)), [0, 5, 0, 7]);

@@ -276,7 +276,15 @@ impl Given {
         let flags = verb
             .get_arguments()
             .filter(|arg| arg.get_long().is_some() && !NOT_SETTINGS.contains(&arg.get_id().as_str()));
-        Settings(flags.map(|arg| self.setting(verb, arg, matches)).collect())
+        // What a given flag takes the place of has no default.
+        let given = |arg: &&Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+        let replaced = |arg: &Arg| {
+            arg.get_action().takes_values()
+                && verb.get_arguments().filter(given).any(|other| {
+                    verb.get_arg_conflicts_with(other).iter().any(|conflict| conflict.get_id() == arg.get_id())
+                })
+        };
+        Settings(flags.filter(|arg| !replaced(arg)).map(|arg| self.setting(verb, arg, matches)).collect())
     }
 
     fn setting(&self, verb: &Command, arg: &Arg, matches: &ArgMatches) -> Setting {

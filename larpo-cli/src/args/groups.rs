@@ -7,6 +7,7 @@ use clap::Args;
 use larpo_core::objective::{LipoLabels, LossType, Ties};
 use larpo_core::optim::Schedule;
 use larpo_core::select::Select;
+use larpo_data::model_folder::Format;
 use larpo_data::records::Schema;
 use std::path::PathBuf;
 
@@ -179,6 +180,10 @@ pub struct TrainArgs {
     /// Where metrics go beside metrics.jsonl
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = ReportTo::None)]
     pub report_to: ReportTo,
+    /// Format of the final model's weights: float32, bfloat16 or float16; checkpoints keep every bit
+    /// [default: that of the folder it starts from, float32 of a new model]
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
+    pub dtype: Option<Format>,
     /// Updates between checkpoints, written to checkpoint-STEP/ [default: none]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Checkpoints")]
     pub save_steps: Option<usize>,
@@ -296,6 +301,10 @@ pub struct GenerationsArgs {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Reward")]
 pub struct RewardArgs {
+    /// Reward model that ranks in place of the rules: a folder with a sequence classifier of one label
+    /// (...ForSequenceClassification), which reads the conversation through its own chat template and tokenizer
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["reward_funcs", "reward_weights", "answer_pattern"])]
+    pub reward_model: Option<PathBuf>,
     /// Rewards to add up: answer, regex:pattern=RE, length[:target=N], format[:pattern=RE],
     /// expression, words:file=PATH; a comma or colon inside a value is written \, or \:
     #[arg(long, value_name = "NAME[:KEY=VALUE...],...", default_value = "answer")]
@@ -311,6 +320,11 @@ pub struct RewardArgs {
 }
 
 impl RewardArgs {
+    /// The rules, where they are what ranks.
+    pub fn rules(&self) -> Option<&str> {
+        self.reward_model.is_none().then_some(&self.reward_funcs)
+    }
+
     /// How many rewards `reward_funcs` names: its commas without a backslash before them, plus one.
     fn count(&self) -> usize {
         let mut escaped = false;

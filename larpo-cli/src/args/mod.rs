@@ -151,6 +151,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// One HTML page about a run: curves, samples, hardest prompts, settings
     Report(ReportArgs),
+    /// Write a model folder in another format of numbers, or in other files
+    Convert(ConvertArgs),
     /// Time a training step, sampling, matrix products, memory traffic or list losses
     Bench(BenchArgs),
 }
@@ -168,6 +170,7 @@ impl Command {
             Command::Eval(_) => "eval",
             Command::Inspect(_) => "inspect",
             Command::Report(_) => "report",
+            Command::Convert(_) => "convert",
             Command::Bench(_) => "bench",
         }
     }
@@ -189,6 +192,7 @@ impl Command {
             Command::Eval(a) => &a.common,
             Command::Inspect(a) => &a.common,
             Command::Report(a) => &a.common,
+            Command::Convert(a) => &a.common,
             Command::Bench(a) => &a.common,
         }
     }
@@ -196,7 +200,9 @@ impl Command {
     /// Checks that need more than one flag at a time; the message says what to change.
     fn validate(&self) -> Result<(), String> {
         match self {
-            Command::Demo(_) | Command::Inspect(_) | Command::Report(_) | Command::Bench(_) => Ok(()),
+            Command::Demo(_) | Command::Inspect(_) | Command::Report(_) | Command::Convert(_) | Command::Bench(_) => {
+                Ok(())
+            }
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),

@@ -56,8 +56,13 @@ pub struct SftEvalArgs {
 pub struct SftModelArgs {
     /// Continue from this model folder
     #[arg(long, value_name = "DIR",
-          conflicts_with_all = ["preset", "hidden_size", "tokenizer", "max_position_embeddings"])]
+          conflicts_with_all = ["preset", "hidden_size", "tokenizer", "max_position_embeddings", "config_name"])]
     pub model_name_or_path: Option<PathBuf>,
+    /// Start fresh with the family and shape of this config.json, or of the one in this folder; its vocabulary must have room
+    /// for the tokenizer, whose special ids replace its own
+    #[arg(long, value_name = "FILE", requires = "tokenizer",
+          conflicts_with_all = ["preset", "hidden_size", "max_position_embeddings"])]
+    pub config_name: Option<PathBuf>,
     /// Start fresh with a named shape
     #[arg(long, value_enum, value_name = "NAME", conflicts_with = "hidden_size")]
     pub preset: Option<Preset>,
@@ -139,13 +144,15 @@ impl SftModelArgs {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let s = match (self.fresh_sizes(), &self.model_name_or_path) {
+        let s = match (self.fresh_sizes(), self.model_name_or_path.as_ref().or(self.config_name.as_ref())) {
             (Some(sizes), _) => sizes,
             (None, Some(_)) => return Ok(()),
             (None, None) => {
-                return Err("say what to train: start fresh with --preset or with --hidden_size and the other sizes, \
-                            or continue from a folder with --model_name_or_path"
-                    .into());
+                return Err(
+                    "say what to train: start fresh with --preset, with --config_name or with --hidden_size and \
+                            the other sizes, or continue from a folder with --model_name_or_path"
+                        .into(),
+                );
             }
         };
         let (hidden, heads, kv_heads) = (s.hidden_size, s.num_attention_heads, s.num_key_value_heads);

@@ -254,6 +254,24 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
     number(text).and_then(|x| (x > 0.0).then_some(x).ok_or("must be above 0".into()))
 }
 
+/// A number of bytes, with the units that transformers takes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err("expected a number with KB, MB, GB, KiB, MiB or GiB, such as 5GB".into()),
+    };
+    match digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err("expected a whole number above 0 with its unit, such as 5GB".into()),
+    }
+}
+
 /// A number of threads.
 pub(super) fn threads(text: &str) -> Result<usize, String> {
     at_least_one(text).and_then(|n| (n <= 1024).then_some(n).ok_or("must be at most 1024".into()))

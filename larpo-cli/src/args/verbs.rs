@@ -5,6 +5,7 @@ use super::values::*;
 use crate::resume::ResumeFrom;
 use clap::Args;
 use larpo_core::objective::LossType;
+use larpo_data::model_folder::Format;
 use std::path::{Path, PathBuf};
 
 /// Flags of `larpo demo`.
@@ -81,6 +82,31 @@ impl SampleArgs {
         }
         self.split.validate()
     }
+}
+
+/// Flags of `larpo convert`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct ConvertArgs {
+    /// The model folder
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// Folder that the model is written to, with every file of its tokenizer
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Format of the weights: float32, bfloat16 or float16 [default: as they are]
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
+    pub dtype: Option<Format>,
+    /// Most bytes of tensors in a weight file, such as 5GB, 200MB or 64MiB; a larger tensor has a file of its own
+    /// [default: the files as they are]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Output")]
+    pub max_shard_size: Option<u64>,
+    /// Replace a model that is in OUT already
+    #[arg(long, help_heading = "Output")]
+    pub overwrite_output_dir: bool,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 /// Flags of `larpo rank`.

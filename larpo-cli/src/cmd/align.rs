@@ -7,7 +7,7 @@ use crate::dataset::{PromptRow, RowReport};
 use crate::error::{Error, Result};
 use crate::policy::{Opened, Policy};
 use crate::resume::{ResumeFrom, align_point};
-use crate::reward::RuleReranker;
+use crate::reward::RewardSource;
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
 use crate::run_record::{Goal, RunRecord, no_run};
 use crate::status;
@@ -15,7 +15,6 @@ use crate::stop::Stop;
 use crate::watch::Watch;
 use larpo_core::backend::Backend;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
 
 /// Runs the verb.
 ///
@@ -27,13 +26,13 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     {
         return Err(Error::request(no_run(n)));
     }
-    let mut reranker = RuleReranker::new(&args.reward)?;
-    let words: Vec<PathBuf> = reranker.files().into_iter().map(Path::to_path_buf).collect();
+    let reward = RewardSource::read(&args.reward)?;
+    let judges = reward.inputs();
     let mut inputs = vec![
         ("model_name_or_path", args.model.model_name_or_path.as_path()),
         ("dataset_name", args.dataset_name.as_path()),
     ];
-    inputs.extend(words.iter().map(|path| ("reward_funcs", path.as_path())));
+    inputs.extend(judges.iter().map(|(flag, path)| (*flag, path.as_path())));
     inputs.extend(args.iterate.eval_dataset.iter().map(|path| ("eval_dataset", path.as_path())));
     // More iterations than a run had are a run that goes on.
     let more = matches!(args.iterate.iterations, Iterations::More(_)).then_some(&ResumeFrom::Latest);
@@ -62,9 +61,10 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     }
     folder.set_goal(goal);
     let opened = Opened::read(&args.model.model_name_or_path)?;
-    let (config, prompts, report) = read(args, goal, &opened.blank()?, reranker.needs_reference())?;
-    super::plan::admit_align(args, &config, &opened.config, &prompts, &point)?;
-    let policy = opened.load(backend)?;
+    let (config, prompts, report) = read(args, goal, &opened.blank()?, reward.needs_reference())?;
+    super::plan::admit_align(args, &config, (&opened.config, reward.model()), &prompts, &point)?;
+    let policy = opened.load(backend)?.written_in(args.train.dtype);
+    let mut reranker = reward.load(backend)?;
     // Before anything is written: a refusal changes nothing.
     if config.watch.is_on() && point.done > 0 && !args.output_dir.join(START).exists() {
         return Err(Error::request(NOT_LOOKED_AT));

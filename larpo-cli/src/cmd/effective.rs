@@ -32,7 +32,12 @@ pub fn settings(command: &Command, given: &Settings) -> Settings {
             // Each of several models has a limit of its own.
             data(&args.data, args.models().first().copied().filter(|_| args.models().len() == 1), &mut settings);
         }
-        Command::Demo(_) | Command::Rank(_) | Command::Inspect(_) | Command::Report(_) | Command::Bench(_) => {}
+        Command::Demo(_)
+        | Command::Rank(_)
+        | Command::Inspect(_)
+        | Command::Report(_)
+        | Command::Convert(_)
+        | Command::Bench(_) => {}
     }
     let threads = vec![threads::of_the_machine().to_string()];
     settings.resolve("threads", threads, "default: one for each core of this machine", false);

@@ -8,7 +8,7 @@ use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compar
 use crate::generate::sampling_config;
 use crate::messages;
 use crate::policy::{Opened, Policy};
-use crate::reward::RuleReranker;
+use crate::reward::RewardSource;
 use crate::run_record::checksums;
 use crate::table::Table;
 use larpo_core::backend::Backend;
@@ -29,14 +29,15 @@ pub fn run<B: Backend>(args: &EvalArgs, settings: &Settings, backend: &B) -> Res
         // Before the work, not after it.
         return Err(Error::request(format!("--output: {} is no folder; create it first", folder.display())));
     }
-    let mut reranker = RuleReranker::new(&args.reward)?;
+    let reward = RewardSource::read(&args.reward)?;
     let reference = args.ref_model.as_deref().map(|folder| Policy::open(backend, folder)).transpose()?;
     let models = args.models();
     // KL needs no reward, so it is measured where the rewards lack what they compare with.
-    let must_score = reranker.needs_reference() && reference.is_none();
+    let must_score = reward.needs_reference() && reference.is_none();
     let (mut first, mut rows) = same_prompts(args, &models, backend, must_score)?;
-    let rules = reranker.rules().clone();
-    let scored = !reranker.needs_reference() || rows[0].prompts.iter().all(|p| p.has_reference());
+    let scored = !reward.needs_reference() || rows[0].prompts.iter().all(|p| p.has_reference());
+    let mut reranker = reward.load(backend)?;
+    let rules = reranker.rules().cloned();
     let mut results = Vec::with_capacity(models.len());
     for (&folder, Rows { prompts, files, .. }) in models.iter().zip(&mut rows) {
         *files = checksums(folder)?;
@@ -58,7 +59,7 @@ pub fn run<B: Backend>(args: &EvalArgs, settings: &Settings, backend: &B) -> Res
         };
         let mut judges = Judges {
             reranker: scored.then_some(&mut reranker as _),
-            rules: scored.then_some(&rules),
+            rules: rules.as_ref().filter(|_| scored),
             reference: reference.as_ref(),
         };
         let label = if models.len() == 1 { "eval".to_string() } else { folder.display().to_string() };

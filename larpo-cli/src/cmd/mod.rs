@@ -5,6 +5,7 @@
 
 pub mod align;
 pub mod bench;
+pub mod convert;
 mod declared;
 pub mod demo;
 mod effective;
@@ -69,12 +70,13 @@ fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value
         Command::Demo(args) => demo::run(args, settings, &backend),
         Command::Sft(args) => sft::run(args, settings, stop, &backend),
         Command::Sample(args) => sample::run(args, &backend),
-        Command::Rank(args) => rank::run(args),
+        Command::Rank(args) => rank::run(args, &backend),
         Command::Train(args) => train::run(args, settings, stop, &backend),
         Command::Align(args) => align::run(args, settings, stop, &backend),
         Command::Eval(args) => eval::run(args, settings, &backend),
         Command::Inspect(args) => inspect::run(args),
         Command::Report(args) => report::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }

@@ -18,6 +18,7 @@ use crate::plan::{
 use crate::policy::Opened;
 use crate::progress::duration;
 use crate::resume::{AlignPoint, ITERATION, Resume, ResumeFrom, align_point, checkpoint};
+use crate::reward::RewardSource;
 use crate::run_record::{Goal, RunRecord};
 use crate::samples::are_drawn;
 use crate::table::Table;
@@ -173,21 +174,23 @@ fn align(args: &AlignArgs, settings: &Settings) -> Result<Plan> {
     let given = settings.given().contains("iterations");
     let goal = Goal::new(args.iterate.iterations, given, earlier.as_ref(), point.done as usize)?;
     let opened = Opened::read(&args.model.model_name_or_path)?;
+    let reward = RewardSource::read(&args.reward)?;
     let (config, prompts, _) = super::align::read(args, goal, &opened.blank()?, false)?;
-    plan_align(args, &config, &opened.config, &prompts, &point)
+    plan_align(args, &config, (&opened.config, reward.model()), &prompts, &point)
 }
 
 /// The iterations after `point`, of which each trains on every list that it remembers.
 fn plan_align(
     args: &AlignArgs,
     config: &AlignConfig,
-    model: &ModelConfig,
+    (model, judge): (&ModelConfig, Option<&ModelConfig>),
     prompts: &[PromptRow],
     point: &AlignPoint,
 ) -> Result<Plan> {
     let mut planner = Planner::new(model.clone(), prompt_bytes(prompts) + prompt_bytes(&config.watch.prompts));
     let (tokens, k) = (config.sampling.max_new_tokens, config.sampling.num_generations);
     let mut model = planner.model()?;
+    let judge = judge.map(|config| planner.model_of(config.clone())).transpose()?;
     let keeps_first = config.reference == Reference::Initial || config.watch.is_on();
     let first = keeps_first.then(|| model.duplicate()).transpose()?;
     let count = config.prompts_per_iteration.min(prompts.len());
@@ -200,11 +203,17 @@ fn plan_align(
     let draws = left.saturating_sub(u32::from(drawn));
     if draws > 0 {
         planner.sample(&model, &prompts[..count], &config.sampling, f64::from(draws))?;
+        if let Some(judge) = &judge {
+            planner.rank(judge, &prompts[..count], (k, tokens), f64::from(draws))?;
+        }
     }
     if let (Some(first), true) = (&first, config.watch.is_on() && left > 0) {
         let sampling = sampling_of(&config.sampling);
         let looks = f64::from(left + u32::from(point.done == 0));
         planner.sample(&model, &config.watch.prompts, &sampling, looks)?;
+        if let Some(judge) = &judge {
+            planner.rank(judge, &config.watch.prompts, (sampling.num_generations, tokens), looks)?;
+        }
         let lists = longest_lists(&config.watch.prompts, sampling.num_generations, tokens);
         planner.score(first, lists, looks)?;
     }
@@ -244,17 +253,17 @@ fn plan_align(
 pub(super) fn admit_align(
     args: &AlignArgs,
     config: &AlignConfig,
-    model: &ModelConfig,
+    models: (&ModelConfig, Option<&ModelConfig>),
     prompts: &[PromptRow],
     point: &AlignPoint,
 ) -> Result<()> {
-    let plan = plan_align(args, config, model, prompts, point)?;
+    let plan = plan_align(args, config, models, prompts, point)?;
     let shorter = &["--max_new_tokens", "--num_generations", "--max_prompt_length"];
     admit(&plan, advice(&args.train, shorter), |micro, accumulation| {
         let mut args = args.clone();
         in_passes(&mut args.train, micro, accumulation);
         let config = AlignConfig { training: LoopConfig::lists(&args.train, args.common.seed), ..config.clone() };
-        plan_align(&args, &config, model, prompts, point)
+        plan_align(&args, &config, models, prompts, point)
     })
 }
 
@@ -284,6 +293,8 @@ fn eval(args: &EvalArgs) -> Result<Plan> {
     let reference = args.ref_model.as_deref().map(Opened::read).transpose()?;
     let mut planner = Planner::new(models[0].0.clone(), present);
     let reference = reference.map(|opened| planner.model_of(opened.config)).transpose()?;
+    let reward = RewardSource::read(&args.reward)?;
+    let judge = reward.model().map(|config| planner.model_of(config.clone())).transpose()?;
     let mut held = 0;
     for (config, prompts, sampling) in models {
         let model = planner.model_of(config)?;
@@ -292,6 +303,10 @@ fn eval(args: &EvalArgs) -> Result<Plan> {
         planner.sample(&model, &prompts, &sampling, times)?;
         planner.trim();
         let (k, tokens) = (sampling.num_generations, sampling.max_new_tokens);
+        if let Some(judge) = &judge {
+            planner.rank(judge, &prompts, (1, tokens), 1.0)?;
+            planner.rank(judge, &prompts, (k, tokens), times)?;
+        }
         held = held.max(candidate_bytes(&prompts, k, tokens));
         if let Some(reference) = &reference {
             planner.score(&model, longest_lists(&prompts, k, tokens), times)?;

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::evaluate::GOOD;
 use crate::messages::count;
 use crate::output;
-use crate::reward::RuleReranker;
+use crate::reward::{Ranker, RewardSource};
+use larpo_core::backend::Backend;
 use larpo_core::reranker::{Query, Reranker, Response};
 use larpo_data::records::{KeyedRow, Keys, read_keyed_rows};
 use larpo_data::tokenizer::Tokenizer;
@@ -17,8 +18,8 @@ use std::path::Path;
 ///
 /// # Errors
 /// What any of its stages reports.
-pub fn run(args: &RankArgs) -> Result<Value> {
-    let mut reranker = RuleReranker::new(&args.reward)?;
+pub fn run<B: Backend>(args: &RankArgs, backend: &B) -> Result<Value> {
+    let reward = RewardSource::read(&args.reward)?;
     let path = args.path().ok_or_else(|| Error::request("name the file with the candidates"))?;
     if let Some(folder) = &args.output_dir {
         output::prepare_file(folder, "candidates.jsonl", args.overwrite_output_dir)?;
@@ -28,7 +29,7 @@ pub fn run(args: &RankArgs) -> Result<Value> {
         prompt: args.prompt_key.clone(),
         response: args.response_key.clone(),
         // Rows need a reference only where a rule reads it.
-        reference: reranker.needs_reference().then(|| args.reference_key.clone()),
+        reference: reward.needs_reference().then(|| args.reference_key.clone()),
         label: args.label_key.clone(),
         lists: args.list_keys.clone(),
     };
@@ -37,6 +38,7 @@ pub fn run(args: &RankArgs) -> Result<Value> {
     let mut report = RowReport::new("rows", rows.len() + bad.len());
     bad.iter().for_each(|row| report.leave_out(row.reason()));
     note_unsorted(&rows);
+    let mut reranker = reward.load(backend)?;
     let mut ranked = Vec::with_capacity(rows.len());
     let (mut responses, mut agree, mut sum) = (0, 0, 0.0);
     for row in rows {
@@ -82,7 +84,12 @@ fn note_unsorted(rows: &[KeyedRow]) {
     }
 }
 
-fn score(row: &KeyedRow, reranker: &mut RuleReranker, tokenizer: Option<&Tokenizer>, path: &Path) -> Result<Vec<f64>> {
+fn score<B: Backend>(
+    row: &KeyedRow,
+    reranker: &mut Ranker<B>,
+    tokenizer: Option<&Tokenizer>,
+    path: &Path,
+) -> Result<Vec<f64>> {
     let ids = row.fields.get("token_ids").and_then(Value::as_array);
     let tokens = |i: usize, text: &str| match (tokenizer, ids.and_then(|ids| ids.get(i)?.as_array())) {
         // A text may have been edited since its ids were recorded.

@@ -28,6 +28,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         ("model_name_or_path", args.model.model_name_or_path.as_ref()),
         ("eval_dataset", args.eval.eval_dataset.as_ref()),
         ("tokenizer", args.tokenizer_folder()),
+        ("config_name", args.model.config_name.as_ref()),
     ];
     let inputs: Vec<_> = inputs.into_iter().filter_map(|(flag, path)| Some((flag, path?.as_path()))).collect();
     let request = RunRequest {
@@ -53,8 +54,9 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     super::plan::admit_sft(args, &start, &rows, held_out.as_deref(), done)?;
     let policy = match start {
         Start::Folder(opened) => opened.load(backend)?,
-        Start::Fresh(config, tokenizer) => fresh(*config, tokenizer, args.common.seed, backend)?,
+        Start::Fresh(config, parts) => fresh(*config, parts, args.common.seed, backend)?,
     };
+    let policy = policy.written_in(args.train.dtype);
     folder.begin()?;
     let config = LoopConfig::sft(&args.train, args.common.seed);
     let journal = Journal {
@@ -84,7 +86,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
 /// What is trained, before there are weights.
 pub(super) enum Start {
     Folder(Box<Opened>),
-    Fresh(Box<ModelConfig>, Arc<Tokenizer>),
+    Fresh(Box<ModelConfig>, Parts),
 }
 
 impl Start {
@@ -98,9 +100,7 @@ impl Start {
     fn blank(&self) -> Result<Policy<Dry>> {
         match self {
             Self::Folder(opened) => opened.blank(),
-            Self::Fresh(config, tokenizer) => {
-                Policy::blank(config.as_ref().clone(), Parts::fresh(config, tokenizer.clone())?)
-            }
+            Self::Fresh(config, parts) => Policy::blank(config.as_ref().clone(), parts.clone()),
         }
     }
 }
@@ -119,8 +119,8 @@ pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
     let start = match folder {
         Some(folder) => Start::Folder(Box::new(Opened::read(folder)?)),
         None => {
-            let (config, tokenizer) = recipe(args, &source)?;
-            Start::Fresh(Box::new(config), Arc::new(tokenizer))
+            let (config, parts) = recipe(args, &source)?;
+            Start::Fresh(Box::new(config), parts)
         }
     };
     let policy = start.blank()?;
@@ -145,19 +145,16 @@ fn nothing_left(purpose: &str, path: &Path, report: &RowReport) -> Error {
 }
 
 /// A fresh model and its tokenizer.
-fn fresh<B: Backend>(config: ModelConfig, tokenizer: Arc<Tokenizer>, seed: u64, backend: &B) -> Result<Policy<B>> {
-    let (tokens, vocab_size) = (tokenizer.vocab_size(), config.vocab_size);
-    let policy = Policy::fresh(backend, config, tokenizer, seed)?;
+fn fresh<B: Backend>(config: ModelConfig, parts: Parts, seed: u64, backend: &B) -> Result<Policy<B>> {
+    let (tokens, vocab_size) = (parts.tokenizer.vocab_size(), config.vocab_size);
+    let policy = Policy::random(backend, config, parts, seed)?;
     let note = if tokens < vocab_size { " (the rest of the model's vocabulary is never sampled)" } else { "" };
     say!("a fresh model of {} parameters, a tokenizer of {tokens} tokens{note}", policy.model.config().parameters());
     Ok(policy)
 }
 
-/// Shape and tokenizer of a fresh model.
-fn recipe(args: &SftArgs, source: &Source) -> Result<(ModelConfig, Tokenizer)> {
-    let sizes = args.model.fresh_sizes().ok_or_else(|| {
-        Error::request("say what to train: --model_name_or_path, --preset, or --hidden_size and the other sizes")
-    })?;
+/// Shape of a fresh model, and all that belongs to it but the weights.
+fn recipe(args: &SftArgs, source: &Source) -> Result<(ModelConfig, Parts)> {
     let preset_vocabulary = args.model.preset.map(|p| p.sizes().vocab_size);
     let tokenizer = match (&args.model.tokenizer, preset_vocabulary) {
         (Some(TokenizerSpec::Dir(folder)), _) => Tokenizer::open(folder)?,
@@ -166,9 +163,20 @@ fn recipe(args: &SftArgs, source: &Source) -> Result<(ModelConfig, Tokenizer)> {
         (None, Some(size)) => Tokenizer::train_bpe(&source.texts(), size)?,
         (None, None) => return Err(Error::request("--tokenizer is needed: bpe:SIZE, char, or a folder")),
     };
+    let tokenizer = Arc::new(tokenizer);
+    if let Some(path) = &args.model.config_name {
+        return Parts::described(path, tokenizer);
+    }
+    let sizes = args.model.fresh_sizes().ok_or_else(|| {
+        Error::request(
+            "say what to train: --model_name_or_path, --preset, --config_name, or --hidden_size and the other sizes",
+        )
+    })?;
     let tokens = tokenizer.vocab_size();
     let vocab_size = preset_vocabulary.map_or(tokens, |size| size.max(tokens));
-    Ok((shape(&sizes, vocab_size), tokenizer))
+    let config = shape(&sizes, vocab_size);
+    let parts = Parts::fresh(&config, tokenizer)?;
+    Ok((config, parts))
 }
 
 fn shape(sizes: &FreshSizes, vocab_size: usize) -> ModelConfig {

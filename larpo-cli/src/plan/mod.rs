@@ -20,11 +20,13 @@ use crate::training::sft_loss;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::cpu::{DryRun, Memory};
+use larpo_core::lists::PackedLists;
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_core::optim::OptimizerConfig;
 use larpo_core::profile::{Cost, Profile, Profiled, Shape};
 use larpo_core::proofs::prove;
 use larpo_core::retriever::{NoHooks, Prompt, SamplingConfig, prompts_per_batch, sample};
+use larpo_core::tape::Tape;
 use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
 
 /// Holds nothing and counts what it is asked to do.
@@ -36,6 +38,8 @@ pub type Dry = Profiled<DryRun>;
 const STEPS: usize = 2048;
 /// Batches of prompts that are gone through one by one; of more, a typical one and the longest.
 const BATCHES: f64 = 8.0;
+/// Prompts whose responses are ranked one by one; of more, as many evenly spaced ones, and the longest.
+const RANKED: usize = 64;
 /// Updates beyond which an order is not looked at.
 const LOOKED_AT: usize = 20_000;
 
@@ -291,6 +295,37 @@ impl Planner {
         fill_references(model, &mut lists, false)?;
         let work = self.take(times);
         self.close("score", work);
+        Ok(())
+    }
+
+    /// Rewards by `judge` of `k` responses of `tokens` tokens to each of `prompts`, `times` times.
+    ///
+    /// # Errors
+    /// A shape that does not fit together.
+    pub fn rank(
+        &mut self,
+        judge: &Transformer<Dry>,
+        prompts: &[PromptRow],
+        (k, tokens): (usize, usize),
+        times: f64,
+    ) -> Result<()> {
+        self.backend.take();
+        let limit = judge.config().max_position_embeddings;
+        let mut chosen = spaced(prompts, prompts.len().min(RANKED));
+        let share = prompts.len() as f64 / chosen.len().max(1) as f64;
+        chosen.extend(prompts.iter().max_by_key(|prompt| prompt.ids.len()));
+        let mut work = Profile::new();
+        for prompt in chosen {
+            // The judge's own tokens are not known yet.
+            let conversation = vec![0; (prompt.ids.len() + tokens).clamp(1, limit)];
+            let (prompt, response) = conversation.split_at(prompt.ids.len().min(conversation.len() - 1));
+            let packed = PackedLists::pack([(prompt, std::iter::repeat_n(response, k))]);
+            add(&mut work, self.take(share * times), 1.0);
+            drop(judge.reward(&Tape::inference(judge.backend()), &packed)?);
+        }
+        // The longest counts for the memory alone.
+        self.backend.take();
+        self.close("rank", work);
         Ok(())
     }
 

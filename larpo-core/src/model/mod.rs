@@ -124,10 +124,14 @@ impl<B: Backend> Transformer<B> {
     /// # Errors
     /// A token id outside the vocabulary, a position the model does not have, targets for a model without a language head.
     pub fn batch(&self, packed: &PackedLists) -> Result<Batch<B>, Error> {
-        self.check(&packed.ids, &packed.positions)?;
         if packed.targets() > 0 {
             self.config.check_language_model()?;
         }
+        self.place(packed)
+    }
+
+    fn place(&self, packed: &PackedLists) -> Result<Batch<B>, Error> {
+        self.check(&packed.ids, &packed.positions)?;
         let index = |data: &[u32]| Arc::new(self.backend.upload_index(data));
         Ok(Batch {
             ids: index(&packed.ids),
@@ -174,22 +178,22 @@ impl<B: Backend> Transformer<B> {
         Ok(self.backend.read(logp.value()))
     }
 
-    /// The reward of every text of `packed`, which has them as prompts without responses → `(texts, 1)`: the score head on
-    /// each one's last row.
+    /// The reward of every response of `packed` after its prompt → `(responses, 1)`: the score head on its last row. What
+    /// the texts of a list share may be their prompt, which is computed once.
     ///
     /// # Errors
-    /// As [`Transformer::batch`]; an empty text, a response, or a model that is no sequence classifier.
+    /// As [`Transformer::batch`]; no response, an empty one, or a model that is no sequence classifier.
     pub fn reward(&self, tape: &Tape<B>, packed: &PackedLists) -> Result<Var<B>, Error> {
         if self.config.head != Head::Score {
             return Err(Error::setting("head", "of a language model", "a score head, which gives a reward"));
         }
-        if packed.items() > 0 || packed.segments.len() != packed.lists() {
-            return Err(Error::setting("text", "empty, or with responses", "at least one token, and no response"));
+        let last = &packed.last_rows;
+        if last.is_empty() || last.contains(&PackedLists::NO_ROW) {
+            return Err(Error::setting("response", "empty", "at least one token"));
         }
-        let batch = self.batch(packed)?;
-        let last: Vec<u32> = packed.segments.iter().map(|segment| segment.start + segment.len - 1).collect();
+        let batch = self.place(packed)?;
         let x = self.hidden(tape, &batch, |_, _| ());
-        let x = ops::gather_rows(tape, &x, &Arc::new(self.backend.upload_index(&last)), last.len());
+        let x = ops::gather_rows(tape, &x, &Arc::new(self.backend.upload_index(last)), last.len());
         let h = self.norm(tape, &x, self.index.norm);
         Ok(ops::linear(tape, &h, &self.var(self.index.head), None, None))
     }

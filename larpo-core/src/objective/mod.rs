@@ -33,6 +33,7 @@ pub mod numerics;
 mod options;
 mod ranked;
 mod ranking;
+mod reward;
 mod seq_logp;
 
 pub use batch::{BatchLoss, List, list_batch};
@@ -42,6 +43,7 @@ pub use lipo::{LipoPair, lipo_labels, lipo_pairs, lipo_ranks};
 pub use options::{LipoLabels, LogBase, LossType, Ties};
 pub use ranked::{Lengths, RankedBatch};
 pub use ranking::Ranking;
+pub use reward::{RewardLoss, reward_list};
 pub use seq_logp::{SeqLogp, Sequence, seq_logp, seq_logp_grad, sft};
 
 use error::check_len;

@@ -22,6 +22,14 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Reads a `config.json` alone.
+    ///
+    /// # Errors
+    /// A file that cannot be read, and as [`ModelConfig::from_json`].
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::from_json(path, super::read_object(path)?)
+    }
+
     /// Reads a `config.json`; `path` is named in errors. Absent fields take the defaults of transformers, except sizes,
     /// which must be given, and token ids, which stay unset.
     ///
@@ -129,6 +137,22 @@ impl ModelConfig {
     }
 
     /// Names the format of the weights under every name that the file has for it, or the one of transformers 5.
+    /// The same configuration for a new model, whose tokenizer has these ids.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn with_ids(mut self, path: &Path, bos: Option<u32>, eos: &[u32], pad: Option<u32>) -> Result<Self> {
+        let eos_json = match eos {
+            [] => Value::Null,
+            [one] => json!(one),
+            several => json!(several),
+        };
+        for (field, value) in [("bos_token_id", json!(bos)), ("eos_token_id", eos_json), ("pad_token_id", json!(pad))] {
+            self.json.insert(field.into(), value);
+        }
+        Self::from_json(path, self.json)
+    }
+
     pub(super) fn set_format(&mut self, name: &str) {
         let known: Vec<&str> =
             ["dtype", "torch_dtype"].into_iter().filter(|field| self.json.contains_key(*field)).collect();

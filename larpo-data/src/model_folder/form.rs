@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
+use std::str::FromStr;
 
 /// Texts of a weight file under this name say in which formats its tensors are to be written, where they are kept as f32.
 pub(super) const FORMATS: &str = "larpo.formats";
@@ -23,6 +24,20 @@ pub enum Format {
     Bf16,
     /// IEEE half precision.
     F16,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    /// By its name in `config.json`, or the short one.
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "float32" | "f32" => Ok(Self::F32),
+            "bfloat16" | "bf16" => Ok(Self::Bf16),
+            "float16" | "f16" => Ok(Self::F16),
+            other => Err(format!("{other:?} is no format of numbers; write float32, bfloat16 or float16")),
+        }
+    }
 }
 
 impl Format {
@@ -44,7 +59,7 @@ impl Format {
     }
 
     /// Its name in `config.json`.
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
             Self::Bf16 => "bfloat16",
@@ -79,6 +94,12 @@ pub(super) struct Entry {
     pub(super) content: Content,
 }
 
+impl Entry {
+    fn bytes(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64
+    }
+}
+
 impl ModelForm {
     /// A new folder: the tensors in f32, in one file, sorted by name.
     pub fn fresh(config: ModelConfig, tensors: &[(String, Vec<usize>)]) -> Self {
@@ -103,6 +124,41 @@ impl ModelForm {
         tensors.filter(given).for_each(|tensor| tensor.dtype = format.dtype());
         form.config.set_format(format.name());
         form
+    }
+
+    /// The same form with the weights in as many files as it takes for none to hold more than `most` bytes of tensors, but
+    /// for a single tensor that is larger; one file where that is enough.
+    pub fn in_shards(&self, most: u64) -> Self {
+        let mut shards: Vec<Vec<Entry>> = Vec::new();
+        let mut held = 0;
+        for entry in self.files.iter().flat_map(|file| &file.tensors) {
+            let bytes = entry.bytes();
+            match shards.last_mut().filter(|_| held + bytes <= most) {
+                Some(shard) => shard.push(entry.clone()),
+                None => {
+                    shards.push(vec![entry.clone()]);
+                    held = 0;
+                }
+            }
+            held += bytes;
+        }
+        let metadata = self.files.first().map(|file| file.metadata.clone()).unwrap_or_default();
+        let count = shards.len();
+        let name = |i: usize| match count {
+            1 => WEIGHTS.to_string(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+        };
+        let file = |(i, tensors)| WeightFile { name: name(i), metadata: metadata.clone(), tensors };
+        let files: Vec<WeightFile> = shards.into_iter().enumerate().map(file).collect();
+        let mut map = BTreeMap::new();
+        files.iter().for_each(|file| map.extend(file.tensors.iter().map(|tensor| (&tensor.name, &file.name))));
+        let index = json!({ "metadata": { "total_size": 0 }, "weight_map": map }).as_object().cloned();
+        Self { config: self.config.clone(), index: index.filter(|_| count > 1), files }
+    }
+
+    /// Names of the weight files.
+    pub fn files(&self) -> Vec<&str> {
+        self.files.iter().map(|file| &file.name[..]).collect()
     }
 
     /// The configuration.

@@ -41,7 +41,8 @@ pub fn of_record(record: &Value, folder: &Path) -> Option<Vec<String>> {
 }
 
 /// Flags of `eval` that are the run's own: its rewards, how long responses may be and how the data are read.
-const OF_EVAL: [&str; 11] = [
+const OF_EVAL: [&str; 12] = [
+    "reward_model",
     "reward_funcs",
     "reward_weights",
     "answer_pattern",

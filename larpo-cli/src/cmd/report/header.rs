@@ -25,7 +25,9 @@ pub fn header(run: &Run, points: &[Point], body: &mut String) {
     if let Some(data) = from("dataset_name") {
         parts.push(format!("on {}", escape(&data)));
     }
-    if let Some(reward) = from("reward_funcs") {
+    if let Some(model) = from("reward_model") {
+        parts.push(format!("rewards of the model {}", escape(&model)));
+    } else if let Some(reward) = from("reward_funcs") {
         parts.push(format!("reward {}", escape(&reward)));
     }
     put(body, format_args!("{}</p>", parts.join(" · ")));

@@ -1,0 +1,166 @@
+//! Reward models rank: scores equal those of independent software, whatever the folder's template, and the loop trains on them.
+
+mod common;
+use common::{Folder, run_here as larpo};
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A reward model of the goldens, which has no tokenizer.
+fn golden() -> PathBuf {
+    match std::env::var_os("LARPO_GOLDEN_DIR") {
+        Some(folder) => PathBuf::from(folder).join("models/llama_rm"),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../larpo-core/tests/golden/models/llama_rm"),
+    }
+}
+
+/// That model with words for tokens, `w7` for id 7, one of which the tokenizer may put in front of every text.
+fn make(folder: &Path, template: Option<&str>, bos: Option<u32>) {
+    fs::create_dir_all(folder).expect("creates");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden().join(file), folder.join(file)).expect("copies");
+    }
+    let vocabulary: Map<String, Value> = (0..320).map(|id| (format!("w{id}"), json!(id))).collect();
+    let front = bos.map(|id| {
+        let special = json!({"SpecialToken": {"id": format!("w{id}"), "type_id": 0}});
+        json!({
+            "type": "TemplateProcessing", "pair": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+            "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {format!("w{id}"): {"id": format!("w{id}"), "ids": [id], "tokens": [format!("w{id}")]}},
+        })
+    });
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": front, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
+    });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("writes");
+    let config = json!({"chat_template": template, "bos_token": bos.map(|id| format!("w{id}"))});
+    fs::write(folder.join("tokenizer_config.json"), config.to_string()).expect("writes");
+}
+
+fn words(ids: &[Value]) -> String {
+    ids.iter().map(|id| format!("w{id} ")).collect()
+}
+
+/// Rewards of lists of responses.
+fn rank(folder: &Folder, model: &str, rows: &[Value]) -> Vec<Vec<f64>> {
+    let (data, out) = (folder.rows("rows.jsonl", rows), folder.name("ranked"));
+    larpo(&["rank", &data, "--reward_model", model, "--output_dir", &out, "--overwrite_output_dir"]).expect("rank");
+    let text = fs::read_to_string(folder.path("ranked/candidates.jsonl")).expect("reads");
+    let row = |line: &str| serde_json::from_str::<Value>(line).expect("JSON");
+    let rewards =
+        |row: Value| row["rewards"].as_array().expect("rewards").iter().map(|r| r.as_f64().unwrap()).collect();
+    text.lines().map(|line| rewards(row(line))).collect()
+}
+
+#[test]
+fn golden_models_rank_as_sequence_classifiers_do() {
+    let folder = Folder::new("reward-golden");
+    let golden: Value =
+        serde_json::from_str(&fs::read_to_string(golden().join("golden.json")).expect("reads")).expect("JSON");
+    let join = "{% for m in messages %}{{ m['content'] }} {% endfor %}";
+    for (name, template) in [("plain", None), ("template", Some(join))] {
+        let model = folder.name(name);
+        make(Path::new(&model), template, None);
+        let cases = golden["sequences"].as_array().expect("cases").iter().chain([&golden["last_token_is_pad_id"]]);
+        for case in cases {
+            let ids = case["ids"].as_array().expect("ids");
+            let (prompt, response) = ids.split_at(1);
+            let row = json!({"prompt": words(prompt), "responses": [words(response)]});
+            let got = rank(&folder, &model, &[row])[0][0];
+            let want = case["score_f64"].as_f64().expect("a score");
+            assert!((got - want).abs() <= 1e-4, "{name}: {got} against {want}");
+        }
+        // The responses of a prompt together are what they are one by one.
+        let all = ["w5 w6 w7", "w5 w9", "w5", "w200 w201 w202 w203"];
+        let together = rank(&folder, &model, &[json!({"prompt": "w3 w4 ", "responses": all})]).remove(0);
+        let mut alone: Vec<f64> = all
+            .iter()
+            .map(|response| rank(&folder, &model, &[json!({"prompt": "w3 w4 ", "responses": [response]})])[0][0])
+            .collect();
+        alone.sort_by(|a, b| b.total_cmp(a));
+        together.iter().zip(&alone).for_each(|(a, b)| assert!((a - b).abs() <= 1e-4, "{a} against {b}"));
+    }
+}
+
+#[test]
+fn a_model_sees_one_token_that_begins_the_text() {
+    let folder = Folder::new("reward-bos");
+    let rows = [json!({"prompt": "w3 w4 ", "responses": ["w5 w6"]})];
+    let turns = "{% for m in messages %}{{ m['content'] }} {% endfor %}";
+    let both = format!("{{{{ bos_token }}}} {turns}");
+    let mut scores = Vec::new();
+    for (name, template, bos) in
+        [("tokenizer", Some(turns), Some(1)), ("both", Some(&both[..]), Some(1)), ("none", Some(turns), None)]
+    {
+        let model = folder.name(name);
+        make(Path::new(&model), template, bos);
+        scores.push(rank(&folder, &model, &rows)[0][0]);
+    }
+    assert_eq!(scores[0], scores[1]);
+    assert!((scores[0] - scores[2]).abs() > 1e-3, "the token changes the score");
+}
+
+#[test]
+fn the_loop_trains_on_a_models_rewards() {
+    let folder = Folder::new("reward-loop");
+    let judge = folder.name("judge");
+    make(Path::new(&judge), None, None);
+    let pair = |i: usize| json!({"prompt": format!("w{} ", i + 3), "completion": format!("w{} w{}", i + 9, i + 20)});
+    let data = folder.rows("pairs.jsonl", &(0..24).map(pair).collect::<Vec<_>>());
+    let [model, run] = ["model", "run"].map(|name| folder.name(name));
+    let shape = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2"];
+    let sizes = ["--intermediate_size", "48", "--max_position_embeddings", "48", "--tokenizer", "char"];
+    let sft = ["sft", "--dataset_name", &data, "--output_dir", &model, "--max_steps", "4"];
+    larpo(&[&sft[..], &shape, &sizes].concat()).expect("sft");
+    let same = ["--model_name_or_path", &model, "--dataset_name", &data, "--reward_model", &judge];
+    let sampling = ["--k", "4", "--max_new_tokens", "6", "--max_length", "24"];
+    let align = [&["align"][..], &same, &sampling, &["--iterations", "1", "--save_steps", "1"]].concat();
+    larpo(&[&["plan"][..], &align, &["--output_dir", &run]].concat()).expect("a plan");
+    larpo(&[&align[..], &["--output_dir", &run]].concat()).expect("align");
+    // The rewards are the model's: ranked once more they stay what they are.
+    let candidates = folder.path("run/iteration-1/candidates.jsonl");
+    let rows: Vec<Value> = fs::read_to_string(&candidates)
+        .expect("reads")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    for (row, again) in rows.iter().zip(rank(&folder, &judge, &rows)) {
+        let rewards: Vec<f64> =
+            row["rewards"].as_array().expect("rewards").iter().map(|r| r.as_f64().unwrap()).collect();
+        assert_eq!(rewards, again);
+    }
+    assert!(rows.iter().any(|row| row["rewards"][0] != row["rewards"][3]), "some list has an order");
+    let record: Value = serde_json::from_str(&fs::read_to_string(folder.path("run/run.json")).unwrap()).unwrap();
+    assert!(record["inputs"]["reward_model"]["files"]["model.safetensors"].is_string(), "{record}");
+    assert!(record["flags"]["reward_funcs"].is_null(), "rules that did not rank");
+    let eval = ["eval", &run, "--dataset_name", &data, "--reward_model", &judge, "--max_samples", "4"];
+    let result = larpo(&[&eval[..], &sampling, &["--recall_at", "1,4"]].concat()).expect("eval");
+    assert!(result["ndcg"].is_object() || result.to_string().contains("ndcg"), "{result}");
+    larpo(&["report", &run]).expect("a page");
+    let page = fs::read_to_string(folder.path("run/report.html")).expect("reads");
+    assert!(page.contains("rewards of the model"));
+    // The run goes on with the same model only.
+    fs::write(Path::new(&judge).join("tokenizer_config.json"), "{}").expect("writes");
+    let message = larpo(&["align", "--iterations", "+1", "--output_dir", &run]).expect_err("another reward model");
+    assert!(message.contains("reward_model"), "{message}");
+}
+
+#[test]
+fn what_is_no_reward_model_is_refused() {
+    let folder = Folder::new("reward-refused");
+    let judge = folder.name("judge");
+    make(Path::new(&judge), None, None);
+    let rows = folder.rows("rows.jsonl", &[json!({"prompt": "w1 ", "responses": ["w2 ".repeat(70)]})]);
+    let message = larpo(&["rank", &rows, "--reward_model", &judge]).expect_err("too long");
+    assert!(message.contains("rows.jsonl:1") && message.contains("71 tokens") && message.contains("64"), "{message}");
+    let both = ["rank", &rows, "--reward_model", &judge, "--reward_funcs", "length"];
+    assert!(larpo(&both).expect_err("one or the other").contains("--reward_funcs"));
+    let path = Path::new(&judge).join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["architectures"] = json!(["LlamaForCausalLM"]);
+    fs::write(&path, config.to_string()).expect("writes");
+    let message = larpo(&["rank", &rows, "--reward_model", &judge]).expect_err("a language model");
+    assert!(message.contains("sequence classifier"), "{message}");
+}
