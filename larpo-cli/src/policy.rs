@@ -313,6 +313,8 @@ pub struct Opened {
     /// Ids that end a response.
     pub eos_ids: Vec<u32>,
     form: Arc<ModelForm>,
+    /// Whether the score head is not in the files.
+    new_head: bool,
 }
 
 impl Opened {
@@ -346,12 +348,32 @@ impl Opened {
             )));
         }
         let eos_ids = eos_ids(&files.config, &tokenizer);
-        Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids, form })
+        Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids, form, new_head: false })
+    }
+
+    /// Reads everything but the weights of a reward model, or of a language model whose body is to be one: its score head is
+    /// new then and begins at zero, so that all scores do.
+    ///
+    /// # Errors
+    /// As [`Opened::read`]; a family whose sequence classifiers are not supported.
+    pub fn read_for_rewards(folder: &Path) -> Result<Self> {
+        check_folder(folder)?;
+        if ModelFolder::read_config(folder)?.shape.head == model_folder::Head::Score {
+            return Self::read_as(folder, Kind::RewardModel);
+        }
+        let opened = Self::read(folder)?;
+        let json = opened.files.config.clone();
+        let json = json.classifier(&folder.join("config.json"), opened.tokenizer.pad_id())?;
+        let config = shape(&json, Kind::RewardModel)?;
+        let format = opened.files.format(&json.shape.embedding());
+        let form = ModelForm::fresh(json, &config.checkpoint_tensors());
+        let form = Arc::new(format.map_or(form.clone(), |format| form.with_format(format)));
+        Ok(Self { config, form, new_head: true, ..opened })
     }
 
     /// The id that pads are written with, if there is one.
     pub fn pad_id(&self) -> Option<u32> {
-        self.files.config.pad_token_id
+        self.form.config().pad_token_id
     }
 
     /// The policy without its weights.
@@ -369,10 +391,13 @@ impl Opened {
     /// Tensors that cannot be read, a file of a sealed folder that was changed, a weight that is not finite, by tensor; more
     /// weights than the machine has memory.
     pub fn load<B: Backend>(self, backend: &B) -> Result<Policy<B>> {
-        let Self { files, folder, config, tokenizer, eos_ids, form } = self;
+        let Self { files, folder, config, tokenizer, eos_ids, form, new_head } = self;
         check_memory(&config)?;
         larpo_data::checksums::verify_listed(&folder)?;
         let model = Transformer::from_checkpoint(backend, config, |tensor| {
+            if new_head && files.shape(&tensor.name).is_none() {
+                return Ok(vec![0.0; tensor.shape.iter().product()]);
+            }
             let (_, data) = files.read_f32(&tensor.name)?;
             match data.iter().position(|v| !v.is_finite()) {
                 None => Ok(data),

@@ -1,6 +1,7 @@
 //! `config.json` and `generation_config.json`, in the dialects of transformers 4 and 5.
 
 use super::config_reader::Reader;
+use super::family;
 use super::shape::{Head, ModelShape, Naming, Positions};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -137,6 +138,33 @@ impl ModelConfig {
     }
 
     /// Names the format of the weights under every name that the file has for it, or the one of transformers 5.
+    /// The configuration of the sequence classifier with one label that has this model under its score head; `pad` is the
+    /// padding id where the configuration names none.
+    ///
+    /// # Errors
+    /// A family whose classifiers are not supported.
+    pub fn classifier(mut self, path: &Path, pad: Option<u32>) -> Result<Self> {
+        let kind = self.json.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let Some(name) = family::classifier_of(kind) else {
+            return Err(Error::Config {
+                path: path.into(),
+                field: "model_type".into(),
+                problem: format!("sequence classifiers of the kind \"{kind}\" are not supported"),
+                mend: "Use a Llama, Mistral, Gemma 2 or Qwen2".into(),
+            });
+        };
+        let pad = self.pad_token_id.or(pad);
+        for (field, value) in [
+            ("architectures", json!([name])),
+            ("id2label", json!({"0": "LABEL_0"})),
+            ("label2id", json!({"LABEL_0": 0})),
+            ("pad_token_id", json!(pad)),
+        ] {
+            self.json.insert(field.into(), value);
+        }
+        Self::from_json(path, self.json)
+    }
+
     /// The same configuration for a new model, whose tokenizer has these ids.
     ///
     /// # Errors

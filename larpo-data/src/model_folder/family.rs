@@ -30,6 +30,11 @@ const ARCHITECTURES: &[(&str, &str, Family, bool)] = &[
     ("Qwen2ForSequenceClassification", "qwen2", Family::Qwen2, true),
 ];
 
+/// Name of the sequence classifier of a `model_type`.
+pub(super) fn classifier_of(kind: &str) -> Option<&'static str> {
+    ARCHITECTURES.iter().find(|(_, of, _, classifier)| *of == kind && *classifier).map(|(name, ..)| *name)
+}
+
 /// More than any model has.
 const MAX_LAYERS: usize = 10_000;
 
