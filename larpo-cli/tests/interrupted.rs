@@ -359,6 +359,42 @@ fn training_on_lists_goes_on_too() {
     }
 }
 
+/// The words of a `train` on `n` small lists.
+fn many_lists(folder: &Folder, n: u32) -> String {
+    let row = |a: u32| {
+        let responses = [format!("#### {}", a % 50 + 1), "#### 60".to_string()];
+        serde_json::json!({"prompt": format!("{}+1\n", a % 50), "responses": responses, "rewards": [1.0, 0.0]})
+    };
+    folder.rows("many.jsonl", &(0..n).map(row).collect::<Vec<_>>())
+}
+
+#[test]
+fn references_are_computed_for_what_the_steps_use_and_stop_when_asked() {
+    let folder = Folder::new("references");
+    let (_, model) = tiny(&folder);
+    let data = many_lists(&folder, 20_000);
+    let (out, log) = (folder.path("out"), folder.path("log"));
+    let name = out.display().to_string();
+    let base = ["train", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &name];
+    let few = ["--max_steps", "3", "--per_device_train_batch_size", "4"];
+    let text = succeeds(&mut larpo(&[&base[..], &few].concat())).stderr;
+    let text = String::from_utf8_lossy(&text);
+    let told = text.lines().find(|line| line.contains("train: references: ")).expect("told").to_string();
+    assert!(told.contains("references: 12 lists done"), "{told}");
+    // All of them: Ctrl-C ends in their middle, with a record that the run goes on with.
+    let all = ["--overwrite_output_dir", "--per_device_train_batch_size", "512"];
+    fs::remove_file(out.join("run.json")).expect("removes");
+    let mut child = start(&mut larpo(&[&base[..], &all].concat()), &log);
+    wait_for("the record", || out.join("run.json").exists());
+    signal(&child, "INT");
+    assert_eq!(child.wait().expect("a child").code(), Some(130));
+    let text = fs::read_to_string(&log).expect("reads");
+    assert!(
+        text.contains("stopped as asked (train: references, after ") && text.contains(" of 20000 lists"),
+        "{text}"
+    );
+}
+
 #[test]
 fn a_damaged_iteration_is_made_again() {
     let folder = Folder::new("iteration");

@@ -11,7 +11,8 @@ use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::messages;
 use crate::policy::Policy;
-use crate::resume::{AlignPoint, ITERATION, MANIFEST};
+use crate::references;
+use crate::resume::{AlignPoint, ITERATION, MANIFEST, Resume};
 use crate::samples::{self, Request, Stored};
 use crate::status;
 use crate::stop::Stop;
@@ -25,7 +26,7 @@ use larpo_core::proofs::prove;
 use larpo_core::reranker::Reranker;
 use larpo_core::retriever::SamplingConfig;
 use larpo_core::rng::{CounterRng, Purpose};
-use larpo_core::train::{TrainingList, fill_references};
+use larpo_core::train::TrainingList;
 use larpo_data::{checksums, files};
 use report::reward_summary;
 use serde_json::{Value, json};
@@ -348,10 +349,6 @@ impl<B: Backend> Run<'_, B> {
         report: &mut IterationReport,
     ) -> Result<Policy<B>> {
         let initial = self.initial.as_ref().filter(|_| self.config.reference == Reference::Initial);
-        match initial {
-            Some(initial) => fill_references(initial, lists, false)?,
-            None => fill_references(&policy.model, lists, true)?,
-        }
         let mut training = self.config.training.clone();
         training.stream = u64::from(report.iteration);
         // In the first iteration the initial policy is the present one.
@@ -363,6 +360,11 @@ impl<B: Backend> Run<'_, B> {
         let proofs = prove(&policy.model, &self.config.lists, &batch, same)?;
         say!("{name}: {}", describe(&proofs));
         report.proofs = Some(proofs);
+        // A checkpoint that does not fit is passed over: then the updates that it made are made again.
+        let done = journal.resume.as_ref().filter(|resume| !resume.or_anew).map_or(0, Resume::updates);
+        let updates = (training.plan(lists.len()), done);
+        let reference = initial.unwrap_or(&policy.model);
+        references::fill(reference, lists, updates, initial.is_none(), (name, &journal.stop))?;
         let (policy, outcome) = train_lists(policy, lists, &self.config.lists, &training, journal)?;
         policy.model.backend().trim();
         report.outcome = Some(outcome);
