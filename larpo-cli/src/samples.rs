@@ -78,6 +78,9 @@ pub fn draw<B: Backend>(
         return Ok(taken.lists);
     }
     let path = folder.join(PARTIAL);
+    if are_drawn(folder) && !path.exists() {
+        warn!("{}: {} is missing beside it; they are drawn anew", folder.join(FILE).display(), crate::edits::FILE);
+    }
     let mut lists = drawn_before(policy, request, &path)?;
     let done = lists.len();
     generate_batches(policy, prompts, done, sampling, stop_strings, label, |batch, responses| {
@@ -110,7 +113,7 @@ pub fn take_up<B: Backend>(
     reranker: &mut dyn Reranker,
 ) -> Result<Option<Stored>> {
     let Request { prompts, sampling, stop_strings, .. } = request;
-    let Some(written) = Written::read(folder)? else { return Ok(None) };
+    let Some(written) = Written::read(folder)?.filter(|_| are_drawn(folder)) else { return Ok(None) };
     let path = folder.join(FILE);
     let (lines, rows): (Vec<usize>, Vec<CandidateRow>) =
         larpo_data::candidates::read_numbered(&path)?.into_iter().unzip();

@@ -282,8 +282,29 @@ fn inspect_tells_the_story_of_a_run() {
         let (told, seen) = (told.as_f64().expect("a number"), seen.as_f64().expect("a number"));
         assert!((told - seen).abs() < 1e-9, "{told} and {seen}");
     }
-    // Edited by hand, and cut off before its end.
+    // What is missing is named with what is lost by it, and is no edit.
     let second = folder.0.join("out/iteration-2");
+    let (more, page) = (["align", "--output_dir", &out, "--iterations", "+1"], folder.0.join("out/report.html"));
+    for (file, lost, goes_on) in [
+        ("candidates.jsonl", "candidates.jsonl is missing: the samples of the iteration", false),
+        ("candidates.checksum", "candidates.checksum is missing: nothing tells any more", false),
+        ("model/model.safetensors", "model/model.safetensors is missing: the policy after the iteration is lost", true),
+    ] {
+        fs::rename(second.join(file), folder.0.join("away")).expect("renames");
+        let told = larpo(&["inspect", &out]).expect("inspects");
+        assert_eq!(told["notes"].as_array().map(Vec::len), Some(1), "{told}");
+        assert!(told["notes"][0].as_str().is_some_and(|note| note.contains(&format!("iteration 2: {lost}"))), "{told}");
+        assert_eq!(told["iterations"][1]["edited_rows"], json!({ "taken_up": 0, "since": 0 }));
+        larpo(&["report", &out]).expect("reports");
+        assert!(fs::read_to_string(&page).expect("a page").contains(lost), "{lost}");
+        if !goes_on {
+            let error = larpo(&more).expect_err("lost");
+            assert!(error.contains(lost) && error.contains("restore"), "{error}");
+        }
+        fs::rename(folder.0.join("away"), second.join(file)).expect("renames");
+    }
+    fs::remove_file(&page).expect("removes");
+    // Edited by hand, and cut off before its end.
     let rows = fs::read_to_string(second.join("candidates.jsonl")).expect("reads");
     let mut row: Value = serde_json::from_str(rows.lines().next().expect("a row")).expect("JSON");
     row["rewards"] = json!([100, 100, 100, 100]);
@@ -303,6 +324,8 @@ fn inspect_tells_the_story_of_a_run() {
     }
     assert_eq!(larpo(&["inspect", &out]).expect("inspects")["last"], json!({ "step": 2 }));
     fs::remove_file(folder.0.join("out/metrics.jsonl")).expect("removes");
+    assert_eq!(larpo(&["inspect", &out]).expect("the record")["verb"], json!("align"));
+    fs::remove_file(folder.0.join("out/run.json")).expect("removes");
     assert!(larpo(&["inspect", &out]).expect_err("a model alone").contains("neither iteration-<n>/"));
     fs::write(folder.0.join("out/a.csv"), "prompt\np\n").expect("writes");
     assert_eq!(larpo(&["inspect", &out]).expect("inspects")["schema"], json!("prompt_only"));

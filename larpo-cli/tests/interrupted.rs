@@ -121,6 +121,15 @@ fn two_runs_cannot_share_a_folder_and_the_lock_ends_with_the_process() {
         let error = fails(&mut larpo(&align(&data, &model, &name, extra)));
         assert!(error.contains(&format!("another run (process {})", first.id())) && error.contains(&name), "{error}");
     }
+    // Nor from below.
+    let below = out.join("iteration-1/mine").display().to_string();
+    let sample =
+        ["sample", "--model_name_or_path", &model, "--dataset_name", &data, "--k", "1", "--output_dir", &below];
+    for mut inside in [larpo(&sft(&data, &below, &["--max_steps", "1"])), larpo(&sample)] {
+        let error = fails(&mut inside);
+        assert!(error.contains(&format!("another run (process {}) is at work in ", first.id())), "{error}");
+        assert!(error.contains(&format!("{below} belongs to it")) && !Path::new(&below).exists(), "{error}");
+    }
     first.kill().expect("kills");
     first.wait().expect("a child");
     // Nothing is cleared away by hand.
@@ -389,9 +398,16 @@ fn references_are_computed_for_what_the_steps_use_and_stop_when_asked() {
     signal(&child, "INT");
     assert_eq!(child.wait().expect("a child").code(), Some(130));
     let text = fs::read_to_string(&log).expect("reads");
+    assert!(text.contains("stopped as asked (train: references, after ") && text.contains(" of 20000 lists"), "{text}");
+    // It has a story and a page, though nothing is logged.
+    let told = succeeds(&mut larpo(&["inspect", &name]));
+    let told = String::from_utf8_lossy(&told.stdout);
+    assert!(told.contains("`larpo train`") && told.contains("Not finished."), "{told}");
+    succeeds(&mut larpo(&["report", &name]));
+    let page = fs::read_to_string(out.join("report.html")).expect("a page");
     assert!(
-        text.contains("stopped as asked (train: references, after ") && text.contains(" of 20000 lists"),
-        "{text}"
+        page.contains("Not finished.") && page.contains("logged nothing yet") && page.contains("To repeat it"),
+        "{page}"
     );
 }
 

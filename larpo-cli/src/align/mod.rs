@@ -7,6 +7,7 @@ pub use config::AlignConfig;
 pub use report::{IterationReport, describe};
 
 use crate::args::{Reference, ReportTo};
+use crate::cmd::losses;
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::messages;
@@ -232,7 +233,8 @@ impl<B: Backend> Run<'_, B> {
             let request =
                 Request { prompts: &prompts, sampling: &sampling, stop_strings: &self.config.stop, label: "" };
             let Some(Stored { lists, .. }) = samples::take_up(&policy, request, &folder, reranker)? else {
-                return Err(Error::request(format!("{} has lost its candidates; restore them", folder.display())));
+                let lost = losses::candidates(&folder).unwrap_or_default();
+                return Err(Error::request(format!("{}: {lost}", folder.display())));
             };
             self.memory.add(lists);
             self.memory.forget(self.config.memory, n);

@@ -35,6 +35,7 @@ pub fn run(args: &InspectArgs) -> Result<Value> {
                 file(args, &path, tokenizer.as_ref())
             }
             run_folder::Found::Iterations(numbers) => run_folder::iterations(&args.path, &numbers),
+            run_folder::Found::Record => run_folder::record(&args.path),
             run_folder::Found::Metrics(path) => run_folder::metrics(&path),
         };
     }

@@ -5,6 +5,7 @@ use super::command;
 use super::evaluation::Evaluation;
 use super::settings::texts;
 use crate::align::START;
+use crate::cmd::losses;
 use crate::edits;
 use crate::error::{Error, Result};
 use larpo_data::candidates::{self, CandidateList};
@@ -65,10 +66,10 @@ impl Run {
         let read = |name: &str, notes: &mut Vec<String>| read_json(&folder.join(name), notes);
         let (record, eval) = (read("run.json", &mut notes)?, read(EVAL, &mut notes)?);
         let first_look = read(START, &mut notes)?;
-        if iterations.is_empty() && training.is_empty() && eval.is_null() {
+        if iterations.is_empty() && training.is_empty() && eval.is_null() && !record.is_object() {
             return Err(Error::request(format!(
                 "{} holds nothing to report: no iteration-<n>/ of `larpo align` or `larpo demo`, no metrics.jsonl of \
-                 `larpo sft` or `larpo train`; name the --output_dir of a run",
+                 `larpo sft` or `larpo train`, no run.json; name the --output_dir of a run",
                 folder.display()
             )));
         }
@@ -158,8 +159,9 @@ fn read_iteration(number: u32, folder: &Path, notes: &mut Vec<String>) -> Result
         false => Vec::new(),
     };
     let training = read_metrics(&folder.join("metrics.jsonl"), notes)?;
-    if manifest.is_null() {
-        notes.push(format!("iteration {number} has no manifest.json: it was not finished"));
+    match manifest.is_null() {
+        true => notes.push(format!("iteration {number} has no manifest.json: it was not finished")),
+        false => notes.extend(losses::sentences(number.into(), folder)),
     }
     // Of candidates that cannot be read nothing can be told.
     let edited = if lists.is_empty() { (0, 0) } else { edits::counts(folder, &lists)? };
