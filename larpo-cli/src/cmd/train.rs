@@ -98,9 +98,11 @@ pub(super) fn read<B: Backend>(args: &TrainVerbArgs, policy: &Policy<B>) -> Resu
     let (training, counts) = lists.training(selection(&args.list), &objective.objective)?;
     say!("data: {}; {}", lists.report, list_counts(&counts));
     match training.is_empty() {
-        true => Err(Error::request(
-            "no list contributes to the loss: every list has equal rewards or fewer than two different responses; give the file rewards that differ",
-        )),
+        true => Err(Error::request(format!(
+            "no list contributes to the loss ({}): every list has equal rewards or fewer than two different responses; give the \
+             file rewards that differ",
+            lists.report
+        ))),
         false => Ok(Read { training, counts, report: lists.report }),
     }
 }
