@@ -230,8 +230,7 @@ impl<B: Backend> Run<'_, B> {
             reports.push(manifest["report"].clone());
             let sampling = SamplingConfig { iteration: n, ..self.config.sampling.clone() };
             let (prompts, folder) = (chosen(n), place.iteration(n));
-            let request =
-                Request { prompts: &prompts, sampling: &sampling, stop_strings: &self.config.stop, label: "" };
+            let request = self.request(&prompts, &sampling, "");
             let Some(Stored { lists, .. }) = samples::take_up(&policy, request, &folder, reranker)? else {
                 let lost = losses::candidates(&folder).unwrap_or_default();
                 return Err(Error::request(format!("{}: {lost}", folder.display())));
@@ -262,7 +261,7 @@ impl<B: Backend> Run<'_, B> {
         }
         let stop = self.place.map(|place| place.stop.clone()).unwrap_or_default();
         let label = format!("{name}: sample");
-        let request = Request { prompts, sampling: &sampling, stop_strings: &self.config.stop, label: &label };
+        let request = self.request(prompts, &sampling, &label);
         let fresh = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
         policy.model.backend().trim();
         let (mean_reward, best_reward) = reward_summary(&fresh);
@@ -340,6 +339,11 @@ impl<B: Backend> Run<'_, B> {
             status::set_checkpoint(folder);
         }
         Ok((policy, report))
+    }
+
+    fn request<'r>(&'r self, prompts: &'r [PromptRow], sampling: &'r SamplingConfig, label: &'r str) -> Request<'r> {
+        let AlignConfig { stop, max_length, .. } = self.config;
+        Request { prompts, sampling, stop_strings: stop, max_length: *max_length, label }
     }
 
     fn train(

@@ -1,5 +1,7 @@
 //! What is missing of a finished iteration, and what is lost by it: for `inspect` and `report`, and for the run that goes on.
 
+use larpo_data::checksums::Checksum;
+use serde_json::Value;
 use std::path::Path;
 
 /// What tells of the candidates of a finished iteration and is not there; none where all is.
@@ -30,6 +32,17 @@ pub fn model(iteration: &Path) -> Option<String> {
         "{missing} missing: the policy after the iteration is lost. Where that is the last finished one, the run makes it again \
          when it goes on; else restore it from a copy"
     ))
+}
+
+/// Whether the model in the folder is the one that the finished run of `record` (`run.json`) ended with; none where it is, or
+/// where the run is not finished.
+pub fn final_model(folder: &Path, record: &Value) -> Option<String> {
+    let known = record["result"]["model"].as_str()?;
+    match Checksum::of_file(folder.join("model.safetensors")) {
+        Ok(sum) if sum.to_string() == known => None,
+        Ok(_) => Some("model.safetensors is not what the run ended with: it was changed or replaced since".into()),
+        Err(error) => Some(format!("the model that the run ended with is lost: {error}")),
+    }
 }
 
 /// All that is missing of the finished iteration `n`.

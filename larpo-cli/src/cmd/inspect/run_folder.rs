@@ -112,7 +112,11 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
         let iteration = folder.join(format!("iteration-{n}"));
         let manifest = read_json(&iteration.join("manifest.json"))?;
         let candidates = iteration.join("candidates.jsonl");
-        let lists = if candidates.is_file() { Some(candidates::read(&candidates)?) } else { None };
+        let numbered = if candidates.is_file() { Some(candidates::read_numbered(&candidates)?) } else { None };
+        let wrong =
+            numbered.as_ref().and_then(|rows| edits::numbering(n, rows, manifest.as_ref().unwrap_or(&Value::Null)));
+        notes.extend(wrong);
+        let lists = numbered.map(|rows| rows.into_iter().map(|(_, list)| list).collect::<Vec<_>>());
         let seen = lists.as_ref().map(|lists| rewards(lists));
         let report = manifest.as_ref().map(|manifest| &manifest["report"]);
         let get = |path: &[&str]| report.and_then(|report| path.iter().try_fold(report, |value, key| value.get(key)));
@@ -177,7 +181,9 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
     }
     let looks = ending::looks(&start, manifests.iter());
     let done = manifests.iter().filter(|manifest| manifest.is_object()).count();
-    let ended = ending::sentences(&read("run.json")?, done, &looks);
+    let record = read("run.json")?;
+    let ended = ending::sentences(&record, done, &looks);
+    notes.extend(losses::final_model(folder, &record));
     show!("{}", folder.display());
     show!("{}", table.to_string().trim_end());
     if let Some(first) = looks.first() {
@@ -259,9 +265,15 @@ pub(super) fn metrics(path: &Path) -> Result<Value> {
     }
     show!("{}: {}, {shown} of them shown", path.display(), count(rows.len(), "rows"));
     show!("{}", table.to_string().trim_end());
-    let ended = ending::sentences(&read_json(&path.with_file_name("run.json"))?.unwrap_or_default(), 0, &[]);
+    let record = read_json(&path.with_file_name("run.json"))?.unwrap_or_default();
+    let ended = ending::sentences(&record, 0, &[]);
     if !ended.is_empty() {
         show!("{}", ended.join(" "));
     }
-    Ok(json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last(), "ended": ended }))
+    let lost = path.parent().and_then(|folder| losses::final_model(folder, &record));
+    let notes: Vec<String> = lost.into_iter().collect();
+    notes.iter().for_each(|note| show!("note: {note}"));
+    Ok(
+        json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last(), "ended": ended, "notes": notes }),
+    )
 }

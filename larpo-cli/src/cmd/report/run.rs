@@ -73,6 +73,7 @@ impl Run {
                 folder.display()
             )));
         }
+        notes.extend(losses::final_model(folder, &record));
         let command = command::of_record(&record, folder).map(|words| command::joined(&words));
         let mut run =
             Self { folder: folder.into(), command, record, first_look, iterations, training, eval: None, notes };
@@ -152,12 +153,14 @@ fn read_iteration(number: u32, folder: &Path, notes: &mut Vec<String>) -> Result
     let manifest = read_json(&folder.join("manifest.json"), notes)?;
     let path = folder.join("candidates.jsonl");
     let lists = match path.is_file() {
-        true => candidates::read(&path).unwrap_or_else(|error| {
+        true => candidates::read_numbered(&path).unwrap_or_else(|error| {
             notes.push(format!("left out: {error}"));
             Vec::new()
         }),
         false => Vec::new(),
     };
+    notes.extend(edits::numbering(number.into(), &lists, &manifest));
+    let lists: Vec<CandidateList> = lists.into_iter().map(|(_, list)| list).collect();
     let training = read_metrics(&folder.join("metrics.jsonl"), notes)?;
     match manifest.is_null() {
         true => notes.push(format!("iteration {number} has no manifest.json: it was not finished")),
