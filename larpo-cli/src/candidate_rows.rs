@@ -31,7 +31,7 @@ pub fn from_row<B: Backend>(
     known: Known,
 ) -> Result<CandidateList> {
     let prompt_ids = match &row.prompt_token_ids {
-        Some(ids) if known.untouched || policy.tokenizer.decode(ids, true)? == row.prompt => ids.clone(),
+        Some(ids) if known.untouched || decoded(policy, ids, "prompt_token_ids")? == row.prompt => ids.clone(),
         _ => policy.encode_prompt(&row.prompt).map_err(|error| Error::request(format!("`prompt`: {error}")))?,
     };
     let mut candidates = Vec::with_capacity(row.responses.len());
@@ -39,7 +39,12 @@ pub fn from_row<B: Backend>(
         let finish = row.finish_reason.get(i).map(String::as_str);
         let recorded = match row.token_ids.get(i) {
             // A text that was edited by hand no longer is what its ids say.
-            Some(ids) if known.untouched || still_says(policy, ids, text, &row.stop_strings)? => Some(ids.clone()),
+            Some(ids)
+                if known.untouched
+                    || still_says(decoded(policy, ids, &format!("token_ids[{i}]"))?, text, &row.stop_strings) =>
+            {
+                Some(ids.clone())
+            }
             _ => None,
         };
         let logps = row.logps.get(i).filter(|logps| recorded.as_ref().is_some_and(|ids| ids.len() == logps.len()));
@@ -78,11 +83,16 @@ pub fn from_row<B: Backend>(
     })
 }
 
-/// Whether `text` is what `ids` decode to, up to the first stop string.
-fn still_says<B: Backend>(policy: &Policy<B>, ids: &[u32], text: &str, stop: &[String]) -> Result<bool> {
-    let mut decoded = policy.tokenizer.decode(ids, true)?;
+/// The text of the ids in `field`.
+fn decoded<B: Backend>(policy: &Policy<B>, ids: &[u32], field: &str) -> Result<String> {
+    let mend = "remove the field, and the texts are encoded anew";
+    policy.tokenizer.decode(ids, true).map_err(|error| Error::request(format!("`{field}`: {error}; or {mend}")))
+}
+
+/// Whether `text` is what is `decoded`, up to the first stop string.
+fn still_says(mut decoded: String, text: &str, stop: &[String]) -> bool {
     if let Some(end) = first_stop(&decoded, stop) {
         decoded.truncate(end);
     }
-    Ok(decoded == text)
+    decoded == text
 }

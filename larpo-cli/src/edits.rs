@@ -9,6 +9,7 @@ use crate::messages::count;
 use larpo_data::candidates::CandidateList;
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -102,6 +103,31 @@ impl Written {
     pub fn edited(&self) -> BTreeSet<usize> {
         self.0.iter().filter(|(_, row)| row.edited).map(|(&index, _)| index).collect()
     }
+}
+
+/// The first row whose `prompt_index` is none of the iteration's prompts, or that of an earlier row, with its line in front.
+pub fn misnumbered<'a>(
+    rows: impl IntoIterator<Item = (usize, &'a CandidateList)>,
+    known: impl Fn(usize) -> bool,
+) -> Option<String> {
+    let mut seen: BTreeMap<usize, usize> = BTreeMap::new();
+    rows.into_iter().find_map(|(line, row)| match row.prompt_index.filter(|&index| known(index)) {
+        None => Some(format!(
+            "{line}: `prompt_index` is not that of a prompt of this iteration; delete the row, or restore the number"
+        )),
+        Some(index) => seen.insert(index, line).map(|first| {
+            format!("{line}: `prompt_index` {index} is that of line {first} too; make one row of the two")
+        }),
+    })
+}
+
+/// [`misnumbered`] by the iteration's manifest, null where it is not finished: for people, who learn it before the run
+/// refuses.
+pub fn numbering(n: u64, rows: &[(usize, CandidateList)], manifest: &Value) -> Option<String> {
+    let prompts = manifest["prompts"].as_array();
+    let known = |index: usize| prompts.is_none_or(|all| all.iter().any(|known| known.as_u64() == Some(index as u64)));
+    let problem = misnumbered(rows.iter().map(|(line, row)| (*line, row)), known)?;
+    Some(format!("iteration {n}: candidates.jsonl:{problem}. The run refuses to go on with it"))
 }
 
 fn parse(line: &str) -> Option<(usize, Row)> {

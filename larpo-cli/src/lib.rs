@@ -23,6 +23,7 @@ pub mod output;
 pub mod plan;
 pub mod policy;
 pub mod progress;
+pub mod references;
 pub(crate) mod resumable;
 pub mod resume;
 pub mod reward;

@@ -8,7 +8,7 @@ use crate::run_record::{self, DEMO, RunRecord};
 use larpo_data::files;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Files that a run leaves in its output folder. The record is removed last: while it is there, the run is known.
 const FILES: [&str; 9] = [
@@ -55,7 +55,7 @@ impl<'a> OutputDir<'a> {
     /// Creates the folder and sees whether it can be written to; nothing in it is touched yet.
     ///
     /// # Errors
-    /// An earlier run in the folder without `overwrite`; one of the `inputs` among what would be replaced or removed; a
+    /// An earlier run in the folder without `overwrite`; a run at work in it or in a folder around it; one of the `inputs` among what would be replaced or removed; a
     /// folder that cannot be created or written to.
     pub fn check(folder: &'a Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
         let traces = traces(folder)?;
@@ -83,6 +83,11 @@ impl<'a> OutputDir<'a> {
                 )));
             }
         }
+        Self::lock(folder, overwrite)
+    }
+
+    fn lock(folder: &'a Path, overwrite: bool) -> Result<Self> {
+        free(&above(folder), folder)?;
         let made = create(folder)?;
         Ok(Self { folder, overwrite, made, _lock: lock(folder)? })
     }
@@ -90,10 +95,9 @@ impl<'a> OutputDir<'a> {
     /// The folder of a run that goes on, whatever is in it.
     ///
     /// # Errors
-    /// A folder that cannot be created or written to, or another run at work in it.
+    /// A folder that cannot be created or written to, or another run at work in it or in a folder around it.
     pub fn go_on(folder: &'a Path) -> Result<Self> {
-        let made = create(folder)?;
-        Ok(Self { folder, overwrite: false, made, _lock: lock(folder)? })
+        Self::lock(folder, false)
     }
 
     /// [`OutputDir::check`] for the demo, which replaces an earlier demo unasked: the same command makes it again. A folder
@@ -136,7 +140,7 @@ impl<'a> OutputDir<'a> {
 /// Creates a folder that gets one file, `name`.
 ///
 /// # Errors
-/// The file is there already and `overwrite` is off; a folder that cannot be created or written to.
+/// The file is there already and `overwrite` is off; a run at work in the folder or in one around it; a folder that cannot be created or written to.
 pub fn prepare_file(folder: &Path, name: &str, overwrite: bool) -> Result<()> {
     let path = folder.join(name);
     if path.exists() && !overwrite {
@@ -145,6 +149,9 @@ pub fn prepare_file(folder: &Path, name: &str, overwrite: bool) -> Result<()> {
             path.display()
         )));
     }
+    let mut folders = above(folder);
+    folders.push(folder.to_path_buf());
+    free(&folders, folder)?;
     create(folder)?;
     // What a killed process left half-written.
     larpo_data::files::remove_leftovers(folder)?;
@@ -188,6 +195,39 @@ fn create(folder: &Path) -> Result<bool> {
     Ok(made)
 }
 
+/// The folders that `folder` lies in, whether it is there already or not.
+fn above(folder: &Path) -> Vec<PathBuf> {
+    let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+    // Links and `..` are followed as far as there is something.
+    let known = absolute.ancestors().find_map(|path| Some((path == absolute, path.canonicalize().ok()?)));
+    let (itself, real) = known.unwrap_or((false, absolute));
+    real.ancestors().skip(usize::from(itself)).map(Path::to_path_buf).collect()
+}
+
+/// Refuses to write to `folder` while a run is at work in one of `folders`: what it left there could be taken for its own.
+fn free(folders: &[PathBuf], folder: &Path) -> Result<()> {
+    for run in folders {
+        let Ok(mut file) = File::open(run.join(LOCK)) else { continue };
+        if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
+            return Err(Error::request(format!(
+                "another run{} is at work in {}, and {} belongs to it; wait for its end, or give another --output_dir",
+                holder(&mut file),
+                run.display(),
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Who holds a lock, in brackets; empty where its number is not written yet.
+fn holder(file: &mut File) -> String {
+    let mut holder = String::new();
+    let _ = file.read_to_string(&mut holder);
+    let holder = holder.trim();
+    if holder.is_empty() { String::new() } else { format!(" (process {holder})") }
+}
+
 /// Locks the folder, which shows at once whether it can be written to. None where the file system has no locks.
 fn lock(folder: &Path) -> Result<Option<File>> {
     let path = folder.join(LOCK);
@@ -196,13 +236,9 @@ fn lock(folder: &Path) -> Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Whoever holds the lock may not have written its number yet.
-            let _ = file.read_to_string(&mut holder);
-            let holder = holder.trim();
-            let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
             return Err(Error::request(format!(
-                "another run{holder} is at work in {}; wait for its end, or give another --output_dir",
+                "another run{} is at work in {}; wait for its end, or give another --output_dir",
+                holder(&mut file),
                 folder.display()
             )));
         }
@@ -252,6 +288,17 @@ mod tests {
         assert!(has("iteration-1/model") && has("metrics.jsonl"));
         let error = OutputDir::go_on(&folder).expect_err("somebody else's").to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        // Nor is it written into from below, by whatever path.
+        for inside in ["iteration-1/model", "iteration-1/../new/folder"] {
+            let inside = folder.join(inside);
+            let error = OutputDir::check(&inside, false, &[]).expect_err("inside").to_string();
+            assert!(
+                error.contains("belongs to it") && error.contains(&format!("process {}", std::process::id())),
+                "{error}"
+            );
+            assert!(prepare_file(&inside, "candidates.jsonl", false).is_err());
+        }
+        assert!(prepare_file(&folder, "candidates.jsonl", false).is_err() && !has("new"));
         checked.clear().expect("clears");
         drop(checked);
         OutputDir::go_on(&folder).expect("free again");

@@ -178,8 +178,9 @@ pub(crate) fn rows_checksum(rows: &[SftRow]) -> u64 {
     sum.hash
 }
 
-/// Checksum of lists with their rewards and references.
-pub(crate) fn lists_checksum(lists: &[TrainingList]) -> u64 {
+/// Checksum of lists with their rewards, and of the references of those in `first`, the first update: another policy gives
+/// other references, and later ones need not be there.
+pub(crate) fn lists_checksum(lists: &[TrainingList], first: &[usize]) -> u64 {
     let mut sum = Checksum::default();
     for list in lists {
         add_ids(&mut sum, &list.prompt);
@@ -187,9 +188,10 @@ pub(crate) fn lists_checksum(lists: &[TrainingList]) -> u64 {
         for response in &list.responses {
             add_ids(&mut sum, &response.ids);
             sum.add(&response.reward.to_le_bytes());
-            response.reference.iter().for_each(|logp| sum.add(&logp.to_le_bytes()));
         }
     }
+    let references = first.iter().flat_map(|&i| &lists[i].responses).flat_map(|response| &response.reference);
+    references.for_each(|logp| sum.add(&logp.to_le_bytes()));
     sum.hash
 }
 

@@ -1,6 +1,7 @@
 //! Where an interrupted run goes on: which checkpoint, and what is offered where that one is damaged.
 
 use crate::checkpoint::{self, PREFIX};
+use crate::cmd::losses;
 use crate::error::{Error, Result};
 use larpo_data::checksums;
 use std::convert::Infallible;
@@ -167,7 +168,10 @@ pub fn finished(iteration: &Path) -> bool {
 /// Whether it came to its end and its model is what was written then.
 fn whole_iteration(iteration: &Path) -> Result<()> {
     match finished(iteration) {
-        true => Ok(checksums::verify(iteration.join("model"))?),
+        true => match losses::model(iteration) {
+            None => Ok(checksums::verify(iteration.join("model"))?),
+            Some(lost) => Err(Error::request(format!("{}: {lost}", iteration.display()))),
+        },
         false => Err(Error::request(format!("{} is not finished", iteration.display()))),
     }
 }

@@ -61,6 +61,10 @@ pub struct RunRecord {
     /// The program and the machine that began the run, or went on with it last; none in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
+    /// Where the run was begun, or gone on with last: relative paths among the flags begin there; none in records of older
+    /// versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
     /// The verb.
     pub verb: String,
     /// Every flag, defaults included.
@@ -161,6 +165,7 @@ impl RunRecord {
             version: VERSION,
             larpo: env!("CARGO_PKG_VERSION").into(),
             build: Some(Build::current()),
+            directory: std::env::current_dir().ok().map(|path| path.display().to_string()),
             verb: verb.into(),
             flags: settings.values(),
             given: settings.given(),

@@ -3,7 +3,7 @@
 
 use crate::candidate_rows::{Known, from_row};
 use crate::dataset::PromptRow;
-use crate::edits::Written;
+use crate::edits::{Written, misnumbered};
 use crate::error::{Error, Result};
 use crate::generate::{candidate_lists, candidates, generate_batches};
 use crate::messages::count;
@@ -11,7 +11,7 @@ use crate::policy::Policy;
 use crate::reward::to_row;
 use crate::stop::Stop;
 use larpo_core::backend::Backend;
-use larpo_core::candidates::CandidateList;
+use larpo_core::candidates::{Candidate, CandidateList};
 use larpo_core::reranker::Reranker;
 use larpo_core::retriever::{SamplingConfig, prompts_per_batch};
 use larpo_data::candidates::CandidateList as CandidateRow;
@@ -34,6 +34,8 @@ pub struct Request<'a> {
     pub sampling: &'a SamplingConfig,
     /// Texts that end a response.
     pub stop_strings: &'a [String],
+    /// Tokens of a prompt and an edited response together; what could have been sampled may be longer.
+    pub max_length: usize,
     /// Label of the progress bar.
     pub label: &'a str,
 }
@@ -64,7 +66,7 @@ pub fn draw<B: Backend>(
     reranker: &mut dyn Reranker,
     stop: &Stop,
 ) -> Result<Vec<CandidateList>> {
-    let Request { prompts, sampling, stop_strings, label } = request;
+    let Request { prompts, sampling, stop_strings, label, .. } = request;
     let Some(folder) = folder else {
         let mut lists = candidates(policy, prompts, sampling, stop_strings, label)?;
         rank(&mut lists, reranker)?;
@@ -72,12 +74,19 @@ pub fn draw<B: Backend>(
     };
     if let Some(taken) = take_up(policy, request, folder, reranker)? {
         if !taken.edited {
-            let (kept, all) = (taken.lists.len(), count(prompts.len(), "prompts"));
-            say!("{label}: kept the candidates of {kept} of {all}, all of which were drawn and ranked before");
+            let kept = count(taken.lists.len(), "prompts");
+            let deleted = match prompts.len() - taken.lists.len() {
+                0 => String::new(),
+                n => format!("; {} deleted by hand", count(n, "rows")),
+            };
+            say!("{label}: kept the candidates of {kept}, which were drawn and ranked before{deleted}");
         }
         return Ok(taken.lists);
     }
     let path = folder.join(PARTIAL);
+    if are_drawn(folder) && !path.exists() {
+        warn!("{}: {} is missing beside it; they are drawn anew", folder.join(FILE).display(), crate::edits::FILE);
+    }
     let mut lists = drawn_before(policy, request, &path)?;
     let done = lists.len();
     generate_batches(policy, prompts, done, sampling, stop_strings, label, |batch, responses| {
@@ -109,14 +118,15 @@ pub fn take_up<B: Backend>(
     folder: &Path,
     reranker: &mut dyn Reranker,
 ) -> Result<Option<Stored>> {
-    let Request { prompts, sampling, stop_strings, .. } = request;
-    let Some(written) = Written::read(folder)? else { return Ok(None) };
+    let Request { prompts, sampling, stop_strings, max_length, .. } = request;
+    let Some(written) = Written::read(folder)?.filter(|_| are_drawn(folder)) else { return Ok(None) };
     let path = folder.join(FILE);
     let (lines, rows): (Vec<usize>, Vec<CandidateRow>) =
         larpo_data::candidates::read_numbered(&path)?.into_iter().unzip();
     check_prompts(&path, &lines, &rows, prompts)?;
     let edits = written.edits(&rows);
-    let (mut lists, mut edited, mut encoded) = (Vec::with_capacity(rows.len()), written.edited(), 0);
+    let (mut lists, mut edited) = (Vec::with_capacity(rows.len()), written.edited());
+    let (mut encoded, mut replaced) = (0, 0);
     for (line, row) in lines.iter().zip(&rows) {
         let at = |error: Error| Error::request(format!("{}:{line}: {error}", path.display()));
         let prompt_index = row.prompt_index.unwrap_or_default();
@@ -125,10 +135,25 @@ pub fn take_up<B: Backend>(
         let scores = untouched.then_some(&row.rewards[..]);
         let mut list = from_row(policy, row, scores, known).map_err(at)?;
         if !untouched {
-            encoded +=
-                list.candidates.iter().enumerate().filter(|(i, c)| row.token_ids.get(*i) != Some(&c.ids)).count();
-            list.candidates.iter_mut().for_each(|candidate| candidate.logps.clear());
-            rank(std::slice::from_mut(&mut list), reranker).map_err(at)?;
+            let anew: Vec<bool> =
+                list.candidates.iter().enumerate().map(|(i, c)| row.token_ids.get(i) != Some(&c.ids)).collect();
+            encoded += anew.iter().filter(|&&anew| anew).count();
+            for (i, candidate) in list.candidates.iter_mut().enumerate() {
+                let (tokens, total) = (candidate.ids.len(), list.prompt_ids.len() + candidate.ids.len());
+                if anew[i] && tokens > sampling.max_new_tokens && total > max_length {
+                    return Err(at(Error::request(format!(
+                        "`responses[{i}]`: {tokens} tokens, with the prompt {total}, and --max_length allows {max_length}; shorten \
+                         the response"
+                    ))));
+                }
+                candidate.logps.clear();
+            }
+            list.rank(reranker).map_err(|error| at(error.into()))?;
+            let other = |(i, candidate): &(usize, &Candidate)| {
+                !anew[*i] && row.rewards.get(*i).is_some_and(|&reward| reward != candidate.reward)
+            };
+            replaced += list.candidates.iter().enumerate().filter(other).count();
+            sort(&mut list);
         }
         lists.push(list);
     }
@@ -149,6 +174,14 @@ pub fn take_up<B: Backend>(
         count(edits.changed.len(), "rows"),
         count(encoded, "responses")
     );
+    if replaced > 0 {
+        warn!(
+            "{}: {} of responses whose texts are as they were drawn replaced by what --reward_funcs give them; a reward cannot be \
+             edited, only the responses can",
+            path.display(),
+            count(replaced, "rewards")
+        );
+    }
     edited.extend(edits.changed.into_iter().chain(edits.deleted));
     write(folder, &lists, stop_strings, &edited)?;
     Ok(Some(Stored { lists, edited: true }))
@@ -157,19 +190,16 @@ pub fn take_up<B: Backend>(
 /// Whether each row is one of a prompt of the iteration, and no two are of the same.
 fn check_prompts(path: &Path, lines: &[usize], rows: &[CandidateRow], prompts: &[PromptRow]) -> Result<()> {
     let by_index: HashMap<usize, &PromptRow> = prompts.iter().map(|prompt| (prompt.index, prompt)).collect();
-    let mut seen: HashMap<usize, usize> = HashMap::new();
+    if let Some(problem) = misnumbered(lines.iter().copied().zip(rows), |index| by_index.contains_key(&index)) {
+        return Err(Error::request(format!("{}:{problem}", path.display())));
+    }
     for (line, row) in lines.iter().zip(rows) {
-        let at = |problem: &str| Error::request(format!("{}:{line}: {problem}", path.display()));
-        let index = row.prompt_index.filter(|index| by_index.contains_key(index)).ok_or_else(|| {
-            at("`prompt_index` is not that of a prompt of this iteration; delete the row, or restore the number")
-        })?;
+        let index = row.prompt_index.unwrap_or_default();
         if by_index[&index].text != row.prompt {
-            return Err(at(&format!(
-                "`prompt` is not row {index} of the data any more; restore it, or delete the row"
+            return Err(Error::request(format!(
+                "{}:{line}: `prompt` is not row {index} of the data any more; restore it, or delete the row",
+                path.display()
             )));
-        }
-        if let Some(first) = seen.insert(index, *line) {
-            return Err(at(&format!("`prompt_index` {index} is that of line {first} too; make one row of the two")));
         }
     }
     Ok(())
@@ -217,9 +247,13 @@ fn drawn_before<B: Backend>(policy: &Policy<B>, request: Request, path: &Path) -
 fn rank(lists: &mut [CandidateList], reranker: &mut dyn Reranker) -> Result<()> {
     for list in lists {
         list.rank(reranker)?;
-        list.candidates.sort_by(|a, b| b.reward.total_cmp(&a.reward));
+        sort(list);
     }
     Ok(())
+}
+
+fn sort(list: &mut CandidateList) {
+    list.candidates.sort_by(|a, b| b.reward.total_cmp(&a.reward));
 }
 
 /// Writes ranked candidates; their checksums say that they are complete, and only then the drawn ones go.

@@ -265,7 +265,7 @@ pub struct ListOutcome {
     pub metrics: ListMetrics,
 }
 
-/// Trains `policy` on ranked lists, all of which contribute.
+/// Trains `policy` on ranked lists, all of which contribute; those that the updates use have their references.
 ///
 /// # Errors
 /// Lists that the model cannot take, numbers that are not finite, a file that cannot be written.
@@ -277,7 +277,8 @@ pub fn train_lists<B: Backend>(
     journal: Journal,
 ) -> Result<(Policy<B>, ListOutcome)> {
     let plan = config.plan(lists.len());
-    let mut training = Loop::start(policy, Kind::Lists, (plan, lists_checksum(lists)), config, journal)?;
+    let data = lists_checksum(lists, &plan.batches().next().unwrap_or_default());
+    let mut training = Loop::start(policy, Kind::Lists, (plan, data), config, journal)?;
     for (step, batch) in training.batches() {
         let batch: Vec<&TrainingList> = batch.into_iter().map(|index| &lists[index]).collect();
         let report = training.trainer.list_step(settings, &batch, config.micro_batch).map_err(|error| {

@@ -282,8 +282,29 @@ fn inspect_tells_the_story_of_a_run() {
         let (told, seen) = (told.as_f64().expect("a number"), seen.as_f64().expect("a number"));
         assert!((told - seen).abs() < 1e-9, "{told} and {seen}");
     }
-    // Edited by hand, and cut off before its end.
+    // What is missing is named with what is lost by it, and is no edit.
     let second = folder.0.join("out/iteration-2");
+    let (more, page) = (["align", "--output_dir", &out, "--iterations", "+1"], folder.0.join("out/report.html"));
+    for (file, lost, goes_on) in [
+        ("candidates.jsonl", "candidates.jsonl is missing: the samples of the iteration", false),
+        ("candidates.checksum", "candidates.checksum is missing: nothing tells any more", false),
+        ("model/model.safetensors", "model/model.safetensors is missing: the policy after the iteration is lost", true),
+    ] {
+        fs::rename(second.join(file), folder.0.join("away")).expect("renames");
+        let told = larpo(&["inspect", &out]).expect("inspects");
+        assert_eq!(told["notes"].as_array().map(Vec::len), Some(1), "{told}");
+        assert!(told["notes"][0].as_str().is_some_and(|note| note.contains(&format!("iteration 2: {lost}"))), "{told}");
+        assert_eq!(told["iterations"][1]["edited_rows"], json!({ "taken_up": 0, "since": 0 }));
+        larpo(&["report", &out]).expect("reports");
+        assert!(fs::read_to_string(&page).expect("a page").contains(lost), "{lost}");
+        if !goes_on {
+            let error = larpo(&more).expect_err("lost");
+            assert!(error.contains(lost) && error.contains("restore"), "{error}");
+        }
+        fs::rename(folder.0.join("away"), second.join(file)).expect("renames");
+    }
+    fs::remove_file(&page).expect("removes");
+    // Edited by hand, and cut off before its end.
     let rows = fs::read_to_string(second.join("candidates.jsonl")).expect("reads");
     let mut row: Value = serde_json::from_str(rows.lines().next().expect("a row")).expect("JSON");
     row["rewards"] = json!([100, 100, 100, 100]);
@@ -303,6 +324,8 @@ fn inspect_tells_the_story_of_a_run() {
     }
     assert_eq!(larpo(&["inspect", &out]).expect("inspects")["last"], json!({ "step": 2 }));
     fs::remove_file(folder.0.join("out/metrics.jsonl")).expect("removes");
+    assert_eq!(larpo(&["inspect", &out]).expect("the record")["verb"], json!("align"));
+    fs::remove_file(folder.0.join("out/run.json")).expect("removes");
     assert!(larpo(&["inspect", &out]).expect_err("a model alone").contains("neither iteration-<n>/"));
     fs::write(folder.0.join("out/a.csv"), "prompt\np\n").expect("writes");
     assert_eq!(larpo(&["inspect", &out]).expect("inspects")["schema"], json!("prompt_only"));
@@ -338,4 +361,105 @@ fn a_text_that_cannot_be_encoded_is_named_by_file_line_and_field() {
         let place = format!("rows-{i}.jsonl:{line}: `{field}`: ");
         assert!(error.contains(&place) && error.contains("(U+03A9)"), "{place}: {error}");
     }
+}
+
+#[test]
+fn what_contradicts_itself_is_refused_by_both_places_or_counted() {
+    let folder = with_model("contradict");
+    let row = |prompt: &str, completion: &str, label: bool| json!({ "prompt": prompt, "completion": completion, "label": label });
+    let rows = [
+        row("1+1=", "2", true),
+        row("1+1=", "3", false),
+        row("2+2=", "4", true),
+        row("1+1=", "2", false),
+        row("2+2=", "5", false),
+        row("2+2=", "5", false),
+    ];
+    let file = folder.rows("labels.jsonl", &rows);
+    let error = run(&folder, "train", &file, &[]).expect_err("2 is good and bad");
+    let both = error.contains("labels.jsonl:4: `label` is false, and true in ")
+        && error.contains("labels.jsonl:1 for the same");
+    assert!(both && error.contains("--on_bad_row skip"), "{error}");
+    assert!(run(&folder, "sft", &file, &[]).expect_err("learned").contains("labels.jsonl:4: `label`"));
+    let skip = ["--on_bad_row", "skip", "--max_steps", "1"];
+    let result = run(&folder, "train", &file, &skip).expect("trains");
+    // What is left of the first prompt is one response.
+    let reasons = json!({ "contradictory labels": 2, "fewer than two different responses": 1 });
+    assert_eq!(counts(&result), (6, 3, reasons));
+    let found = larpo(&["inspect", &file]).expect("inspects");
+    let duplicates = &found["duplicates"];
+    assert_eq!((&duplicates["contradictory"], &duplicates["responses_of_earlier_rows"]), (&json!(1), &json!(2)));
+
+    let list =
+        |responses: Value, rewards: Value| json!({ "prompt": "1+1=", "responses": responses, "rewards": rewards });
+    let lists = [list(json!(["2", "3"]), json!([1, 0])), list(json!(["2", "3", "2"]), json!([1, 0, 0.5]))];
+    let file = folder.rows("lists.jsonl", &lists);
+    let error = run(&folder, "train", &file, &[]).expect_err("two rewards");
+    assert!(
+        error.contains("lists.jsonl:2: `rewards[2]` is 0.5, and `rewards[0]` in ") && error.contains(" is 1 "),
+        "{error}"
+    );
+    let result = run(&folder, "train", &file, &skip).expect("trains");
+    assert_eq!(counts(&result), (2, 1, json!({ "contradictory rewards": 1 })));
+    let found = larpo(&["inspect", &file]).expect("inspects");
+    let duplicates = &found["duplicates"];
+    assert_eq!((&duplicates["contradictory"], &duplicates["responses_of_earlier_rows"]), (&json!(1), &json!(3)));
+}
+
+#[test]
+fn rows_that_cannot_be_encoded_or_teach_nothing_are_named_reasons() {
+    let folder = with_model("reasons");
+    let skip = ["--on_bad_row", "skip", "--max_steps", "1"];
+    let unencoded = "text that the tokenizer cannot encode";
+    let done = |verb: &str, rows: &[Value]| {
+        let file = folder.rows("rows.jsonl", rows);
+        let extra = if verb == "align" {
+            &["--on_bad_row", "skip", "--iterations", "1", "--k", "2", "--max_new_tokens", "3"][..]
+        } else {
+            &skip
+        };
+        counts(&run(&folder, verb, &file, extra).expect(verb))
+    };
+    let row = |prompt: &str, completion: &str| json!({ "prompt": prompt, "completion": completion });
+    let rows = [row("1+1=", "2"), row("1+1=", "Ω"), row("Ω", "2"), row("", "")];
+    assert_eq!(done("sft", &rows), (4, 1, json!({ unencoded: 2, "nothing to learn": 1 })));
+    // The completion that cannot be encoded is no part of a prompt.
+    let left_out = json!({ unencoded: 1, "empty prompt": 1 });
+    assert_eq!(done("align", &[row("1+1=", "2"), row("1+2=", "Ω"), row("Ω", "2"), row("", "2")]), (4, 2, left_out));
+    let pair = |chosen: &str, rejected: &str| json!({ "prompt": "1+1=", "chosen": chosen, "rejected": rejected });
+    let rows = [pair("2", "3"), pair("2", "Ω"), pair("2", "2")];
+    assert_eq!(done("train", &rows), (3, 1, json!({ unencoded: 1, "fewer than two different responses": 1 })));
+    let label = |completion: &str, label: bool| json!({ "prompt": "1+1=", "completion": completion, "label": label });
+    assert_eq!(
+        done("train", &[label("2", true), label("Ω", false), label("3", false)]),
+        (3, 2, json!({ unencoded: 1 }))
+    );
+    let list =
+        |responses: Value, rewards: Value| json!({ "prompt": "1+1=", "responses": responses, "rewards": rewards });
+    let mut foreign = list(json!(["2", "3"]), json!([1, 0]));
+    foreign["token_ids"] = json!([[1], [9999]]);
+    let rows = [
+        list(json!(["2", "3"]), json!([1, 0])),
+        list(json!(["2", "Ω"]), json!([1, 0])),
+        list(json!(["2"]), json!([1])),
+        foreign,
+    ];
+    assert_eq!(done("train", &rows), (4, 1, json!({ unencoded: 2, "fewer than two different responses": 1 })));
+    // Refused, the ids are named by their field.
+    let file = folder.rows("rows.jsonl", &rows);
+    let error = run(&folder, "train", &file, &[]).expect_err("Ω");
+    assert!(error.contains("rows.jsonl:2: `responses[1]`: ") && error.contains("--on_bad_row skip"), "{error}");
+    let file = folder.rows("rows.jsonl", &rows[3..]);
+    let error = run(&folder, "train", &file, &[]).expect_err("an id of another tokenizer");
+    assert!(error.contains("rows.jsonl:1: `token_ids[1]`: token id 9999") && error.contains("encoded anew"), "{error}");
+    let found = larpo(&[
+        "inspect",
+        &folder.rows("rows.jsonl", &rows[..3]),
+        "--on_bad_row",
+        "skip",
+        "--tokenizer",
+        &folder.name("model"),
+    ]);
+    let found = found.expect("inspects");
+    assert_eq!((&found["not_encoded"], &found["ranking"]["too_short"]), (&json!(1), &json!(1)));
 }

@@ -121,6 +121,15 @@ fn two_runs_cannot_share_a_folder_and_the_lock_ends_with_the_process() {
         let error = fails(&mut larpo(&align(&data, &model, &name, extra)));
         assert!(error.contains(&format!("another run (process {})", first.id())) && error.contains(&name), "{error}");
     }
+    // Nor from below.
+    let below = out.join("iteration-1/mine").display().to_string();
+    let sample =
+        ["sample", "--model_name_or_path", &model, "--dataset_name", &data, "--k", "1", "--output_dir", &below];
+    for mut inside in [larpo(&sft(&data, &below, &["--max_steps", "1"])), larpo(&sample)] {
+        let error = fails(&mut inside);
+        assert!(error.contains(&format!("another run (process {}) is at work in ", first.id())), "{error}");
+        assert!(error.contains(&format!("{below} belongs to it")) && !Path::new(&below).exists(), "{error}");
+    }
     first.kill().expect("kills");
     first.wait().expect("a child");
     // Nothing is cleared away by hand.
@@ -357,6 +366,49 @@ fn training_on_lists_goes_on_too() {
             fs::create_dir(out.join("checkpoint-10")).expect("a damaged one");
         }
     }
+}
+
+/// The words of a `train` on `n` small lists.
+fn many_lists(folder: &Folder, n: u32) -> String {
+    let row = |a: u32| {
+        let responses = [format!("#### {}", a % 50 + 1), "#### 60".to_string()];
+        serde_json::json!({"prompt": format!("{}+1\n", a % 50), "responses": responses, "rewards": [1.0, 0.0]})
+    };
+    folder.rows("many.jsonl", &(0..n).map(row).collect::<Vec<_>>())
+}
+
+#[test]
+fn references_are_computed_for_what_the_steps_use_and_stop_when_asked() {
+    let folder = Folder::new("references");
+    let (_, model) = tiny(&folder);
+    let data = many_lists(&folder, 20_000);
+    let (out, log) = (folder.path("out"), folder.path("log"));
+    let name = out.display().to_string();
+    let base = ["train", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &name];
+    let few = ["--max_steps", "3", "--per_device_train_batch_size", "4"];
+    let text = succeeds(&mut larpo(&[&base[..], &few].concat())).stderr;
+    let text = String::from_utf8_lossy(&text);
+    let told = text.lines().find(|line| line.contains("train: references: ")).expect("told").to_string();
+    assert!(told.contains("references: 12 lists done"), "{told}");
+    // All of them: Ctrl-C ends in their middle, with a record that the run goes on with.
+    let all = ["--overwrite_output_dir", "--per_device_train_batch_size", "512"];
+    fs::remove_file(out.join("run.json")).expect("removes");
+    let mut child = start(&mut larpo(&[&base[..], &all].concat()), &log);
+    wait_for("the record", || out.join("run.json").exists());
+    signal(&child, "INT");
+    assert_eq!(child.wait().expect("a child").code(), Some(130));
+    let text = fs::read_to_string(&log).expect("reads");
+    assert!(text.contains("stopped as asked (train: references, after ") && text.contains(" of 20000 lists"), "{text}");
+    // It has a story and a page, though nothing is logged.
+    let told = succeeds(&mut larpo(&["inspect", &name]));
+    let told = String::from_utf8_lossy(&told.stdout);
+    assert!(told.contains("`larpo train`") && told.contains("Not finished."), "{told}");
+    succeeds(&mut larpo(&["report", &name]));
+    let page = fs::read_to_string(out.join("report.html")).expect("a page");
+    assert!(
+        page.contains("Not finished.") && page.contains("logged nothing yet") && page.contains("To repeat it"),
+        "{page}"
+    );
 }
 
 #[test]

@@ -63,10 +63,44 @@ fn a_finished_run_is_continued() {
     assert_same(&without(&whole), &without(&parts), "1 + 2 iterations");
     // The goal is kept: the same run without a number is finished, and fewer iterations are refused.
     let again = small(&data, &model, &name, &["--resume_from_checkpoint", "latest"]);
-    assert!(stderr(&succeeds(&mut larpo(&again))).contains("is finished"));
+    let text = stderr(&succeeds(&mut larpo(&again)));
+    assert!(text.contains("is finished") && text.contains("--iterations +N"), "{text}");
+    for extra in [&["--iterations", "3"][..], &["--resume_from_checkpoint", "latest"]] {
+        let error = fails(&mut larpo(&[&bare[..], extra].concat()));
+        assert!(error.contains("only --iterations +N takes"), "{error}");
+    }
     let fewer = ["--resume_from_checkpoint", "latest", "--iterations", "2"];
     let error = fails(&mut larpo(&small(&data, &model, &name, &fewer)));
     assert!(error.contains("3 iterations of the run are finished"), "{error}");
+}
+
+#[test]
+fn a_run_is_continued_from_any_directory_and_its_model_is_known() {
+    let folder = Folder::new("elsewhere");
+    tiny(&folder);
+    let here = |words: &[&str]| {
+        let mut command = larpo(words);
+        command.current_dir(&folder.0);
+        command
+    };
+    succeeds(&mut here(&small("rows.jsonl", "model", "out", &["--iterations", "1"])));
+    let name = folder.name("out");
+    let more = ["align", "--output_dir", &name, "--iterations", "+1", "--json"];
+    let elsewhere = json_of(&succeeds(larpo(&more).current_dir("/")));
+    assert_eq!(elsewhere["iterations"].as_array().map(Vec::len), Some(2));
+    // The model of a finished run is compared with what it ended with.
+    let notes = || json_of(&succeeds(&mut larpo(&["inspect", &name, "--json"])))["notes"].clone();
+    assert_eq!(notes(), json!([]));
+    let weights = folder.path("out/model.safetensors");
+    let mut bytes = fs::read(&weights).expect("reads");
+    *bytes.last_mut().expect("a byte") ^= 1;
+    fs::write(&weights, bytes).expect("writes");
+    assert!(notes()[0].as_str().is_some_and(|note| note.contains("not what the run ended with")), "{}", notes());
+    succeeds(&mut larpo(&["report", &name]));
+    let page = fs::read_to_string(folder.path("out/report.html")).expect("a page");
+    assert!(page.contains("not what the run ended with") && page.contains("Relative paths begin in /"), "{page}");
+    fs::remove_file(&weights).expect("removes");
+    assert!(notes()[0].as_str().is_some_and(|note| note.contains("is lost")), "{}", notes());
 }
 
 #[test]
@@ -112,6 +146,29 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     let error = fails(&mut more(&[]));
     assert!(error.contains("candidates.jsonl:2: `responses[2]`: ") && error.contains("'é'"), "{error}");
 
+    // Longer than a row may be: more tokens than could have been drawn, and more than --max_length.
+    let mut bad = rows();
+    bad[1]["responses"][2] = json!("1".repeat(60));
+    write(&bad);
+    let error = fails(&mut more(&[]));
+    assert!(
+        error.contains("candidates.jsonl:2: `responses[2]`: 61 tokens") && error.contains("--max_length allows 48"),
+        "{error}"
+    );
+
+    // `inspect` and `report` know of a number that is there twice, or foreign, before the run refuses.
+    for (index, told) in
+        [(rows()[3]["prompt_index"].clone(), "is that of line 4 too"), (json!(100_000), "is not that of a prompt")]
+    {
+        let mut bad = rows();
+        bad[4]["prompt_index"] = index;
+        write(&bad);
+        let notes = json_of(&succeeds(&mut larpo(&["inspect", &name, "--json"])))["notes"].to_string();
+        assert!(notes.contains("iteration 2: candidates.jsonl:5: `prompt_index`") && notes.contains(told), "{notes}");
+        succeeds(&mut larpo(&["report", &name]));
+        assert!(fs::read_to_string(out.join("report.html")).expect("a page").contains(told));
+    }
+
     // Another layout of the same rows is no edit; what is one is told at once.
     let inspected = || json_of(&succeeds(&mut larpo(&["inspect", &name, "--json"])))["iterations"].clone();
     let edited_rows = |n: usize| inspected()[n - 1]["edited_rows"].clone();
@@ -124,6 +181,7 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     let answer = edited[0]["reference"].as_str().expect("a reference").to_string();
     edited[0]["responses"][5] = json!(format!("{answer} "));
     edited[0]["rewards"][5] = json!(-77.0);
+    edited[0]["rewards"][1] = json!(-78.0);
     write(&edited);
     assert_eq!(edited_rows(2), json!({ "taken_up": 0, "since": 2 }));
     let told = succeeds(&mut larpo(&["inspect", &name]));
@@ -133,6 +191,7 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     succeeds(&mut larpo(&["report", &name]));
     let page = fs::read_to_string(out.join("report.html")).expect("a page");
     assert!(page.contains(&sentence.replacen('c', "C", 1)), "{page}");
+    assert!(page.contains("without the rows that were edited by hand"), "{page}");
     fs::remove_file(out.join("iteration-2/manifest.json")).expect("removes");
     let latest = ["--resume_from_checkpoint", "latest"];
     let output = succeeds(&mut larpo(&small(&data, &model, &name, &latest)));
@@ -141,6 +200,7 @@ fn edited_candidates_are_checked_and_ranked_anew() {
         text.contains("2 of 24 rows edited by hand, 1 of them deleted; 1 row ranked anew, 1 response encoded anew"),
         "{text}"
     );
+    assert!(text.contains("1 reward of responses whose texts are as they were drawn replaced"), "{text}");
     // 24 of the first iteration are remembered.
     assert!(text.contains("47 lists ="), "{text}");
     let ranked: Value =
@@ -213,7 +273,7 @@ fn what_nobody_edited_is_not_ranked_again() {
         seed: 1,
         iteration: 1,
     };
-    let request = Request { prompts: &prompts, sampling: &sampling, stop_strings: &[], label: "" };
+    let request = Request { prompts: &prompts, sampling: &sampling, stop_strings: &[], max_length: 48, label: "" };
     let taken = || {
         let mut asked = Vec::new();
         let mut reranker = |query: &Query| {

@@ -39,7 +39,7 @@ pub struct TrainingResponse {
 }
 
 /// A prompt with its ranked responses.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainingList {
     /// Prompt ids.
     pub prompt: Vec<u32>,
@@ -433,8 +433,8 @@ impl RewardSums {
     }
 }
 
-/// Rows of a forward pass that only scores.
-const SCORING_ROWS: usize = 4096;
+/// Rows of a forward pass that only scores; a longer list is scored alone.
+pub const SCORING_ROWS: usize = 4096;
 
 /// Sets every response's reference log-probabilities: those recorded while sampling where `reuse_sampled` (the reference
 /// is the policy that drew them) and there are any, computed with `reference` otherwise.

@@ -1,6 +1,7 @@
 //! Settings of the loop, and how manifests record them.
 
 use crate::args::{AlignArgs, Memory as MemoryArg, Reference};
+use crate::dataset::LONGEST;
 use crate::generate::sampling_config;
 use crate::policy::Policy;
 use crate::training::{LoopConfig, list_training, selection};
@@ -31,6 +32,8 @@ pub struct AlignConfig {
     pub temperatures: Vec<f64>,
     /// Texts that end a response.
     pub stop: Vec<String>,
+    /// Tokens of a prompt and a response together, where the response was edited by hand.
+    pub max_length: usize,
     /// Objective.
     pub lists: ListTraining,
     /// Which candidates make the list.
@@ -61,6 +64,7 @@ impl AlignConfig {
             sampling: sampling_config(&args.sampling, policy, args.generations.num_generations, seed),
             temperatures: args.sampling.temperature.clone(),
             stop: args.sampling.stop.clone(),
+            max_length: args.data.max_length.unwrap_or(policy.model.config().max_position_embeddings.min(LONGEST)),
             lists: list_training(&args.list, seed),
             select: selection(&args.list),
             training: LoopConfig::lists(&args.train, seed),

@@ -7,11 +7,13 @@ pub use config::AlignConfig;
 pub use report::{IterationReport, describe};
 
 use crate::args::{Reference, ReportTo};
+use crate::cmd::losses;
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::messages;
 use crate::policy::Policy;
-use crate::resume::{AlignPoint, ITERATION, MANIFEST};
+use crate::references;
+use crate::resume::{AlignPoint, ITERATION, MANIFEST, Resume};
 use crate::samples::{self, Request, Stored};
 use crate::status;
 use crate::stop::Stop;
@@ -25,7 +27,7 @@ use larpo_core::proofs::prove;
 use larpo_core::reranker::Reranker;
 use larpo_core::retriever::SamplingConfig;
 use larpo_core::rng::{CounterRng, Purpose};
-use larpo_core::train::{TrainingList, fill_references};
+use larpo_core::train::TrainingList;
 use larpo_data::{checksums, files};
 use report::reward_summary;
 use serde_json::{Value, json};
@@ -228,10 +230,10 @@ impl<B: Backend> Run<'_, B> {
             reports.push(manifest["report"].clone());
             let sampling = SamplingConfig { iteration: n, ..self.config.sampling.clone() };
             let (prompts, folder) = (chosen(n), place.iteration(n));
-            let request =
-                Request { prompts: &prompts, sampling: &sampling, stop_strings: &self.config.stop, label: "" };
+            let request = self.request(&prompts, &sampling, "");
             let Some(Stored { lists, .. }) = samples::take_up(&policy, request, &folder, reranker)? else {
-                return Err(Error::request(format!("{} has lost its candidates; restore them", folder.display())));
+                let lost = losses::candidates(&folder).unwrap_or_default();
+                return Err(Error::request(format!("{}: {lost}", folder.display())));
             };
             self.memory.add(lists);
             self.memory.forget(self.config.memory, n);
@@ -259,7 +261,7 @@ impl<B: Backend> Run<'_, B> {
         }
         let stop = self.place.map(|place| place.stop.clone()).unwrap_or_default();
         let label = format!("{name}: sample");
-        let request = Request { prompts, sampling: &sampling, stop_strings: &self.config.stop, label: &label };
+        let request = self.request(prompts, &sampling, &label);
         let fresh = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
         policy.model.backend().trim();
         let (mean_reward, best_reward) = reward_summary(&fresh);
@@ -339,6 +341,11 @@ impl<B: Backend> Run<'_, B> {
         Ok((policy, report))
     }
 
+    fn request<'r>(&'r self, prompts: &'r [PromptRow], sampling: &'r SamplingConfig, label: &'r str) -> Request<'r> {
+        let AlignConfig { stop, max_length, .. } = self.config;
+        Request { prompts, sampling, stop_strings: stop, max_length: *max_length, label }
+    }
+
     fn train(
         &mut self,
         policy: Policy<B>,
@@ -348,10 +355,6 @@ impl<B: Backend> Run<'_, B> {
         report: &mut IterationReport,
     ) -> Result<Policy<B>> {
         let initial = self.initial.as_ref().filter(|_| self.config.reference == Reference::Initial);
-        match initial {
-            Some(initial) => fill_references(initial, lists, false)?,
-            None => fill_references(&policy.model, lists, true)?,
-        }
         let mut training = self.config.training.clone();
         training.stream = u64::from(report.iteration);
         // In the first iteration the initial policy is the present one.
@@ -363,6 +366,11 @@ impl<B: Backend> Run<'_, B> {
         let proofs = prove(&policy.model, &self.config.lists, &batch, same)?;
         say!("{name}: {}", describe(&proofs));
         report.proofs = Some(proofs);
+        // A checkpoint that does not fit is passed over: then the updates that it made are made again.
+        let done = journal.resume.as_ref().filter(|resume| !resume.or_anew).map_or(0, Resume::updates);
+        let updates = (training.plan(lists.len()), done);
+        let reference = initial.unwrap_or(&policy.model);
+        references::fill(reference, lists, updates, initial.is_none(), (name, &journal.stop))?;
         let (policy, outcome) = train_lists(policy, lists, &self.config.lists, &training, journal)?;
         policy.model.backend().trim();
         report.outcome = Some(outcome);

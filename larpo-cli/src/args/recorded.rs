@@ -19,12 +19,20 @@ const INPUTS: [&str; 3] = ["dataset_name", "eval_dataset", "model_name_or_path"]
 pub fn take_up(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<(), String> {
     let typed = typed(&words[at.min(words.len())..], verb);
     let value = |name: &str| typed.get(name).and_then(|value| value.to_str());
-    let (Some(Ok(Iterations::More(n))), Some(folder)) = (value("iterations").map(str::parse), value("output_dir"))
-    else {
-        return Ok(());
+    let Some(folder) = value("output_dir") else { return Ok(()) };
+    let whole = ["dataset_name", "model_name_or_path"].iter().all(|name| typed.contains_key(*name));
+    let Some(Ok(Iterations::More(n))) = value("iterations").map(str::parse) else {
+        let is_run = |record: Option<RunRecord>| record.is_some_and(|record| record.verb == "align");
+        let helps = words.iter().any(|word| word == "--help" || word == "-h");
+        return match !whole && !helps && RunRecord::read(Path::new(folder)).is_ok_and(is_run) {
+            true => Err(format!(
+                "{folder} holds a run, and --model_name_or_path or --dataset_name is not given: only --iterations +N takes from \
+                 it what is not given; give the whole command, or --iterations +N"
+            )),
+            false => Ok(()),
+        };
     };
     let Some(record) = RunRecord::read(Path::new(folder)).map_err(|error| error.to_string())? else {
-        let whole = ["dataset_name", "model_name_or_path"].iter().all(|name| typed.contains_key(*name));
         // The verb itself refuses a whole one.
         return if whole { Ok(()) } else { Err(no_run(n)) };
     };
@@ -36,7 +44,15 @@ pub fn take_up(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<(
         let Some(arg) = by_name(verb, name).filter(|arg| !free && !typed.contains_key(arg.get_id().as_str())) else {
             continue;
         };
-        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        // Paths begin where the run was begun.
+        let elsewhere = record.directory.as_ref().filter(|directory| {
+            INPUTS.contains(&name.as_str()) && std::env::current_dir().is_ok_and(|here| here != Path::new(directory))
+        });
+        let absolute = |value: &String| match elsewhere {
+            Some(directory) => Path::new(directory).join(value).display().to_string(),
+            None => value.clone(),
+        };
+        let values: Vec<String> = values.iter().map(absolute).collect();
         if !arg.get_action().takes_values() {
             flags.extend((values == ["true"]).then(|| format!("--{name}").into()));
         } else if arg.get_default_values() != values {

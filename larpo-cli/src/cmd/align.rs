@@ -57,7 +57,9 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     // A damaged iteration is made again, in a finished run too.
     let whole = |summary: &Value| summary["iterations"].as_array().is_some_and(|all| all.len() == point.done as usize);
     if let Some(summary) = folder.finished(&request).filter(|summary| same && whole(summary)) {
-        return already_finished(&args.output_dir, summary);
+        let summary = already_finished(&args.output_dir, summary)?;
+        say!("--iterations +N goes on with N more iterations");
+        return Ok(summary);
     }
     folder.set_goal(goal);
     let opened = Opened::read(&args.model.model_name_or_path)?;

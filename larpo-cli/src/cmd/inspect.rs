@@ -7,7 +7,7 @@ mod spread;
 #[cfg(test)]
 mod tests;
 
-use crate::args::InspectArgs;
+use crate::args::{BadRow, InspectArgs};
 use crate::dataset::{RowReport, read_options, window_lengths, with_flag};
 use crate::error::{Error, Result};
 use crate::messages::count;
@@ -35,6 +35,7 @@ pub fn run(args: &InspectArgs) -> Result<Value> {
                 file(args, &path, tokenizer.as_ref())
             }
             run_folder::Found::Iterations(numbers) => run_folder::iterations(&args.path, &numbers),
+            run_folder::Found::Record => run_folder::record(&args.path),
             run_folder::Found::Metrics(path) => run_folder::metrics(&path),
         };
     }
@@ -127,7 +128,7 @@ fn rows(
     records: &Records,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Map<String, Value>> {
-    let items = items(&records.dataset);
+    let mut items = items(&records.dataset);
     let mut summary = Map::new();
     let mut spreads = Vec::new();
     spread_of(&mut spreads, "prompt_characters", items.iter().map(|item| item.prompt.chars().count()));
@@ -138,7 +139,22 @@ fn rows(
     }
     let tokens = match tokenizer {
         Some(tokenizer) => {
-            let rows: Vec<Result<Tokens>> = items.par_iter().map(|item| tokens_of(item, tokenizer)).collect();
+            let mut rows: Vec<Result<Tokens>> = items.par_iter().map(|item| tokens_of(item, tokenizer)).collect();
+            let bad: Vec<bool> = rows.iter().map(Result::is_err).collect();
+            if let (Some(i), BadRow::Skip) = (bad.iter().position(|&bad| bad), args.read.on_bad_row) {
+                let why = rows[i].as_ref().err().map_or_else(String::new, ToString::to_string);
+                let (all, left_out) = (items.len(), bad.iter().filter(|&&bad| bad).count());
+                show!(
+                    "not encoded {left_out} of {all} rows, left out here too; the first: {}:{}: {why}",
+                    path.display(),
+                    items[i].line
+                );
+                summary.insert("not_encoded".into(), json!(left_out));
+                let mut of_rows = bad.iter();
+                rows.retain(|_| of_rows.next() == Some(&false));
+                let mut of_items = bad.iter();
+                items.retain(|_| of_items.next() == Some(&false));
+            }
             let at = |(row, item): (Result<Tokens>, &Item)| {
                 row.map_err(|error| Error::request(format!("{}:{}: {error}", path.display(), item.line)))
             };
@@ -216,6 +232,18 @@ fn duplicates(items: &[Item]) -> Value {
     };
     let repeated_responses: usize = items.iter().map(repeated).sum();
     let rows_with_repeats = items.iter().filter(|item| repeated(item) > 0).count();
+    // The first of equal responses to equal prompts, and what stands against it.
+    let (mut first, mut earlier, mut contradictory) = (HashMap::new(), 0, Vec::new());
+    for (row, item) in items.iter().enumerate() {
+        for (i, response) in item.responses.iter().enumerate() {
+            let score = item.scores.as_ref().map(|scores| scores[i]);
+            let (known, line, other) = *first.entry((item.prompt, *response)).or_insert((row, item.line, score));
+            earlier += usize::from(known != row);
+            if other != score {
+                contradictory.push((item.line, line));
+            }
+        }
+    }
     let empty_prompts = items.iter().filter(|item| item.prompt.is_empty()).count();
     let empty_responses = items.iter().flat_map(|item| &item.responses).filter(|text| text.is_empty()).count();
     show!(
@@ -224,10 +252,22 @@ fn duplicates(items: &[Item]) -> Value {
         count(repeated_responses, "responses"),
         count(rows_with_repeats, "rows")
     );
+    if earlier > 0 {
+        show!("            {}, the same as one to the same prompt in an earlier row", count(earlier, "responses"));
+    }
+    if let Some((line, other)) = contradictory.first() {
+        show!(
+            "contradict  {} with another score than the same response to the same prompt; the first in line {line}, against \
+             line {other}",
+            count(contradictory.len(), "responses")
+        );
+    }
     show!("empty       {}, {}", count(empty_prompts, "prompts"), count(empty_responses, "responses"));
     json!({
         "prompts": repeated_prompts,
         "responses": repeated_responses,
+        "responses_of_earlier_rows": earlier,
+        "contradictory": contradictory.len(),
         "rows_with_equal_responses": rows_with_repeats,
         "empty_prompts": empty_prompts,
         "empty_responses": empty_responses,

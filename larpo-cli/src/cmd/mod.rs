@@ -12,6 +12,7 @@ mod effective;
 mod ending;
 pub mod eval;
 pub mod inspect;
+pub mod losses;
 pub mod plan;
 pub mod rank;
 pub mod report;

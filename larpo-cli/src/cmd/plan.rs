@@ -126,10 +126,10 @@ fn plan_train(args: &TrainVerbArgs, model: &ModelConfig, lists: &mut [TrainingLi
     let config = LoopConfig::lists(&args.train, args.common.seed);
     let settings = list_training(&args.list, args.common.seed);
     let model = planner.model()?;
-    let references = reference_bytes(lists);
     let (order, micro) = (config.plan(lists.len()), config.micro_batch);
     let first: Vec<usize> = order.batches().next().into_iter().flatten().take(micro).collect();
-    planner.prove(&model, lists, &settings, &first, false)?;
+    planner.prove(&model, lists, &settings, &first, ((order, done), false))?;
+    let references = reference_bytes(lists);
     planner.train_lists(model, lists, &settings, (order, done), micro)?;
     Ok(planner.finish_training(&args.train, 1, references))
 }
@@ -231,14 +231,16 @@ fn plan_align(
         let responses = selected(config.select, merged);
         let candidates = candidate_bytes(&prompts[..lists], merged, tokens);
         let mut lists = longest_lists(&prompts[..lists], responses, tokens);
-        held = held.max(candidates + list_bytes(&lists) + reference_bytes(&lists));
+        let present = candidates + list_bytes(&lists);
         let order = config.training.plan(lists.len());
         let recorded = config.reference == Reference::Previous && remembered == 1;
         let micro = config.training.micro_batch;
         let resume = point.resume.as_ref().filter(|_| iteration == point.done + 1);
         let done = resume.map_or(0, Resume::updates).min(order.steps);
         let first: Vec<usize> = (0..lists.len().min(micro)).collect();
-        planner.prove(&model, &mut lists, &config.lists, &first, recorded)?;
+        let passed = resume.filter(|resume| !resume.or_anew).map_or(0, |_| done);
+        planner.prove(&model, &mut lists, &config.lists, &first, ((order, passed), recorded))?;
+        held = held.max(present + reference_bytes(&lists));
         model = planner.train_lists(model, &lists, &config.lists, (order, done), micro)?;
         planner.trim();
     }

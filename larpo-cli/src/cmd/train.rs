@@ -6,6 +6,7 @@ use crate::dataset::{Limits, Part, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::policy::{Opened, Policy};
+use crate::references;
 use crate::resume::{self, Resume};
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
 use crate::status;
@@ -15,7 +16,7 @@ use larpo_core::backend::Backend;
 use larpo_core::candidates::ListCounts;
 use larpo_core::objective::LipoLabels;
 use larpo_core::proofs::prove;
-use larpo_core::train::{TrainingList, fill_references};
+use larpo_core::train::TrainingList;
 use serde_json::{Map, Value, json};
 
 /// Runs the verb.
@@ -46,13 +47,14 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
     super::plan::admit_train(args, &opened.config, &mut training, done)?;
     let policy = opened.load(backend)?.written_in(args.train.dtype);
     let objective = list_training(&args.list, args.common.seed);
-    fill_references(&policy.model, &mut training, false)?;
     let config = LoopConfig::lists(&args.train, args.common.seed);
-    let first = config.plan(training.len()).batches().next().unwrap_or_default();
+    let order = config.plan(training.len());
+    let first = order.batches().next().unwrap_or_default();
     let batch: Vec<&TrainingList> = first.iter().take(config.micro_batch).map(|&i| &training[i]).collect();
     let proofs = prove(&policy.model, &objective, &batch, true)?;
     say!("{}", describe(&proofs));
     folder.begin()?;
+    references::fill(&policy.model, &mut training, (order, done), false, ("train", stop))?;
     let journal = Journal {
         label: "train".into(),
         metrics: Some(args.output_dir.join("metrics.jsonl")),
@@ -96,9 +98,11 @@ pub(super) fn read<B: Backend>(args: &TrainVerbArgs, policy: &Policy<B>) -> Resu
     let (training, counts) = lists.training(selection(&args.list), &objective.objective)?;
     say!("data: {}; {}", lists.report, list_counts(&counts));
     match training.is_empty() {
-        true => Err(Error::request(
-            "no list contributes to the loss: every list has equal rewards or fewer than two different responses; give the file rewards that differ",
-        )),
+        true => Err(Error::request(format!(
+            "no list contributes to the loss ({}): every list has equal rewards or fewer than two different responses; give the \
+             file rewards that differ",
+            lists.report
+        ))),
         false => Ok(Read { training, counts, report: lists.report }),
     }
 }

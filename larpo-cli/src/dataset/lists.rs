@@ -1,6 +1,8 @@
 //! Ranked lists, pairs and labelled completions as lists of candidates.
 
 use super::{Dataset, Encoded, Fit, Limits, Part, RowReport, Source, Text, Texts};
+use super::{NOT_ENCODED, NOTHING_TO_LEARN, nothing_to_learn};
+use crate::args::BadRow;
 use crate::candidate_rows::{Known, from_row};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
@@ -10,7 +12,8 @@ use larpo_core::objective::Objective;
 use larpo_core::select::Select;
 use larpo_core::train::TrainingList;
 use larpo_data::candidates::CandidateList as CandidateRow;
-use std::collections::HashMap;
+use larpo_data::records::Labelled;
+use std::collections::{HashMap, HashSet};
 
 /// Lists to train on, and where they come from.
 pub struct Lists {
@@ -41,9 +44,17 @@ impl Source {
     /// prompt make one list with the labels as rewards.
     ///
     /// # Errors
-    /// Rows that hold one response or none, a list without rewards and ranks, a text that the tokenizer cannot encode.
+    /// Rows that contradict one another or cannot be encoded, unless such rows are to be left out; rows that hold one response or none, a list without rewards and ranks, a text that the tokenizer cannot encode.
     pub fn lists<B: Backend>(&self, policy: &Policy<B>, limits: Limits, part: Part) -> Result<Lists> {
         let (chosen, mut report) = self.select("rows", part, limits);
+        let chosen = self.consistent(chosen, &mut report)?;
+        let texts = |i: usize| match &self.records.dataset {
+            Dataset::Pairs(all) => vec![all[i].prompt.as_str(), all[i].chosen.as_str(), all[i].rejected.as_str()],
+            Dataset::Unpaired(all) => vec![all[i].prompt.as_str(), all[i].completion.as_str()],
+            // Ranked lists may have ids of their own.
+            _ => vec![],
+        };
+        let chosen = &self.encodable(&policy.tokenizer, &chosen, &mut report, texts)[..];
         let mut ranks_only = None;
         let drafts = match &self.records.dataset {
             Dataset::RankedLists(all) => {
@@ -103,7 +114,16 @@ impl Source {
         };
         let (mut lists, mut rows_of) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
         let front = policy.prompt_prefix()?.len();
-        for (draft, mut list) in drafts.iter().zip(self.encode_lists(policy, chosen, &drafts)?) {
+        for (draft, list) in drafts.iter().zip(self.encode_lists(policy, chosen, &drafts)?) {
+            let Some(mut list) = list else {
+                report.leave_out_several(NOT_ENCODED, draft.rows);
+                continue;
+            };
+            let ids: Vec<&[u32]> = list.candidates.iter().map(|c| &c.ids[..]).collect();
+            if nothing_to_learn(&list.prompt_ids, &ids) {
+                report.leave_out_several(NOTHING_TO_LEARN, draft.rows);
+                continue;
+            }
             let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
             match limits.fit(&list.prompt_ids, front, longest, limits.max_length) {
                 Fit::Whole => {}
@@ -129,12 +149,68 @@ impl Source {
         }
     }
 
+    /// The rows of `chosen` that do not contradict one another: a response of a prompt that is labelled good and bad, or that
+    /// has two rewards in a list, would be learned as whichever comes first.
+    ///
+    /// # Errors
+    /// The first contradiction, by both its places, unless such rows are to be left out.
+    pub(super) fn consistent(&self, chosen: &[usize], report: &mut RowReport) -> Result<Vec<usize>> {
+        let refused = |line: usize, problem: String| match self.on_bad_row {
+            BadRow::Error => Err(self.skippable(line, &problem)),
+            BadRow::Skip => Ok(()),
+        };
+        let mut kept = chosen.to_vec();
+        match &self.records.dataset {
+            Dataset::Unpaired(all) => {
+                let (mut first, mut contradicted) = (HashMap::new(), HashSet::new());
+                for row in chosen.iter().map(|&i| &all[i]) {
+                    let key = (&row.prompt, &row.completion);
+                    let known: &Labelled = first.entry(key).or_insert(row);
+                    if known.label != row.label {
+                        let place = format!("{}:{}", self.path.display(), known.line);
+                        let problem = format!(
+                            "`label` is {}, and {} in {place} for the same completion of the same prompt; correct one, or \
+                             delete both",
+                            row.label, known.label
+                        );
+                        refused(row.line, problem)?;
+                        contradicted.insert(key);
+                    }
+                }
+                kept.retain(|&i| !contradicted.contains(&(&all[i].prompt, &all[i].completion)));
+                report.leave_out_several("contradictory labels", chosen.len() - kept.len());
+            }
+            Dataset::RankedLists(all) => {
+                let mut contradicted = HashSet::new();
+                for &i in chosen {
+                    let (row, list) = (&all[i], &all[i].list);
+                    if let Some((a, b)) = contradiction(list) {
+                        let problem = format!(
+                            "`rewards[{b}]` is {}, and `rewards[{a}]` in {}:{} is {} for the same response; correct one, or \
+                             delete the response from every array",
+                            list.rewards[b],
+                            self.path.display(),
+                            row.line,
+                            list.rewards[a]
+                        );
+                        refused(row.line, problem)?;
+                        contradicted.insert(i);
+                    }
+                }
+                kept.retain(|i| !contradicted.contains(i));
+                report.leave_out_several("contradictory rewards", chosen.len() - kept.len());
+            }
+            Dataset::Examples(_) | Dataset::Pairs(_) | Dataset::Text(_) => {}
+        }
+        Ok(kept)
+    }
+
     fn encode_lists<B: Backend>(
         &self,
         policy: &Policy<B>,
         chosen: &[usize],
         drafts: &[Draft],
-    ) -> Result<Vec<CandidateList>> {
+    ) -> Result<Vec<Option<CandidateList>>> {
         if matches!(self.records.dataset, Dataset::RankedLists(_)) {
             let list = |draft: &Draft| match draft.row {
                 Some(row) => from_row(
@@ -143,7 +219,11 @@ impl Source {
                     Some(&draft.scores),
                     Known { prompt_index: draft.index, iteration: 0, untouched: false },
                 )
-                .map_err(|error| self.at(draft.line, &error)),
+                .map(Some)
+                .or_else(|error| match self.on_bad_row {
+                    BadRow::Error => Err(self.skippable(draft.line, &error)),
+                    BadRow::Skip => Ok(None),
+                }),
                 None => unreachable!("ranked lists keep their rows"),
             };
             return drafts.iter().map(list).collect();
@@ -162,13 +242,13 @@ impl Source {
                 ids.extend(policy.eos_ids.first());
                 made_elsewhere(ids, text.text, reward)
             };
-            CandidateList {
+            Some(CandidateList {
                 prompt_index: draft.index,
                 prompt: draft.prompt.into(),
                 prompt_ids: row.prompt,
                 reference: None,
                 candidates: candidates.map(candidate).collect(),
-            }
+            })
         };
         Ok(drafts.iter().zip(encoded).map(list).collect())
     }
@@ -198,6 +278,15 @@ impl Lists {
         }
         Ok((training, counts))
     }
+}
+
+/// Two places in a list whose responses are the same, their ids included, and whose rewards are not.
+fn contradiction(list: &CandidateRow) -> Option<(usize, usize)> {
+    let mut first = HashMap::new();
+    list.rewards.iter().enumerate().find_map(|(i, &reward)| {
+        let known = *first.entry((&list.responses[i], list.token_ids.get(i))).or_insert(i);
+        (list.rewards[known] != reward).then_some((known, i))
+    })
 }
 
 fn unscored(row: &CandidateRow) -> String {

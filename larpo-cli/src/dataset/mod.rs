@@ -172,6 +172,7 @@ pub struct Source {
     /// Rows of the data set in the order in which they are taken.
     order: Vec<usize>,
     cache: TokenCache,
+    on_bad_row: BadRow,
 }
 
 impl Source {
@@ -201,7 +202,7 @@ impl Source {
             (Some(seed), _) => CounterRng::new(seed, Purpose::Split).permutation(0, records.dataset.len()),
             (None, _) => (0..records.dataset.len()).collect(),
         };
-        Ok(Self { path: path.into(), records, order, cache })
+        Ok(Self { path: path.into(), records, order, cache, on_bad_row: args.read.on_bad_row })
     }
 
     /// The texts of a data set, for building a tokenizer.
@@ -242,6 +243,23 @@ impl Source {
         self.cache.rows(tokenizer.json(), what, &shape, tokenizer.vocab_size(), make)
     }
 
+    /// The rows of `chosen` whose texts the tokenizer can encode, where such rows are to be left out; all of them otherwise.
+    fn encodable<'s>(
+        &'s self,
+        tokenizer: &Tokenizer,
+        chosen: &[usize],
+        report: &mut RowReport,
+        texts: impl Fn(usize) -> Vec<&'s str> + Sync,
+    ) -> Vec<usize> {
+        if self.on_bad_row == BadRow::Error {
+            return chosen.to_vec();
+        }
+        let whole = |&i: &usize| texts(i).into_iter().all(|text| tokenizer.encode(text).is_ok());
+        let kept: Vec<usize> = chosen.par_iter().copied().filter(whole).collect();
+        report.leave_out_several(NOT_ENCODED, chosen.len() - kept.len());
+        kept
+    }
+
     /// What decides, beside file and tokenizer, which rows are tokenised.
     fn settings(&self, what: &str, chosen: &[usize]) -> String {
         format!("{what} {} {} {chosen:?}", self.records.schema, self.records.rows())
@@ -252,11 +270,16 @@ impl Source {
         Error::request(format!("{}:{line}: {problem}", self.path.display()))
     }
 
+    /// An error about a row that `--on_bad_row skip` would leave out.
+    fn skippable(&self, line: usize, problem: &dyn std::fmt::Display) -> Error {
+        self.at(line, &format!("{problem} (--on_bad_row skip leaves such rows out)"))
+    }
+
     /// An error about the text of a field; of a data set that is one text, the error itself names the place in it.
     fn in_field(&self, text: &Text, problem: &dyn std::fmt::Display) -> Error {
         match text.line {
             0 => Error::request(format!("{}: {problem}", self.path.display())),
-            line => self.at(line, &format!("`{}`: {problem}", text.field)),
+            line => self.skippable(line, &format!("`{}`: {problem}", text.field)),
         }
     }
 
@@ -286,6 +309,17 @@ impl Source {
         part: Part,
     ) -> Result<(Vec<SftRow>, RowReport)> {
         let (chosen, mut report) = self.select("rows", part, limits);
+        let chosen = self.consistent(chosen, &mut report)?;
+        let learned = |i: usize| match &self.records.dataset {
+            Dataset::Examples(all) => match &all[i].completion {
+                Some(completion) => vec![all[i].prompt.as_str(), completion.as_str()],
+                None => vec![],
+            },
+            Dataset::Pairs(all) => vec![all[i].prompt.as_str(), all[i].chosen.as_str()],
+            Dataset::Unpaired(all) if all[i].label => vec![all[i].prompt.as_str(), all[i].completion.as_str()],
+            _ => vec![],
+        };
+        let chosen = &self.encodable(&policy.tokenizer, &chosen, &mut report, learned)[..];
         let (prompt_field, completion_field) = match self.records.schema {
             Schema::Gsm8k => (self.prompt_field(), "answer"),
             _ => (self.prompt_field(), "completion"),
@@ -337,6 +371,10 @@ impl Source {
         for (texts, row) in rows.into_iter().zip(encoded) {
             let mut response = row.responses.into_iter().next().unwrap_or_default();
             response.extend(policy.eos_ids.first());
+            if nothing_to_learn(&row.prompt, &[&response]) {
+                report.leave_out(NOTHING_TO_LEARN);
+                continue;
+            }
             match limits.fit(&row.prompt, front, response.len(), limits.max_length) {
                 Fit::Whole => result.push(SftRow { prompt: row.prompt, response }),
                 Fit::Cut(prompt) => {
@@ -385,6 +423,14 @@ impl Source {
     ) -> Result<(Vec<PromptRow>, RowReport)> {
         let positions = policy.model.config().max_position_embeddings;
         let (chosen, mut report) = self.select("prompts", part, limits);
+        let prompt = |i: usize| match &self.records.dataset {
+            Dataset::Examples(all) => vec![all[i].prompt.as_str()],
+            Dataset::Pairs(all) => vec![all[i].prompt.as_str()],
+            Dataset::Unpaired(all) => vec![all[i].prompt.as_str()],
+            Dataset::RankedLists(all) => vec![all[i].list.prompt.as_str()],
+            Dataset::Text(_) => vec![],
+        };
+        let chosen = &self.encodable(&policy.tokenizer, chosen, &mut report, prompt)[..];
         let mut seen = HashSet::new();
         // Index, line, prompt and reference.
         let mut rows: Vec<(usize, usize, &str, Option<&String>)> = Vec::with_capacity(chosen.len());
@@ -490,6 +536,15 @@ impl Source {
         let rows = self.encode(&policy.tokenizer, "text", &[texts])?;
         Ok(rows.into_iter().flat_map(|row| row.responses).flatten().collect())
     }
+}
+
+/// Why a row with a text that has no tokens is left out.
+const NOT_ENCODED: &str = "text that the tokenizer cannot encode";
+/// Why a row is left out of whose responses no token is scored: the first token of a text has nothing before it.
+const NOTHING_TO_LEARN: &str = "nothing to learn";
+
+fn nothing_to_learn(prompt: &[u32], responses: &[&[u32]]) -> bool {
+    responses.iter().all(|ids| ids.len() <= usize::from(prompt.is_empty()))
 }
 
 /// A text to encode, and where it stands: line 0 for a data set that is one text.

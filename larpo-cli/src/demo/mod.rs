@@ -199,6 +199,7 @@ fn align_config<B: Backend>(recipe: &Recipe, policy: &Policy<B>, seed: u64) -> A
         sampling: sampling(recipe, policy, recipe.num_generations, seed),
         temperatures: vec![1.0],
         stop: Vec::new(),
+        max_length: policy.model.config().max_position_embeddings,
         lists: ListTraining {
             objective: Objective { loss: recipe.loss, seed, ..Objective::default() },
             beta: 0.1,

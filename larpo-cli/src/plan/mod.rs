@@ -16,6 +16,7 @@ use crate::args::TrainArgs;
 use crate::dataset::PromptRow;
 use crate::error::Result;
 use crate::machine;
+use crate::references::{self, Updates};
 use crate::training::sft_loss;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
@@ -263,8 +264,8 @@ impl Planner {
         Ok(())
     }
 
-    /// References, and step-0 proofs on the lists `first`: what is left of them in the pool decides what comes next.
-    /// References are scored where the lists' own are not used.
+    /// Step-0 proofs on the lists `first`, and references of what `updates` use, scored where the lists' own are not used:
+    /// what is left of them in the pool decides what comes next.
     ///
     /// # Errors
     /// Lists that the model cannot take.
@@ -274,13 +275,15 @@ impl Planner {
         lists: &mut [TrainingList],
         settings: &ListTraining,
         first: &[usize],
-        recorded: bool,
+        (updates, recorded): (Updates, bool),
     ) -> Result<()> {
         self.backend.take();
-        fill_references(model, lists, recorded)?;
         let first: Vec<&TrainingList> = first.iter().map(|&i| &lists[i]).collect();
         // Nothing was computed, so there are no constants to compare: the reference is not the policy.
         prove(model, settings, &first, false)?;
+        for batch in references::batches(lists, updates, recorded) {
+            references::score(model, lists, &batch, recorded)?;
+        }
         let work = self.take(1.0);
         self.close("prove", work);
         Ok(())
@@ -401,9 +404,9 @@ pub fn list_bytes(lists: &[TrainingList]) -> u64 {
     lists.iter().map(|l| list(l) as u64).sum()
 }
 
-/// Bytes that the references of lists are going to take.
+/// Bytes that the references of lists take.
 pub fn reference_bytes(lists: &[TrainingList]) -> u64 {
-    lists.iter().flat_map(|l| &l.responses).map(|r| 4 * r.ids.len() as u64).sum()
+    lists.iter().flat_map(|l| &l.responses).map(|r| 4 * r.reference.len() as u64).sum()
 }
 
 /// Bytes that prompts take.

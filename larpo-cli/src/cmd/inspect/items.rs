@@ -66,6 +66,8 @@ pub(super) struct Ranking {
     lists: usize,
     /// Rows without rewards and ranks.
     unscored: usize,
+    /// Scored rows with fewer than two different responses: they teach nothing; not of labelled completions.
+    too_short: usize,
     /// Rows in which every score is the same: they teach nothing.
     all_equal: usize,
     /// Rows with some equal scores and some different ones.
@@ -117,6 +119,7 @@ impl Ranking {
             direction,
             lists: 0,
             unscored: 0,
+            too_short: 0,
             all_equal: 0,
             some_equal: 0,
             best_first: 0,
@@ -124,6 +127,9 @@ impl Ranking {
             repeat_prompt,
         };
         for item in items {
+            let alone = item.responses.windows(2).all(|pair| pair[0] == pair[1]);
+            ranking.too_short +=
+                usize::from(alone && !matches!(dataset, Dataset::Unpaired(_)) && item.scores.is_some());
             match &item.scores {
                 None => ranking.unscored += 1,
                 Some(scores) if scores.len() > 1 => ranking.count(scores),
@@ -154,6 +160,7 @@ impl Ranking {
             "direction": self.direction,
             "lists": self.lists,
             "unscored": self.unscored,
+            "too_short": self.too_short,
             "all_equal": self.all_equal,
             "some_equal": self.some_equal,
             "best_first": self.best_first,
@@ -168,6 +175,9 @@ impl fmt::Display for Ranking {
         write!(f, "direction   {}", self.direction)?;
         if self.unscored > 0 {
             write!(f, "\nunscored    {} rows", self.unscored)?;
+        }
+        if self.too_short > 0 {
+            write!(f, "\ntoo short   {} with fewer than two different responses", count(self.too_short, "rows"))?;
         }
         if self.lists > 0 {
             write!(

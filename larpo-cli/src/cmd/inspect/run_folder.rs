@@ -1,10 +1,11 @@
 //! The story of a run, from the files that it leaves.
 
-use crate::cmd::ending;
+use crate::cmd::{ending, losses};
 use crate::edits;
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::numbers::number;
+use crate::run_record;
 use crate::table::Table;
 use larpo_data::candidates;
 use serde_json::{Map, Value, json};
@@ -17,6 +18,8 @@ pub(super) enum Found {
     Iterations(Vec<u64>),
     /// The log of `sft` or `train`.
     Metrics(PathBuf),
+    /// The record of a run that has logged nothing yet.
+    Record,
     /// A data file.
     File(PathBuf),
 }
@@ -53,6 +56,7 @@ pub(super) fn find(folder: &Path) -> Result<Found> {
     match (kinds.len(), data.len()) {
         (1, _) if !iterations.is_empty() => Ok(Found::Iterations(iterations)),
         (1, _) => Ok(Found::Metrics(metrics)),
+        (0, 0) if folder.join(run_record::FILE).is_file() => Ok(Found::Record),
         (0, 1) => Ok(Found::File(folder.join(&data[0]))),
         (0, 0) => Err(Error::request(format!(
             "{}: neither iteration-<n>/ nor metrics.jsonl nor a data file is in the folder; name a data file, and give the \
@@ -108,7 +112,11 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
         let iteration = folder.join(format!("iteration-{n}"));
         let manifest = read_json(&iteration.join("manifest.json"))?;
         let candidates = iteration.join("candidates.jsonl");
-        let lists = if candidates.is_file() { Some(candidates::read(&candidates)?) } else { None };
+        let numbered = if candidates.is_file() { Some(candidates::read_numbered(&candidates)?) } else { None };
+        let wrong =
+            numbered.as_ref().and_then(|rows| edits::numbering(n, rows, manifest.as_ref().unwrap_or(&Value::Null)));
+        notes.extend(wrong);
+        let lists = numbered.map(|rows| rows.into_iter().map(|(_, list)| list).collect::<Vec<_>>());
         let seen = lists.as_ref().map(|lists| rewards(lists));
         let report = manifest.as_ref().map(|manifest| &manifest["report"]);
         let get = |path: &[&str]| report.and_then(|report| path.iter().try_fold(report, |value, key| value.get(key)));
@@ -116,7 +124,7 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
         match (&manifest, &seen) {
             (None, None) => notes.push(format!("iteration {n} has just begun: no candidates yet")),
             (None, Some(_)) => notes.push(format!("iteration {n} is not finished: it has candidates and no manifest")),
-            (Some(_), None) => notes.push(format!("iteration {n}: candidates.jsonl is missing")),
+            (Some(_), None) => {}
             (Some(_), Some((_, mean, _))) => {
                 let told = get(&["mean_reward"]).and_then(Value::as_f64);
                 if let (Some(told), Some(mean)) = (told, mean)
@@ -154,7 +162,11 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
             cell(&["training", "kl"]),
         ];
         table.row(cells.into_iter().chain(watched.map(|_| cell(&["held_out", "mean_reward"]))));
-        let edited = edits::counts(&iteration, lists.as_deref().unwrap_or_default())?;
+        if manifest.is_some() {
+            notes.extend(losses::sentences(n, &iteration));
+        }
+        // Rows of a file that is missing are not deleted by hand.
+        let edited = lists.as_deref().map_or(Ok((0, 0)), |lists| edits::counts(&iteration, lists))?;
         notes.extend(edits::sentence(n, edited));
         rows.push(json!({
             "iteration": n,
@@ -169,7 +181,9 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
     }
     let looks = ending::looks(&start, manifests.iter());
     let done = manifests.iter().filter(|manifest| manifest.is_object()).count();
-    let ended = ending::sentences(&read("run.json")?, done, &looks);
+    let record = read("run.json")?;
+    let ended = ending::sentences(&record, done, &looks);
+    notes.extend(losses::final_model(folder, &record));
     show!("{}", folder.display());
     show!("{}", table.to_string().trim_end());
     if let Some(first) = looks.first() {
@@ -211,6 +225,19 @@ fn number_of(value: &Value) -> String {
     }
 }
 
+/// A run that was interrupted before it left anything but its record.
+///
+/// # Errors
+/// A record that cannot be read.
+pub(super) fn record(folder: &Path) -> Result<Value> {
+    let record = read_json(&folder.join(run_record::FILE))?.unwrap_or_default();
+    let ended = ending::sentences(&record, 0, &[]);
+    show!("{}", folder.display());
+    show!("a run of `larpo {}` that has logged nothing yet", record["verb"].as_str().unwrap_or("?"));
+    show!("{}", ended.join(" "));
+    Ok(json!({ "path": folder, "verb": record["verb"], "ended": ended }))
+}
+
 /// The log of a training as a table.
 ///
 /// # Errors
@@ -238,9 +265,15 @@ pub(super) fn metrics(path: &Path) -> Result<Value> {
     }
     show!("{}: {}, {shown} of them shown", path.display(), count(rows.len(), "rows"));
     show!("{}", table.to_string().trim_end());
-    let ended = ending::sentences(&read_json(&path.with_file_name("run.json"))?.unwrap_or_default(), 0, &[]);
+    let record = read_json(&path.with_file_name("run.json"))?.unwrap_or_default();
+    let ended = ending::sentences(&record, 0, &[]);
     if !ended.is_empty() {
         show!("{}", ended.join(" "));
     }
-    Ok(json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last(), "ended": ended }))
+    let lost = path.parent().and_then(|folder| losses::final_model(folder, &record));
+    let notes: Vec<String> = lost.into_iter().collect();
+    notes.iter().for_each(|note| show!("note: {note}"));
+    Ok(
+        json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last(), "ended": ended, "notes": notes }),
+    )
 }

@@ -19,7 +19,8 @@ fn ties_order_and_direction_are_counted() {
     let ranking = Ranking::of(&lists, &items(&lists)).expect("ranked").json();
     let expected = json!({
         "direction": "`rewards`, higher is better, in 4 rows; `ranks`, 1 is best, in 1 row; `ranks` too, which agree, in 1 row",
-        "lists": 4, "unscored": 1, "all_equal": 1, "some_equal": 1, "best_first": 2, "worst_first": 1,
+        "lists": 4, "unscored": 1,
+            "too_short": 1, "all_equal": 1, "some_equal": 1, "best_first": 2, "worst_first": 1,
         "responses_repeat_prompt": 0,
     });
     assert_eq!(ranking, expected);

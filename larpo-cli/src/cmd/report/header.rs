@@ -82,5 +82,11 @@ pub fn header(run: &Run, points: &[Point], body: &mut String) {
         // A line breaks between words, not behind the hyphens of a flag.
         let words: Vec<String> = command.split(' ').map(|word| format!("<span>{}</span>", escape(word))).collect();
         put(body, format_args!("<h3>To repeat it</h3><pre>{}</pre>", words.join(" ")));
+        if run.iterations.iter().any(|i| i.edited != (0, 0)) {
+            body.push_str("<p class=\"soft\">It repeats the run without the rows that were edited by hand: it draws them anew.</p>");
+        }
+        if let Some(directory) = run.record["directory"].as_str() {
+            put(body, format_args!("<p class=\"soft\">Relative paths begin in {}.</p>", escape(directory)));
+        }
     }
 }

@@ -121,6 +121,9 @@ fn numbers(points: &[Point]) -> String {
 /// What is not there, and what would produce it.
 fn missing(run: &Run, points: &[Point], settings: &Settings, left_out: &[String], threshold: f64) -> Vec<String> {
     let mut notes = Vec::new();
+    if run.iterations.is_empty() && run.training.is_empty() && run.eval.is_none() {
+        notes.push("curves: the run has logged nothing yet".to_string());
+    }
     if run.command.is_none() {
         notes.push("the command that repeats the run: nothing in the folder records it".to_string());
     }

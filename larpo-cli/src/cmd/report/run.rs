@@ -5,6 +5,7 @@ use super::command;
 use super::evaluation::Evaluation;
 use super::settings::texts;
 use crate::align::START;
+use crate::cmd::losses;
 use crate::edits;
 use crate::error::{Error, Result};
 use larpo_data::candidates::{self, CandidateList};
@@ -65,13 +66,14 @@ impl Run {
         let read = |name: &str, notes: &mut Vec<String>| read_json(&folder.join(name), notes);
         let (record, eval) = (read("run.json", &mut notes)?, read(EVAL, &mut notes)?);
         let first_look = read(START, &mut notes)?;
-        if iterations.is_empty() && training.is_empty() && eval.is_null() {
+        if iterations.is_empty() && training.is_empty() && eval.is_null() && !record.is_object() {
             return Err(Error::request(format!(
                 "{} holds nothing to report: no iteration-<n>/ of `larpo align` or `larpo demo`, no metrics.jsonl of \
-                 `larpo sft` or `larpo train`; name the --output_dir of a run",
+                 `larpo sft` or `larpo train`, no run.json; name the --output_dir of a run",
                 folder.display()
             )));
         }
+        notes.extend(losses::final_model(folder, &record));
         let command = command::of_record(&record, folder).map(|words| command::joined(&words));
         let mut run =
             Self { folder: folder.into(), command, record, first_look, iterations, training, eval: None, notes };
@@ -151,15 +153,18 @@ fn read_iteration(number: u32, folder: &Path, notes: &mut Vec<String>) -> Result
     let manifest = read_json(&folder.join("manifest.json"), notes)?;
     let path = folder.join("candidates.jsonl");
     let lists = match path.is_file() {
-        true => candidates::read(&path).unwrap_or_else(|error| {
+        true => candidates::read_numbered(&path).unwrap_or_else(|error| {
             notes.push(format!("left out: {error}"));
             Vec::new()
         }),
         false => Vec::new(),
     };
+    notes.extend(edits::numbering(number.into(), &lists, &manifest));
+    let lists: Vec<CandidateList> = lists.into_iter().map(|(_, list)| list).collect();
     let training = read_metrics(&folder.join("metrics.jsonl"), notes)?;
-    if manifest.is_null() {
-        notes.push(format!("iteration {number} has no manifest.json: it was not finished"));
+    match manifest.is_null() {
+        true => notes.push(format!("iteration {number} has no manifest.json: it was not finished")),
+        false => notes.extend(losses::sentences(number.into(), folder)),
     }
     // Of candidates that cannot be read nothing can be told.
     let edited = if lists.is_empty() { (0, 0) } else { edits::counts(folder, &lists)? };

@@ -1,0 +1,52 @@
+//! What is missing of a finished iteration, and what is lost by it: for `inspect` and `report`, and for the run that goes on.
+
+use larpo_data::checksums::Checksum;
+use serde_json::Value;
+use std::path::Path;
+
+/// What tells of the candidates of a finished iteration and is not there; none where all is.
+pub fn candidates(iteration: &Path) -> Option<String> {
+    let missing = |name: &str| !iteration.join(name).is_file();
+    let (lost, mend) = if missing("candidates.jsonl") {
+        ("candidates.jsonl is missing: the samples of the iteration and their rewards are lost", "")
+    } else if missing(crate::edits::FILE) {
+        let lost = "candidates.checksum is missing: nothing tells any more whether candidates.jsonl is complete, and which of \
+                    its rows people edited";
+        (lost, ", or move the iteration and those after it away to make them again")
+    } else {
+        return None;
+    };
+    Some(format!("{lost}. The run cannot go on after it: restore the file from a copy{mend}"))
+}
+
+/// What is missing of the model of a finished iteration; none where it is there. Whether it is what was written is told where
+/// it is read.
+pub fn model(iteration: &Path) -> Option<String> {
+    let model = iteration.join("model");
+    let files = ["config.json", "model.safetensors", "tokenizer.json", larpo_data::checksums::LIST];
+    let missing = match model.is_dir() {
+        false => "model/ is".to_string(),
+        true => format!("model/{} is", files.into_iter().find(|name| !model.join(name).is_file())?),
+    };
+    Some(format!(
+        "{missing} missing: the policy after the iteration is lost. Where that is the last finished one, the run makes it again \
+         when it goes on; else restore it from a copy"
+    ))
+}
+
+/// Whether the model in the folder is the one that the finished run of `record` (`run.json`) ended with; none where it is, or
+/// where the run is not finished.
+pub fn final_model(folder: &Path, record: &Value) -> Option<String> {
+    let known = record["result"]["model"].as_str()?;
+    match Checksum::of_file(folder.join("model.safetensors")) {
+        Ok(sum) if sum.to_string() == known => None,
+        Ok(_) => Some("model.safetensors is not what the run ended with: it was changed or replaced since".into()),
+        Err(error) => Some(format!("the model that the run ended with is lost: {error}")),
+    }
+}
+
+/// All that is missing of the finished iteration `n`.
+pub fn sentences(n: u64, iteration: &Path) -> Vec<String> {
+    let all = [candidates(iteration), model(iteration)];
+    all.into_iter().flatten().map(|lost| format!("iteration {n}: {lost}")).collect()
+}
