@@ -28,10 +28,11 @@ pub fn no_run(n: usize) -> String {
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-pub(crate) const FREE: [&str; 21] = [
+pub(crate) const FREE: [&str; 23] = [
     "cache_dir",
     "color",
     "config",
+    "config_name",
     "dataset_name",
     "deterministic",
     "early_stopping_patience",
@@ -46,6 +47,7 @@ pub(crate) const FREE: [&str; 21] = [
     "quiet",
     "report_to",
     "resume_from_checkpoint",
+    "reward_model",
     "save_steps",
     "save_total_limit",
     "threads",
