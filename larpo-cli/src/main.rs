@@ -1,5 +1,6 @@
 //! The `larpo` command: reads the command line, runs the verb, prints and picks the exit code.
 
+use larpo_cli::args::Task;
 use larpo_cli::error::{Error, exit_code};
 use larpo_cli::stop::Stop;
 use larpo_cli::{args, cmd, messages, status, threads};
@@ -28,7 +29,8 @@ fn main() -> ExitCode {
     }
     let stop = Stop::default();
     let done = threads::set(common.and_then(|common| common.threads)).and_then(|()| {
-        if cli.command().is_some_and(|command| command.can_resume()) {
+        // What is planned or listed can be left at any time.
+        if matches!(&cli.task, Task::Run(command) if command.can_resume()) {
             on_interrupt(&stop)
                 .map_err(|error| Error::request(format!("cannot listen for Ctrl-C and SIGTERM: {error}")))?;
         }

@@ -17,9 +17,24 @@ pub fn number(value: f64) -> String {
     }
 }
 
+/// A number with so many decimals, without the sign of one that rounds to zero.
+pub fn fixed(value: f64, decimals: usize) -> String {
+    let text = format!("{value:.decimals$}");
+    match text.strip_prefix('-') {
+        Some(rest) if rest.chars().all(|c| c == '0' || c == '.') => rest.into(),
+        _ => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_rounds_to_zero_has_no_sign() {
+        let shown = [-0.0004, -0.0, 0.0004, -0.0006, -1.0, f64::NEG_INFINITY].map(|value| fixed(value, 3));
+        assert_eq!(shown, ["0.000", "0.000", "0.000", "-0.001", "-1.000", "-inf"]);
+    }
 
     #[test]
     fn numbers_have_about_four_digits() {

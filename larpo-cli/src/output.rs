@@ -69,6 +69,16 @@ impl<'a> OutputDir<'a> {
                 shown.join(", ")
             )));
         }
+        Self::spares(folder, inputs)?;
+        Self::lock(folder, overwrite)
+    }
+
+    /// Refuses a run that would replace one of its `inputs`.
+    ///
+    /// # Errors
+    /// One of the `inputs` among what would be replaced or removed.
+    pub fn spares(folder: &Path, inputs: &[&Path]) -> Result<()> {
+        let traces = traces(folder)?;
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         for input in inputs {
             // A model folder is replaced by another model in its place.
@@ -83,7 +93,7 @@ impl<'a> OutputDir<'a> {
                 )));
             }
         }
-        Self::lock(folder, overwrite)
+        Ok(())
     }
 
     fn lock(folder: &'a Path, overwrite: bool) -> Result<Self> {

@@ -190,6 +190,13 @@ impl Reranker for RuleReranker {
             })
         };
         let scores: std::result::Result<Vec<f64>, _> = query.responses.iter().map(score).collect();
+        if let Some(bad) = scores.iter().flatten().find(|score| !score.is_finite()) {
+            return Err(Error::Caller(format!(
+                "the reward of a response to {:?} is {bad}: the sum of --reward_funcs is larger than a number can be; lower \
+                 --reward_weights",
+                query.prompt
+            )));
+        }
         // A negative zero would sort below zero, with which it is tied.
         let scores = scores.map(|scores| scores.into_iter().map(|score| score + 0.0).collect());
         scores.map_err(|error| Error::Caller(error.to_string()))

@@ -4,6 +4,7 @@ use crate::args::{LIST_LEARNING_RATE, ListArgs, ReportTo, SFT_LEARNING_RATE, Tra
 use crate::checkpoint::{Counters, Kind};
 use crate::error::{Error, Result};
 use crate::metrics_log::Row;
+use crate::numbers::fixed;
 use crate::policy::Policy;
 use crate::resumable::{Loop, lists_checksum, rows_checksum};
 use crate::resume::Resume;
@@ -293,7 +294,7 @@ pub fn train_lists<B: Backend>(
             let (loss, m) = training.counters.stretch.take();
             training
                 .progress
-                .note(format!("loss {loss:.4}, rewards/margins {:.3}", m.reward_chosen - m.reward_rejected));
+                .note(format!("loss {loss:.4}, rewards/margins {}", fixed(m.reward_chosen - m.reward_rejected, 3)));
             training.write(
                 list_row(loss, &m)
                     .count("step", step as usize)
@@ -309,10 +310,10 @@ pub fn train_lists<B: Backend>(
     let label = training.label().to_string();
     let policy = training.finish();
     say!(
-        "{label}: over the last quarter of the updates loss {loss:.4}, rewards/accuracies {:.3}, rewards/margins {:.3}, kl {:.4}",
+        "{label}: over the last quarter of the updates loss {loss:.4}, rewards/accuracies {:.3}, rewards/margins {}, kl {}",
         metrics.reward_accuracy,
-        metrics.reward_chosen - metrics.reward_rejected,
-        metrics.kl
+        fixed(metrics.reward_chosen - metrics.reward_rejected, 3),
+        fixed(metrics.kl, 4)
     );
     let winners = metrics.reward_chosen / settings.beta;
     if winners < -NOTABLE_FALL {

@@ -463,3 +463,39 @@ fn rows_that_cannot_be_encoded_or_teach_nothing_are_named_reasons() {
     let found = found.expect("inspects");
     assert_eq!((&found["not_encoded"], &found["ranking"]["too_short"]), (&json!(1), &json!(1)));
 }
+
+#[test]
+fn small_things_are_said_well() {
+    let folder = with_model("said");
+    let table = folder.file("labels.csv", "prompt,completion,label\n1+1=,2,true\n1+1=,3,\"'false'\"\n");
+    let error = run(&folder, "train", &table, &[]).expect_err("no truth value");
+    assert!(error.contains("labels.csv:3: field `label`") && error.contains("in the column `label`"), "{error}");
+    let config = folder.file("c.yaml", "beta: 0.1\n");
+    let error = larpo(&["inspect", &config]).expect_err("no data");
+    assert!(error.contains("flags for --config") && error.contains("larpo config VERB"), "{error}");
+    // What a run would refuse, its plan refuses.
+    let rows = folder.rows("rows.jsonl", &[json!({ "prompt": "1+1=", "completion": "2" })]);
+    let model = folder.name("model");
+    let words =
+        ["--model_name_or_path", &model, "--dataset_name", &rows, "--output_dir", &model, "--overwrite_output_dir"];
+    for about in [&["sft"][..], &["plan", "sft"]] {
+        let error = larpo(&[about, &words].concat()).expect_err("replaces its model");
+        assert!(error.contains("which this run starts from"), "{error}");
+    }
+    // A weight under which a reward is no number any more.
+    let prompts = folder.rows("prompts.jsonl", &[json!({ "prompt": "1+1=" })]);
+    let heavy = [
+        "--reward_funcs",
+        "length",
+        "--reward_weights",
+        "1e308",
+        "--iterations",
+        "1",
+        "--k",
+        "2",
+        "--max_new_tokens",
+        "20",
+    ];
+    let error = run(&folder, "align", &prompts, &heavy).expect_err("infinite");
+    assert!(error.contains("--reward_weights") && !error.contains("learning rate"), "{error}");
+}

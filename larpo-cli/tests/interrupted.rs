@@ -412,6 +412,19 @@ fn references_are_computed_for_what_the_steps_use_and_stop_when_asked() {
 }
 
 #[test]
+fn a_plan_ends_at_once() {
+    let folder = Folder::new("plan-ctrl-c");
+    let (_, model) = tiny(&folder);
+    let (data, log) = (many_lists(&folder, 20_000), folder.path("log"));
+    let words = ["plan", "train", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", "out"];
+    let mut child = start(&mut larpo(&words), &log);
+    wait_for("the data", || fs::read_to_string(&log).expect("reads").contains("ranked_list"));
+    signal(&child, "INT");
+    let status = child.wait().expect("a child");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "{status}");
+}
+
+#[test]
 fn a_damaged_iteration_is_made_again() {
     let folder = Folder::new("iteration");
     let (data, model, expected) = alone(&folder);

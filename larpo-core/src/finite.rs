@@ -13,24 +13,40 @@ fn place<B: Backend>(parameter: &Parameter<B>, at: usize) -> (&str, usize) {
     tensor.map_or((&parameter.name, at), |t| (&t.name, at - t.rows.start * parameter.cols))
 }
 
-/// The first weight that is not finite, by tensor.
+/// Weights that are not finite, by tensor: the one that has most of them, and how many others have some.
 ///
 /// # Errors
 /// [`Error::NotFinite`] with the tensor's name and the element.
 pub fn check_weights<B: Backend>(model: &Transformer<B>) -> Result<(), Error> {
+    // After an update that blew up every tensor has some: the first one in the model's order would always be the embedding.
+    let (mut worst, mut bad): (Option<(f64, String, usize)>, usize) = (None, 0);
     for (index, parameter) in model.parameters().iter().enumerate() {
         let values = model.parameters().download(model.backend(), index);
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        let Some(at) = values.iter().position(|v| !v.is_finite()) else { continue };
+        let share = values.iter().filter(|v| !v.is_finite()).count() as f64 / values.len() as f64;
+        bad += 1;
+        if worst.as_ref().is_none_or(|(most, ..)| share > *most) {
             let (name, at) = place(parameter, at);
-            return Err(Error::NotFinite { what: format!("weight {name}"), at: format!("element {at}") });
+            worst = Some((share, name.to_string(), at));
         }
     }
-    Ok(())
+    match worst {
+        None => Ok(()),
+        Some((share, name, at)) => {
+            let others = match bad - 1 {
+                0 => String::new(),
+                1 => format!(" ({:.0} % of it, and a part of 1 other parameter)", 100.0 * share),
+                n => format!(" ({:.0} % of it, and parts of {n} other parameters)", 100.0 * share),
+            };
+            Err(Error::NotFinite { what: format!("weight {name}{others}"), at: format!("element {at}") })
+        }
+    }
 }
 
-/// The first gradient that is not finite, by tensor, for the update `update`.
+/// The first gradient that is not finite in the order of the backward pass, by tensor, for the update `update`: what is below
+/// it in the model follows from it.
 pub(crate) fn blame_gradients<B: Backend>(model: &Transformer<B>, gradients: &Gradients<B>, update: u64) -> Error {
-    for (index, parameter) in model.parameters().iter().enumerate() {
+    for (index, parameter) in model.parameters().iter().enumerate().collect::<Vec<_>>().into_iter().rev() {
         let values = gradients.get(index).map(|g| model.backend().read(g)).unwrap_or_default();
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             let (name, at) = place(parameter, at);

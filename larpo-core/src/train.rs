@@ -496,6 +496,20 @@ pub fn contributes(objective: &Objective, list: &TrainingList) -> bool {
     objective.rank(&list.rewards(), None).is_ok_and(|ranking| ranking.contributes())
 }
 
+/// The linear gain of every reward: how far it is above the lowest. Only their ratios matter, so those that are too large to be
+/// added up are made smaller.
+fn gains(rewards: &[f64]) -> Vec<f64> {
+    let lowest = rewards.iter().copied().fold(f64::INFINITY, f64::min);
+    let gains: Vec<f64> = rewards.iter().map(|r| r - lowest).collect();
+    match gains.iter().sum::<f64>().is_finite() {
+        true => gains,
+        false => {
+            let scale = 0.5 / rewards.len() as f64;
+            rewards.iter().map(|r| r * scale - lowest * scale).collect()
+        }
+    }
+}
+
 /// `weight` on the tokens of every list's best response, 0 elsewhere.
 fn winner_weights(lists: &[&TrainingList], packed: &PackedLists, weight: f32) -> Vec<f32> {
     let mut weights = vec![0.0; packed.targets()];
@@ -525,8 +539,7 @@ impl ListMetrics {
         self.logp_rejected += rejected(&sums);
         self.kl += kl / gamma.len() as f64;
         self.reward_accuracy += metrics::pair_accuracy(gamma, &rewards).ok().and_then(|a| a.strict).unwrap_or(0.0);
-        let lowest = rewards.iter().copied().fold(f64::INFINITY, f64::min);
-        let relevance: Vec<f64> = rewards.iter().map(|r| r - lowest).collect();
+        let relevance = gains(&rewards);
         self.ndcg += expected_ndcg(gamma, &relevance);
         self.kendall_tau += metrics::kendall_tau_b(gamma, &rewards).ok().and_then(|k| k.tau).unwrap_or(0.0);
     }
@@ -588,5 +601,15 @@ mod tests {
         let expected = 0.5 * (1.0 + 1.0 / 3f64.log2());
         assert!((expected_ndcg(&[0.0, 0.0], &[1.0, 0.0]) - expected).abs() < 1e-12);
         assert_eq!(expected_ndcg(&[2.0, 1.0], &[1.0, 0.0]), 1.0);
+    }
+
+    #[test]
+    fn rewards_of_any_size_have_an_ndcg() {
+        let of = |rewards: [f64; 3]| expected_ndcg(&[3.0, 1.0, 2.0], &gains(&rewards));
+        for size in [1e-300, 1.0, 1e300, 1.7e308] {
+            assert_eq!(of([size, -size, 0.0]), 1.0, "{size}");
+            let (found, expected) = (of([0.0, -size, size]), of([0.0, -1.0, 1.0]));
+            assert!((found - expected).abs() < 1e-12 && expected < 1.0, "{size}: {found}");
+        }
     }
 }

@@ -107,6 +107,15 @@ fn a_log_probability_is_named_by_its_row() {
         spoil(&mut bad, index, (0, column), 3e38);
     }
     assert_eq!(check_weights(&bad), Ok(()));
+    // Of several tensors that which has most of it is named, not the first.
+    let mut blown_up = model();
+    let embedding = parameter(&blown_up, "embedding");
+    spoil(&mut blown_up, embedding, (0, 1), f32::NAN);
+    for column in 0..16 {
+        spoil(&mut blown_up, index, (0, column), f32::INFINITY);
+    }
+    let named = check_weights(&blown_up).expect_err("not finite").to_string();
+    assert!(named.starts_with("weight model.norm.weight (100 % of it, and a part of 1 other parameter)"), "{named}");
     let error = fill_references(&bad, &mut lists.clone(), false).expect_err("not finite").to_string();
     assert!(error.contains("a reference log-probability") && error.contains("[6, 7]"), "{error}");
     let mut trainer = Trainer::new(bad, OptimizerConfig::default(), 3);
@@ -208,4 +217,5 @@ fn a_gradient_is_named_by_its_tensor() {
     assert!(what.starts_with("the gradient of ") && at.starts_with("update 1, element "), "{error}");
     let tensors = trainer.model.parameters().checkpoint_tensors();
     assert!(tensors.iter().any(|(name, _)| what == &format!("the gradient of {name}")), "{error}");
+    assert!(!what.contains("embed_tokens"), "the backward pass comes there last: {error}");
 }

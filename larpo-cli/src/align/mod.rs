@@ -11,6 +11,7 @@ use crate::cmd::losses;
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::messages;
+use crate::numbers::fixed;
 use crate::policy::Policy;
 use crate::references;
 use crate::resume::{AlignPoint, ITERATION, MANIFEST, Resume};
@@ -182,10 +183,10 @@ impl<B: Backend> Run<'_, B> {
         let label = format!("{name}: held-out prompts");
         let look = watch::look(policy, first, &watch.prompts, (&config.sampling, &config.stop), reranker, &label)?;
         say!(
-            "{name}: on {} held-out prompts mean reward {:.3}, KL from the first policy {:.3} nats a response",
+            "{name}: on {} held-out prompts mean reward {}, KL from the first policy {} nats a response",
             watch.prompts.len(),
-            look.mean_reward,
-            look.kl
+            fixed(look.mean_reward, 3),
+            fixed(look.kl, 3)
         );
         policy.model.backend().trim();
         Ok(look)
@@ -275,9 +276,11 @@ impl<B: Backend> Run<'_, B> {
         let (mut lists, counts) =
             training_lists(self.memory.lists(), self.config.select, &self.config.lists.objective, iteration)?;
         say!(
-            "{name}: mean reward {mean_reward:.3}, best of {} {best_reward:.3}; {} = {} to train on + {} with \
+            "{name}: mean reward {}, best of {} {}; {} = {} to train on + {} with \
              equal rewards + {} too short; {} among {}",
+            fixed(mean_reward, 3),
             self.config.sampling.num_generations,
+            fixed(best_reward, 3),
             messages::count(counts.lists, "lists"),
             counts.contributing,
             counts.equal,

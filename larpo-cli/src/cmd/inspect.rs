@@ -39,6 +39,12 @@ pub fn run(args: &InspectArgs) -> Result<Value> {
             run_folder::Found::Metrics(path) => run_folder::metrics(&path),
         };
     }
+    if let Some(end @ ("yaml" | "yml")) = args.path.extension().and_then(|end| end.to_str()) {
+        let path = args.path.display();
+        return Err(Error::request(format!(
+            "{path}: a .{end} file holds flags for --config, no data; `larpo config VERB --config {path}` shows what comes of it"
+        )));
+    }
     file(args, &args.path, tokenizer.as_ref())
 }
 

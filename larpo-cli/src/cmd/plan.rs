@@ -10,6 +10,7 @@ use crate::dataset::{PromptRow, Source};
 use crate::error::{Error, Result};
 use crate::generate::sampling_config;
 use crate::machine;
+use crate::output::OutputDir;
 use crate::plan::calibrate::calibrate;
 use crate::plan::{
     Advice, Plan, Planner, admit, bytes, candidate_bytes, list_bytes, longest_lists, prompt_bytes, reference_bytes,
@@ -42,6 +43,7 @@ use std::time::{Duration, Instant};
 pub fn run(command: &Command, settings: &Settings) -> Result<Value> {
     // What is read and gone through here, the run reads and goes through as well.
     let start = Instant::now();
+    spares_inputs(command)?;
     let plan = match command {
         Command::Sft(args) => sft(args)?,
         Command::Train(args) => train(args)?,
@@ -52,6 +54,28 @@ pub fn run(command: &Command, settings: &Settings) -> Result<Value> {
         other => return Err(Error::request(format!("larpo {} has nothing to plan", other.name()))),
     };
     show(&plan, start.elapsed())
+}
+
+/// Refuses what the run itself would: to replace what it starts from.
+fn spares_inputs(command: &Command) -> Result<()> {
+    let (folder, overwrite, inputs) = match command {
+        Command::Sft(a) => {
+            let inputs = [a.model.model_name_or_path.as_ref(), a.eval.eval_dataset.as_ref(), a.tokenizer_folder()];
+            (&a.output_dir, a.overwrite_output_dir, [&[Some(&a.dataset_name)], &inputs[..]].concat())
+        }
+        Command::Train(a) => {
+            let inputs = vec![Some(&a.model.model_name_or_path), Some(&a.dataset_name)];
+            (&a.output_dir, a.overwrite_output_dir, inputs)
+        }
+        Command::Align(a) => {
+            let eval = a.iterate.eval_dataset.as_ref();
+            let inputs = vec![Some(&a.model.model_name_or_path), Some(&a.dataset_name), eval];
+            (&a.output_dir, a.overwrite_output_dir, inputs)
+        }
+        _ => return Ok(()),
+    };
+    let inputs: Vec<&Path> = inputs.into_iter().flatten().map(|path| path.as_path()).collect();
+    if overwrite { OutputDir::spares(folder, &inputs) } else { Ok(()) }
 }
 
 /// The checkpoint that `sft` or `train` would go on from.

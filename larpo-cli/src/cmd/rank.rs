@@ -5,6 +5,7 @@ use crate::dataset::{RowReport, on_bad_row, with_flag};
 use crate::error::{Error, Result};
 use crate::evaluate::GOOD;
 use crate::messages::count;
+use crate::numbers::fixed;
 use crate::output;
 use crate::reward::{Ranker, RewardSource};
 use larpo_core::backend::Backend;
@@ -51,7 +52,7 @@ pub fn run<B: Backend>(args: &RankArgs, backend: &B) -> Result<Value> {
     }
     let mean = sum / responses.max(1) as f64;
     say!("data: {report}");
-    show!("{}, mean reward {mean:.4}", count(responses, "responses"));
+    show!("{}, mean reward {}", count(responses, "responses"), fixed(mean, 4));
     reranker.report();
     if let Some(folder) = &args.output_dir {
         let file = folder.join("candidates.jsonl");

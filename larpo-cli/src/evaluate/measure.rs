@@ -1,5 +1,6 @@
 //! A measurement is a value a prompt; means, intervals, comparisons and JSON all come from that.
 
+use crate::numbers::fixed;
 use larpo_core::metrics::{Estimate, MetricError, Resampling, bootstrap_estimate, mcnemar_p, sign_flip_p};
 use serde_json::{Map, Value, json};
 
@@ -84,7 +85,7 @@ impl Metric {
         match self {
             metric if metric.is_share() => format!("{:.1} %", 100.0 * value),
             Self::Tokens => format!("{value:.1}"),
-            _ => format!("{value:.4}"),
+            _ => fixed(value, 4),
         }
     }
 

@@ -335,7 +335,12 @@ fn labelled(index: usize, row: &Row) -> Result<Labelled> {
     let label = match row.get("label") {
         None => return Err(row.missing("label", what, "\"label\": true")),
         Some(value) => verdict(row, value).ok_or_else(|| {
-            row.error("label", what, rows::describe(value), "Write it without quotes, for example \"label\": true")
+            // In a table every value is a text, and quotes around a cell are none of it.
+            let mend = match row.cells {
+                true => "Write true or false in the column `label`, and nothing else in the cell",
+                false => "Write it without quotes, for example \"label\": true",
+            };
+            row.error("label", what, rows::describe(value), mend)
         })?,
     };
     Ok(Labelled {
