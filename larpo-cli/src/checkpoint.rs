@@ -4,7 +4,7 @@
 //! so the place in the data is the number of updates.
 
 use crate::error::{Error, Result};
-use crate::policy::{Numbers, Parts, save_model};
+use crate::policy::{self, Numbers, Parts, save_model};
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::optim::OptimizerState;
@@ -73,20 +73,31 @@ impl ListMean {
     }
 }
 
-/// What a loop trains on; a checkpoint of the other is refused.
+/// What a loop trains on; a checkpoint of another is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Rows.
     Sft,
     /// Ranked lists.
     Lists,
+    /// Ranked texts, by a reward model.
+    Rewards,
 }
 
 impl Kind {
+    /// What the model of such a loop gives.
+    pub fn model(self) -> policy::Kind {
+        match self {
+            Self::Sft | Self::Lists => policy::Kind::LanguageModel,
+            Self::Rewards => policy::Kind::RewardModel,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Sft => "trainer, sft",
             Self::Lists => "trainer, lists",
+            Self::Rewards => "trainer, rewards",
         }
     }
 }

@@ -5,14 +5,14 @@ use crate::checkpoint::{self, Counters, Kind, TrainerState};
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::metrics_log::{MetricsLog, Row};
-use crate::policy::{Parts, Policy};
+use crate::policy::{Opened, Parts, Policy};
 use crate::progress::Progress;
 use crate::resume::Resume;
 use crate::status;
 use crate::training::{Journal, LoopConfig};
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
-use larpo_core::train::{SftRow, Trainer, TrainingList};
+use larpo_core::train::{RewardList, SftRow, Trainer, TrainingList};
 use larpo_data::checksums::Checksum;
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ impl<'a, B: Backend> Loop<'a, B> {
             None => Trainer::new(model, config.optimizer, plan.steps),
             Some((checkpoint, state)) => {
                 drop(model);
-                let model = Policy::open(&backend, checkpoint)?.model;
+                let model = Opened::read_as(checkpoint, kind.model())?.load(&backend)?.model;
                 counters = state.counters;
                 status::set_checkpoint(checkpoint);
                 say!(
@@ -192,6 +192,18 @@ pub(crate) fn lists_checksum(lists: &[TrainingList], first: &[usize]) -> u64 {
     }
     let references = first.iter().flat_map(|&i| &lists[i].responses).flat_map(|response| &response.reference);
     references.for_each(|logp| sum.add(&logp.to_le_bytes()));
+    sum.hash
+}
+
+/// Checksum of ranked texts.
+pub(crate) fn reward_lists_checksum(lists: &[RewardList]) -> u64 {
+    let mut sum = Checksum::default();
+    for list in lists {
+        add_ids(&mut sum, &list.prompt);
+        sum.add(&(list.responses.len() as u64).to_le_bytes());
+        list.responses.iter().for_each(|response| add_ids(&mut sum, response));
+        list.labels.iter().chain([&list.margin]).for_each(|number| sum.add(&number.to_le_bytes()));
+    }
     sum.hash
 }
 

@@ -1,6 +1,7 @@
 //! A reward model as the reranker: a sequence classifier whose one score is read off the last token of the conversation.
 
 use crate::error::{Error, Result};
+use crate::plan::Dry;
 use crate::policy::{Kind, Opened, Policy};
 use larpo_core::backend::Backend;
 use larpo_core::lists::PackedLists;
@@ -25,7 +26,18 @@ impl OpenedRewardModel {
     /// # Errors
     /// A folder that is no model folder, or holds no sequence classifier with one label; a template that does not compile.
     pub fn read(folder: &Path) -> Result<Self> {
-        let opened = Opened::read_as(folder, Kind::RewardModel)?;
+        Self::of(Opened::read_as(folder, Kind::RewardModel)?, folder)
+    }
+
+    /// As [`OpenedRewardModel::read`], to be trained: a language model gets a new score head.
+    ///
+    /// # Errors
+    /// As [`Opened::read_for_rewards`].
+    pub fn read_to_train(folder: &Path) -> Result<Self> {
+        Self::of(Opened::read_for_rewards(folder)?, folder)
+    }
+
+    fn of(opened: Opened, folder: &Path) -> Result<Self> {
         let texts = Texts {
             folder: folder.into(),
             template: opened.tokenizer.chat().get(None, false)?,
@@ -44,6 +56,33 @@ impl OpenedRewardModel {
     /// Shape of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.opened.config
+    }
+
+    /// Ranked texts in the model's tokens: what all of them begin with, and the rest of each; none where one of them is longer
+    /// than `limit` tokens.
+    ///
+    /// # Errors
+    /// A text that cannot be encoded.
+    pub fn encode(&self, prompt: &str, responses: &[&str], limit: usize) -> Result<Option<SharedTexts>> {
+        let ids = |response: &&str| self.texts.ids(prompt, response);
+        let texts = responses.iter().map(ids).collect::<Result<Vec<_>>>()?;
+        Ok(texts.iter().all(|text| text.len() <= limit).then(|| SharedTexts::new(texts)))
+    }
+
+    /// The model without its weights.
+    ///
+    /// # Errors
+    /// A shape that does not fit together.
+    pub fn blank(&self) -> Result<Policy<Dry>> {
+        self.opened.blank()
+    }
+
+    /// The model with its weights, to be trained.
+    ///
+    /// # Errors
+    /// As [`Opened::load`].
+    pub fn load_to_train<B: Backend>(self, backend: &B) -> Result<Policy<B>> {
+        self.opened.load(backend)
     }
 
     /// Reads the weights.
@@ -91,17 +130,47 @@ impl Texts {
             ids.remove(0);
         }
         ids.truncate(without_pads(&ids, self.pad_id).len());
-        let refused =
-            |problem: String| Err(Error::request(format!("reward model {}: {problem}", self.folder.display())));
-        match ids.len() {
-            0 => refused("a prompt and its response are both empty".into()),
-            n if n > self.limit => refused(format!(
-                "a prompt with its response has {n} tokens, the model {} positions; shorten responses with --max_new_tokens \
-                 or prompts with --max_prompt_length",
-                self.limit
-            )),
-            _ => Ok(ids),
+        match ids.is_empty() {
+            true => Err(self.refused("a prompt and its response are both empty")),
+            false => Ok(ids),
         }
+    }
+
+    /// Refuses what the model cannot take.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        match ids.len() > self.limit {
+            true => Err(self.refused(&format!(
+                "a prompt with its response has {} tokens, the model {} positions; shorten responses with --max_new_tokens \
+                 or prompts with --max_prompt_length",
+                ids.len(),
+                self.limit
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    fn refused(&self, problem: &str) -> Error {
+        Error::request(format!("reward model {}: {problem}", self.folder.display()))
+    }
+}
+
+/// Texts in tokens, of which what all begin with stands once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedTexts {
+    /// What all begin with.
+    pub prompt: Vec<u32>,
+    /// What follows, at least one token each.
+    pub rest: Vec<Vec<u32>>,
+}
+
+impl SharedTexts {
+    fn new(texts: Vec<Vec<u32>>) -> Self {
+        // Something is left of each.
+        let most = texts.iter().map(Vec::len).min().unwrap_or(1).saturating_sub(1);
+        let same = |&at: &usize| texts.iter().all(|text| text[at] == texts[0][at]);
+        let common = (0..most).take_while(same).count();
+        let prompt = texts.first().map(|text| text[..common].to_vec()).unwrap_or_default();
+        Self { prompt, rest: texts.into_iter().map(|text| text[common..].to_vec()).collect() }
     }
 }
 
@@ -114,12 +183,12 @@ impl<B: Backend> RewardModel<B> {
         if responses.is_empty() {
             return Ok(Vec::new());
         }
-        let texts = responses.iter().map(|response| self.texts.ids(prompt, response)).collect::<Result<Vec<_>>>()?;
-        // Something is left of each.
-        let most = texts.iter().map(Vec::len).min().unwrap_or(1) - 1;
-        let same = |&at: &usize| texts.iter().all(|text| text[at] == texts[0][at]);
-        let common = (0..most).take_while(same).count();
-        let packed = PackedLists::pack([(&texts[0][..common], texts.iter().map(|text| &text[common..]))]);
+        let ids = |response: &&str| {
+            let ids = self.texts.ids(prompt, response)?;
+            self.texts.check(&ids).map(|()| ids)
+        };
+        let SharedTexts { prompt, rest } = SharedTexts::new(responses.iter().map(ids).collect::<Result<Vec<_>>>()?);
+        let packed = PackedLists::pack([(&prompt[..], rest.iter().map(|text| &text[..]))]);
         let backend = self.policy.model.backend();
         let tape = Tape::inference(backend);
         let rewards = self.policy.model.reward(&tape, &packed)?;

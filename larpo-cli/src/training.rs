@@ -1,12 +1,12 @@
 //! Training loops that the verbs share: fine-tuning on rows, list training on ranked lists, with progress and metrics.
 
-use crate::args::{LIST_LEARNING_RATE, ListArgs, ReportTo, SFT_LEARNING_RATE, TrainArgs};
+use crate::args::{LIST_LEARNING_RATE, ListArgs, REWARD_LEARNING_RATE, ReportTo, SFT_LEARNING_RATE, TrainArgs};
 use crate::checkpoint::{Counters, Kind};
 use crate::error::{Error, Result};
 use crate::metrics_log::Row;
 use crate::numbers::fixed;
 use crate::policy::Policy;
-use crate::resumable::{Loop, lists_checksum, rows_checksum};
+use crate::resumable::{Loop, lists_checksum, reward_lists_checksum, rows_checksum};
 use crate::resume::Resume;
 use crate::stop::Stop;
 use larpo_core::backend::Backend;
@@ -17,7 +17,8 @@ use larpo_core::model::Transformer;
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::OptimizerConfig;
 use larpo_core::select::Select;
-use larpo_core::train::{ListMetrics, ListTraining, SftRow, Trainer, TrainingList, pack};
+use larpo_core::tape::Tape;
+use larpo_core::train::{ListMetrics, ListTraining, RewardList, SftRow, Trainer, TrainingList, pack, pack_rewards};
 use std::path::PathBuf;
 
 /// How a loop trains, whatever it trains on.
@@ -82,6 +83,11 @@ impl LoopConfig {
     /// For `train` and `align`.
     pub fn lists(args: &TrainArgs, seed: u64) -> Self {
         Self::new(args, LIST_LEARNING_RATE, seed)
+    }
+
+    /// For `reward`.
+    pub fn rewards(args: &TrainArgs, seed: u64) -> Self {
+        Self::new(args, REWARD_LEARNING_RATE, seed)
     }
 
     /// The order of `items`.
@@ -326,6 +332,81 @@ pub fn train_lists<B: Backend>(
     }
     let outcome = ListOutcome { steps: plan.steps, loss, metrics };
     Ok((policy, outcome))
+}
+
+/// Trains a reward model on ranked texts.
+///
+/// # Errors
+/// Texts that the model cannot take, numbers that are not finite, a file that cannot be written.
+pub fn train_rewards<B: Backend>(
+    policy: Policy<B>,
+    lists: &[RewardList],
+    center_coefficient: f64,
+    config: &LoopConfig,
+    journal: Journal,
+) -> Result<(Policy<B>, ListOutcome)> {
+    let plan = config.plan(lists.len());
+    let data = reward_lists_checksum(lists) ^ center_coefficient.to_bits();
+    let mut training = Loop::start(policy, Kind::Rewards, (plan, data), config, journal)?;
+    for (step, batch) in training.batches() {
+        let batch: Vec<&RewardList> = batch.into_iter().map(|index| &lists[index]).collect();
+        let report = training.trainer.reward_step(&batch, center_coefficient, config.micro_batch)?;
+        training.counters.stretch.add(report.loss, report.metrics);
+        if 4 * step > 3 * plan.steps {
+            training.counters.last_quarter.add(report.loss, report.metrics);
+        }
+        training.progress.advance(1);
+        if training.logs(step) {
+            let (loss, m) = training.counters.stretch.take();
+            training.progress.note(format!("loss {loss:.4}, accuracy {:.3}", m.reward_accuracy));
+            training.write(
+                reward_row(loss, &m)
+                    .count("step", step as usize)
+                    .number("grad_norm", report.update.grad_norm)
+                    .number("learning_rate", report.update.learning_rate),
+            )?;
+        }
+        training.after(step)?;
+    }
+    // The last update is checked by what it made of the last batch.
+    let last = plan.batches().last().unwrap_or_default();
+    let last: Vec<&RewardList> = last.into_iter().take(config.micro_batch).map(|index| &lists[index]).collect();
+    check_weights(&training.trainer.model)?;
+    rewards(&training.trainer.model, &last)?;
+    let (loss, metrics) = training.counters.last_quarter.take();
+    Ok((training.finish(), ListOutcome { steps: plan.steps, loss, metrics }))
+}
+
+/// Scores of ranked texts, one after another.
+///
+/// # Errors
+/// Texts that the model cannot take, a score that is not finite.
+pub fn rewards<B: Backend>(model: &Transformer<B>, lists: &[&RewardList]) -> Result<Vec<f64>> {
+    if lists.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tape = Tape::inference(model.backend());
+    let rewards = model.reward(&tape, &pack_rewards(lists))?;
+    let scores = model.backend().read(rewards.value());
+    match scores.iter().all(|score| score.is_finite()) {
+        true => Ok(scores),
+        false => {
+            check_weights(model)?;
+            Err(larpo_core::Error::NotFinite { what: "a score".into(), at: "ranked texts".into() }.into())
+        }
+    }
+}
+
+/// A row of a reward model's log under TRL's names.
+fn reward_row(loss: f64, m: &ListMetrics) -> Row {
+    Row::new()
+        .number("loss", loss)
+        .number("accuracy", m.reward_accuracy)
+        .number("margin", m.reward_chosen - m.reward_rejected)
+        .number("rewards/chosen", m.reward_chosen)
+        .number("rewards/rejected", m.reward_rejected)
+        .number("rank/ndcg", m.ndcg)
+        .number("rank/kendall_tau", m.kendall_tau)
 }
 
 /// A row of the log under TRL's names.

@@ -164,3 +164,103 @@ fn what_is_no_reward_model_is_refused() {
     let message = larpo(&["rank", &rows, "--reward_model", &judge]).expect_err("a language model");
     assert!(message.contains("sequence classifier"), "{message}");
 }
+
+/// A language model of a family, made by `sft` from its configuration.
+fn language_model(folder: &Folder, name: &str, data: &str, fields: Value) -> Result<String, String> {
+    let mut config = json!({
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 48, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    });
+    config.as_object_mut().expect("fields").extend(fields.as_object().expect("fields").clone());
+    let (path, out) = (folder.file(&format!("{name}.json"), config.to_string()), folder.name(name));
+    let words = ["sft", "--config_name", &path, "--tokenizer", "char", "--dataset_name", data, "--output_dir", &out];
+    larpo(&[&words[..], &["--max_steps", "1"]].concat()).map(|_| out)
+}
+
+/// Pairs of which the better response has the higher letters.
+fn pairs(n: usize) -> Vec<Value> {
+    let letters: Vec<char> = ('a'..='j').collect();
+    let word = |i: usize, high: bool| -> String {
+        (0..4).map(|t| letters[(i * 7 + t * 3) % 5 + if high { 5 } else { 0 }]).collect()
+    };
+    (0..n)
+        .map(|i| json!({"prompt": format!("{}:", i % 10), "chosen": word(i, true), "rejected": word(i + 1, false)}))
+        .collect()
+}
+
+#[test]
+fn reward_models_of_every_family_learn_what_pairs_say() {
+    let folder = Folder::new("reward-train");
+    let data = folder.rows("pairs.jsonl", &pairs(120));
+    for (family, architecture, more) in [
+        ("llama", "Llama", json!({})),
+        ("mistral", "Mistral", json!({"sliding_window": 6})),
+        (
+            "gemma2",
+            "Gemma2",
+            json!({"sliding_window": 6, "query_pre_attn_scalar": 16, "final_logit_softcapping": 3.0,
+            "attn_logit_softcapping": 4.0, "hidden_activation": "gelu_pytorch_tanh"}),
+        ),
+        ("qwen2", "Qwen2", json!({})),
+    ] {
+        let mut fields = json!({"architectures": [format!("{architecture}ForCausalLM")], "model_type": family});
+        fields.as_object_mut().expect("fields").extend(more.as_object().expect("fields").clone());
+        let model = language_model(&folder, family, &data, fields).expect(family);
+        let out = folder.name(&format!("{family}-reward"));
+        let words = ["reward", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &out];
+        let settings = ["--validation_fraction", "0.25", "--learning_rate", "3e-3", "--max_steps", "40"];
+        let more = ["--center_rewards_coefficient", "0.01", "--save_steps", "20"];
+        let result = larpo(&[&words[..], &settings, &more].concat()).expect(family);
+        let accuracy = result["held_out"]["accuracy"].as_f64().expect("an accuracy");
+        assert!(accuracy > 0.9, "{family}: {result}");
+        assert_eq!(result["held_out"]["lists"], 30);
+        // What transformers loads: the name of the class, one label, a score head without bias.
+        let config: Value =
+            serde_json::from_str(&fs::read_to_string(Path::new(&out).join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["architectures"], json!([format!("{architecture}ForSequenceClassification")]));
+        assert_eq!(config["id2label"], json!({"0": "LABEL_0"}));
+        let tensors = larpo_data::model_folder::ModelFolder::open(&out).expect("a model folder");
+        assert_eq!(tensors.shape("score.weight"), Some(&[1, 32][..]));
+        assert!(tensors.shape("lm_head.weight").is_none());
+        let score = rank(&folder, &out, &[json!({"prompt": "3:", "responses": ["abca", "jihj"]})]).remove(0);
+        assert!(score[0] > score[1], "{family}");
+        // Interrupted after 20 of 40 updates it ends with the same bits.
+        let again = folder.name(&format!("{family}-again"));
+        let words = ["reward", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &again];
+        larpo(&[&words[..], &settings, &more].concat()).expect(family);
+        let again = Path::new(&again);
+        fs::remove_dir_all(again.join("checkpoint-40")).expect("removes");
+        fs::remove_file(again.join("model.safetensors")).expect("removes");
+        larpo(&[&words[..], &settings, &more, &["--resume_from_checkpoint", "latest"]].concat()).expect(family);
+        let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).expect("weights");
+        assert!(weights(again) == weights(Path::new(&out)), "{family}: the weights differ");
+        // It is trained on from where it is.
+        let more = folder.name(&format!("{family}-more"));
+        let words = ["reward", "--model_name_or_path", &out, "--dataset_name", &data, "--output_dir", &more];
+        larpo(&[&words[..], &["--max_steps", "2"]].concat()).expect("goes on from a reward model");
+        larpo(&[&["plan"][..], &words, &["--overwrite_output_dir"]].concat()).expect("a plan");
+    }
+}
+
+#[test]
+fn what_cannot_train_a_reward_model_is_refused() {
+    let folder = Folder::new("reward-train-refused");
+    let data = folder.rows("pairs.jsonl", &pairs(12));
+    let fields = json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"});
+    let model = language_model(&folder, "qwen3", &data, fields).expect("a model");
+    let train = |model: &str, data: &str, more: &[&str]| {
+        let out = folder.name("out");
+        let words = ["reward", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", &out];
+        larpo(&[&words[..], more].concat()).expect_err("refused")
+    };
+    assert!(train(&model, &data, &[]).contains("\"qwen3\""));
+    let fields = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"});
+    let model = language_model(&folder, "llama", &data, fields).expect("a model");
+    let equal = folder.rows("equal.jsonl", &[json!({"prompt": "1:", "responses": ["a", "b"], "rewards": [1, 1]})]);
+    assert!(train(&model, &equal, &[]).contains("equal rewards"));
+    assert!(train(&model, &data, &["--max_length", "3"]).contains("longer than 3 tokens"));
+    assert!(train(&model, &data, &["--truncation_mode", "keep_end"]).contains("whole conversations"));
+    let foreign = folder.rows("foreign.jsonl", &[json!({"prompt": "1:", "chosen": "a", "rejected": "ß"})]);
+    let message = train(&model, &foreign, &[]);
+    assert!(message.contains("foreign.jsonl:1"), "{message}");
+}

@@ -9,7 +9,7 @@ use crate::finite::{blame_loss, check_weights};
 use crate::lists::{PackedLists, RankedLists};
 use crate::metrics;
 use crate::model::Transformer;
-use crate::objective::{Objective, RewardLoss, reward_list};
+use crate::objective::{Objective, reward_list};
 use crate::ops;
 use crate::optim::{AdamW, OptimizerConfig, OptimizerState, UpdateReport};
 use crate::tape::{Gradients, Tape, Var};
@@ -99,32 +99,6 @@ impl RewardList {
     pub fn rows(&self) -> usize {
         self.prompt.len() + self.responses.iter().map(Vec::len).sum::<usize>()
     }
-}
-
-/// What a step of a reward model reports; names as in TRL's logs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RewardMetrics {
-    /// Share of the pairs that the scores put in the right order; a tie is wrong.
-    pub accuracy: f64,
-    /// Mean difference between the best and the worst response's score.
-    pub margin: f64,
-    /// Mean score.
-    pub mean_reward: f64,
-    /// Lowest score.
-    pub min_reward: f64,
-    /// Highest score.
-    pub max_reward: f64,
-}
-
-/// What a step of a reward model reports.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RewardReport {
-    /// Mean loss over the lists.
-    pub loss: f64,
-    /// Measurements before the update.
-    pub metrics: RewardMetrics,
-    /// The update.
-    pub update: UpdateReport,
 }
 
 /// A policy in training: weights, gradients and optimizer.
@@ -288,7 +262,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// One update of a reward model (a model with a score head) on ranked texts, `micro` lists at a time; the loss is
-    /// [`reward_list`].
+    /// [`reward_list`]. In the report scores are in the place of γ, and there is no policy to say anything of.
     ///
     /// # Errors
     /// Lists that the model cannot take, without two different labels, or none; a weight, score or gradient that is not a
@@ -298,13 +272,13 @@ impl<B: Backend> Trainer<B> {
         lists: &[&RewardList],
         center_coefficient: f64,
         micro: usize,
-    ) -> Result<RewardReport, Error> {
+    ) -> Result<ListReport, Error> {
         if lists.is_empty() {
             return Err(Error::setting("lists of a step", 0, "at least 1"));
         }
         self.gradients.zero();
         let b = self.model.backend().clone();
-        let (mut sum, mut sums) = (0.0, RewardSums::default());
+        let (mut sum, mut metrics) = (0.0, ListMetrics::default());
         for (chunk, lists_of_pass) in lists.chunks(micro.max(1)).enumerate() {
             let tape = Tape::new(&b);
             let rewards = self.model.reward(&tape, &pack_rewards(lists_of_pass))?;
@@ -325,7 +299,7 @@ impl<B: Backend> Trainer<B> {
                     return Err(Error::setting("labels of a list", "all equal", "two different ones"));
                 }
                 sum += loss.value;
-                sums.observe(scores, &list.labels, &loss);
+                metrics.observe_order(scores, &list.labels);
                 slopes.extend(loss.d_scores.iter().map(|d| (d / lists.len() as f64) as f32));
             }
             let total = ops::weighted_sum(&tape, &rewards, &Arc::new(b.upload(&slopes)));
@@ -333,7 +307,8 @@ impl<B: Backend> Trainer<B> {
             tape.backward(&total, &mut self.gradients);
         }
         let update = self.optimizer.update(&mut self.model, &self.gradients)?;
-        Ok(RewardReport { loss: sum / lists.len() as f64, metrics: sums.metrics(lists.len()), update })
+        let n = lists.len() as f64;
+        Ok(ListReport { loss: sum / n, lists: lists.len(), metrics: metrics.divided(n), update })
     }
 
     fn list_micro_batch(
@@ -388,49 +363,6 @@ impl<B: Backend> Trainer<B> {
 /// Packs ranked texts.
 pub fn pack_rewards(lists: &[&RewardList]) -> PackedLists {
     PackedLists::pack(lists.iter().map(|list| (&list.prompt[..], list.responses.iter().map(|response| &response[..]))))
-}
-
-/// Measurements on scores as they are gathered.
-#[derive(Clone, Copy, Debug)]
-struct RewardSums {
-    pairs: usize,
-    right: usize,
-    margin: f64,
-    sum: f64,
-    items: usize,
-    lowest: f64,
-    highest: f64,
-}
-
-impl Default for RewardSums {
-    fn default() -> Self {
-        let (lowest, highest) = (f64::INFINITY, f64::NEG_INFINITY);
-        Self { pairs: 0, right: 0, margin: 0.0, sum: 0.0, items: 0, lowest, highest }
-    }
-}
-
-impl RewardSums {
-    fn observe(&mut self, scores: &[f64], labels: &[f64], loss: &RewardLoss) {
-        self.pairs += loss.pairs;
-        self.right += loss.right;
-        let by_label = |a: &usize, b: &usize| labels[*a].total_cmp(&labels[*b]);
-        let (best, worst) = ((0..scores.len()).max_by(by_label), (0..scores.len()).min_by(by_label));
-        self.margin += best.zip(worst).map_or(0.0, |(best, worst)| scores[best] - scores[worst]);
-        self.sum += scores.iter().sum::<f64>();
-        self.items += scores.len();
-        self.lowest = scores.iter().copied().fold(self.lowest, f64::min);
-        self.highest = scores.iter().copied().fold(self.highest, f64::max);
-    }
-
-    fn metrics(&self, lists: usize) -> RewardMetrics {
-        RewardMetrics {
-            accuracy: self.right as f64 / self.pairs.max(1) as f64,
-            margin: self.margin / lists as f64,
-            mean_reward: self.sum / self.items.max(1) as f64,
-            min_reward: self.lowest,
-            max_reward: self.highest,
-        }
-    }
 }
 
 /// Rows of a forward pass that only scores; a longer list is scored alone.
@@ -521,9 +453,7 @@ fn winner_weights(lists: &[&TrainingList], packed: &PackedLists, weight: f32) ->
 
 impl ListMetrics {
     fn observe<'a>(&mut self, list: &TrainingList, gamma: &[f64], logps: impl Iterator<Item = &'a [f64]>) {
-        let (best, others) = (list.best(), (gamma.len() as f64 - 1.0).max(1.0));
-        let rewards = list.rewards();
-        let rejected = |values: &[f64]| (values.iter().sum::<f64>() - values[best]) / others;
+        let best = list.best();
         let mut sums = Vec::with_capacity(gamma.len());
         let mut kl = 0.0;
         for (logp, response) in logps.zip(&list.responses) {
@@ -533,15 +463,21 @@ impl ListMetrics {
             let differences = logp.iter().zip(&response.reference).map(|(l, r)| (l - f64::from(*r)).clamp(-20.0, 20.0));
             kl += differences.map(k3).sum::<f64>();
         }
-        self.reward_chosen += gamma[best];
-        self.reward_rejected += rejected(gamma);
         self.logp_chosen += sums[best];
-        self.logp_rejected += rejected(&sums);
+        self.logp_rejected += mean_but(&sums, best);
         self.kl += kl / gamma.len() as f64;
-        self.reward_accuracy += metrics::pair_accuracy(gamma, &rewards).ok().and_then(|a| a.strict).unwrap_or(0.0);
-        let relevance = gains(&rewards);
-        self.ndcg += expected_ndcg(gamma, &relevance);
-        self.kendall_tau += metrics::kendall_tau_b(gamma, &rewards).ok().and_then(|k| k.tau).unwrap_or(0.0);
+        self.observe_order(gamma, &list.rewards());
+    }
+
+    /// What γ, or a reward model's scores, make of the rewards.
+    fn observe_order(&mut self, gamma: &[f64], rewards: &[f64]) {
+        // The first of several.
+        let best = (0..rewards.len()).reduce(|a, b| if rewards[b] > rewards[a] { b } else { a }).unwrap_or(0);
+        self.reward_chosen += gamma[best];
+        self.reward_rejected += mean_but(gamma, best);
+        self.reward_accuracy += metrics::pair_accuracy(gamma, rewards).ok().and_then(|a| a.strict).unwrap_or(0.0);
+        self.ndcg += expected_ndcg(gamma, &gains(rewards));
+        self.kendall_tau += metrics::kendall_tau_b(gamma, rewards).ok().and_then(|k| k.tau).unwrap_or(0.0);
     }
 
     /// Every measurement divided by `n`.
@@ -563,6 +499,11 @@ impl ListMetrics {
         ]
         .into_iter()
     }
+}
+
+/// Mean of the values but the one at `best`; 0 of one value.
+fn mean_but(values: &[f64], best: usize) -> f64 {
+    (values.iter().sum::<f64>() - values[best]) / (values.len() as f64 - 1.0).max(1.0)
 }
 
 /// NDCG with linear gains where equal scores stand in random order: each gets the mean gain of its group. Before the first

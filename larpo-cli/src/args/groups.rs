@@ -136,7 +136,7 @@ impl SplitArgs {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Training")]
 pub struct TrainArgs {
-    /// Highest learning rate of AdamW [default: 5e-4 for sft, 5e-5 for train and align]
+    /// Highest learning rate of AdamW [default: 5e-4 for sft, 5e-5 for train and align, 1e-4 for reward]
     #[arg(long, value_name = "LR", value_parser = positive)]
     pub learning_rate: Option<f64>,
     /// Rows (for sft) or ranked lists (for train and align) in one forward and backward pass
@@ -200,6 +200,9 @@ pub struct TrainArgs {
 pub const SFT_LEARNING_RATE: f64 = 5e-4;
 /// Learning rate of `train` and `align` where none is given.
 pub const LIST_LEARNING_RATE: f64 = 5e-5;
+
+/// `reward`'s learning rate where none is given.
+pub const REWARD_LEARNING_RATE: f64 = 1e-4;
 
 impl TrainArgs {
     /// The limit on updates, if there is one.

@@ -96,7 +96,7 @@ impl Cli {
 }
 
 /// Verbs that compute with a model for long enough to be planned.
-const PLANNED: [&str; 6] = ["sft", "sample", "train", "align", "eval", "bench"];
+const PLANNED: [&str; 7] = ["sft", "sample", "train", "reward", "align", "eval", "bench"];
 
 /// A verb that can be planned. Others are not offered, in the help, in completions or in manual pages.
 #[derive(Debug, Clone)]
@@ -140,6 +140,8 @@ pub enum Command {
     Rank(Box<RankArgs>),
     /// Train on a file of ranked lists made elsewhere
     Train(Box<TrainVerbArgs>),
+    /// Train a reward model on preference pairs or ranked lists
+    Reward(Box<RewardVerbArgs>),
     /// Sample, rank, train on the lists, and repeat
     Align(Box<AlignArgs>),
     /// Accuracy, Recall@N, votes, ranking and KL on a data set, of one model or several side by side
@@ -166,6 +168,7 @@ impl Command {
             Command::Sample(_) => "sample",
             Command::Rank(_) => "rank",
             Command::Train(_) => "train",
+            Command::Reward(_) => "reward",
             Command::Align(_) => "align",
             Command::Eval(_) => "eval",
             Command::Inspect(_) => "inspect",
@@ -177,7 +180,7 @@ impl Command {
 
     /// Whether an interrupted run of the verb can be gone on with.
     pub fn can_resume(&self) -> bool {
-        matches!(self, Command::Sft(_) | Command::Train(_) | Command::Align(_))
+        matches!(self, Command::Sft(_) | Command::Train(_) | Command::Reward(_) | Command::Align(_))
     }
 
     /// The flags every verb has.
@@ -188,6 +191,7 @@ impl Command {
             Command::Sample(a) => &a.common,
             Command::Rank(a) => &a.common,
             Command::Train(a) => &a.common,
+            Command::Reward(a) => &a.common,
             Command::Align(a) => &a.common,
             Command::Eval(a) => &a.common,
             Command::Inspect(a) => &a.common,
@@ -207,6 +211,7 @@ impl Command {
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),
             Command::Train(a) => a.validate(),
+            Command::Reward(_) => Ok(()),
             Command::Align(a) => a.validate(),
             Command::Eval(a) => a.validate(),
         }

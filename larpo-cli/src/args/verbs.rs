@@ -163,6 +163,44 @@ impl RankArgs {
     }
 }
 
+/// Flags of `larpo reward`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct RewardVerbArgs {
+    /// Where it starts: a reward model, or a language model of Llama, Mistral, Gemma 2 or Qwen2, whose body gets a new score
+    /// head.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Preference pairs (chosen and rejected), ranked lists (responses and rewards or ranks) or labelled completions
+    /// (completion and label)
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub dataset_name: PathBuf,
+    /// Where the reward model goes: itself a model folder
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: PathBuf,
+    /// Replace what an earlier run left in output_dir
+    #[arg(long, help_heading = "Output")]
+    pub overwrite_output_dir: bool,
+    /// How the data are read.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Share of the rows held back at the end, which the finished model orders
+    #[arg(long, value_name = "F", value_parser = part, help_heading = "Data")]
+    pub validation_fraction: Option<f64>,
+    /// Weight of the squared sum of a pair's scores in the loss, which keeps scores around 0 (0.01 is a common choice)
+    #[arg(long, value_name = "C", default_value_t = 0.0, value_parser = non_negative, help_heading = "Objective")]
+    pub center_rewards_coefficient: f64,
+    /// By how much the better response of a pair is to lead in the loss
+    #[arg(long, value_name = "M", default_value_t = 0.0, value_parser = non_negative, help_heading = "Objective")]
+    pub margin: f64,
+    /// Optimizer and schedule.
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
 /// Flags of `larpo train`.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]

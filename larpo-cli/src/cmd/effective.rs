@@ -1,7 +1,8 @@
 //! `larpo config`: what a run takes for settings that are not given, where that depends on others or on the model.
 
 use crate::args::{
-    Command, DataArgs, LIST_LEARNING_RATE, ListArgs, SFT_LEARNING_RATE, Settings, SftArgs, TokenizerSpec,
+    Command, DataArgs, LIST_LEARNING_RATE, ListArgs, REWARD_LEARNING_RATE, SFT_LEARNING_RATE, Settings, SftArgs,
+    TokenizerSpec,
 };
 use crate::dataset::LONGEST;
 use crate::threads;
@@ -17,6 +18,10 @@ pub fn settings(command: &Command, given: &Settings) -> Settings {
         Command::Sft(args) => sft(args, &mut settings),
         Command::Train(args) => {
             lists(&args.list, &mut settings);
+            data(&args.data, Some(&args.model.model_name_or_path), &mut settings);
+        }
+        Command::Reward(args) => {
+            settings.resolve("learning_rate", vec![format!("{REWARD_LEARNING_RATE:e}")], "default of reward", true);
             data(&args.data, Some(&args.model.model_name_or_path), &mut settings);
         }
         Command::Align(args) => {

@@ -3,8 +3,8 @@
 use super::sft::Start;
 use crate::align::AlignConfig;
 use crate::args::{
-    AlignArgs, BenchArgs, BenchKind, Command, EvalArgs, Iterations, Reference, SampleArgs, Settings, SftArgs,
-    TrainArgs, TrainVerbArgs,
+    AlignArgs, BenchArgs, BenchKind, Command, EvalArgs, Iterations, Reference, RewardVerbArgs, SampleArgs, Settings,
+    SftArgs, TrainArgs, TrainVerbArgs,
 };
 use crate::dataset::{PromptRow, Source};
 use crate::error::{Error, Result};
@@ -14,12 +14,13 @@ use crate::output::OutputDir;
 use crate::plan::calibrate::calibrate;
 use crate::plan::{
     Advice, Plan, Planner, admit, bytes, candidate_bytes, list_bytes, longest_lists, prompt_bytes, reference_bytes,
-    row_bytes,
+    reward_list_bytes, row_bytes,
 };
 use crate::policy::Opened;
 use crate::progress::duration;
 use crate::resume::{AlignPoint, ITERATION, Resume, ResumeFrom, align_point, checkpoint};
 use crate::reward::RewardSource;
+use crate::reward_model::OpenedRewardModel;
 use crate::run_record::{Goal, RunRecord};
 use crate::samples::are_drawn;
 use crate::table::Table;
@@ -31,7 +32,7 @@ use larpo_core::model::ModelConfig;
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::select::Select;
-use larpo_core::train::{ListTraining, SftRow, TrainingList};
+use larpo_core::train::{ListTraining, RewardList, SftRow, TrainingList};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -47,6 +48,7 @@ pub fn run(command: &Command, settings: &Settings) -> Result<Value> {
     let plan = match command {
         Command::Sft(args) => sft(args)?,
         Command::Train(args) => train(args)?,
+        Command::Reward(args) => reward(args)?,
         Command::Align(args) => align(args, settings)?,
         Command::Sample(args) => sample(args)?,
         Command::Eval(args) => eval(args)?,
@@ -184,6 +186,34 @@ fn selected(select: Select, k: usize) -> usize {
         Select::MaxMin => k.min(2),
         Select::OneVsRest | Select::Full => k,
     }
+}
+
+fn reward(args: &RewardVerbArgs) -> Result<Plan> {
+    let opened = OpenedRewardModel::read_to_train(&args.model.model_name_or_path)?;
+    let lists = super::reward::read(args, &opened)?.lists;
+    let resume = goes_on(&args.output_dir, args.train.resume_from_checkpoint.as_ref())?;
+    plan_reward(args, opened.config(), &lists, resume.as_ref().map_or(0, Resume::updates))
+}
+
+fn plan_reward(args: &RewardVerbArgs, model: &ModelConfig, lists: &[RewardList], done: u64) -> Result<Plan> {
+    let mut planner = Planner::new(model.clone(), reward_list_bytes(lists));
+    let config = LoopConfig::rewards(&args.train, args.common.seed);
+    let model = planner.model()?;
+    planner.train_rewards(model, lists, (config.plan(lists.len()), done), config.micro_batch)?;
+    Ok(planner.finish_training(&args.train, 1, 0))
+}
+
+/// Refuses a run of `reward`, of which `done` updates are made, that cannot fit.
+///
+/// # Errors
+/// As [`admit`].
+pub(super) fn admit_reward(args: &RewardVerbArgs, model: &ModelConfig, lists: &[RewardList], done: u64) -> Result<()> {
+    let plan = plan_reward(args, model, lists, done)?;
+    admit(&plan, advice(&args.train, &["--max_length"]), |micro, accumulation| {
+        let mut args = args.clone();
+        in_passes(&mut args.train, micro, accumulation);
+        plan_reward(&args, model, lists, done)
+    })
 }
 
 fn align(args: &AlignArgs, settings: &Settings) -> Result<Plan> {

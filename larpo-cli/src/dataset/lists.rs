@@ -27,6 +27,20 @@ pub struct Lists {
     pub ranks_only: Option<usize>,
 }
 
+/// Responses to a prompt with what orders them.
+pub struct RankedTexts<'a> {
+    /// Line of the first row, counted from 1.
+    pub line: usize,
+    /// The text before the responses.
+    pub prompt: &'a str,
+    /// The responses.
+    pub responses: Vec<&'a str>,
+    /// Their rewards; only the order matters.
+    pub scores: Vec<f64>,
+    /// Rows that the list was made of.
+    pub rows: usize,
+}
+
 /// A list before it has ids: its first line, and its parts.
 struct Draft<'a> {
     index: usize,
@@ -55,6 +69,46 @@ impl Source {
             _ => vec![],
         };
         let chosen = &self.encodable(&policy.tokenizer, &chosen, &mut report, texts)[..];
+        let (drafts, ranks_only) = self.drafts(chosen)?;
+        let (mut lists, mut rows_of) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
+        let front = policy.prompt_prefix()?.len();
+        for (draft, list) in drafts.iter().zip(self.encode_lists(policy, chosen, &drafts)?) {
+            let Some(mut list) = list else {
+                report.leave_out_several(NOT_ENCODED, draft.rows);
+                continue;
+            };
+            let ids: Vec<&[u32]> = list.candidates.iter().map(|c| &c.ids[..]).collect();
+            if nothing_to_learn(&list.prompt_ids, &ids) {
+                report.leave_out_several(NOTHING_TO_LEARN, draft.rows);
+                continue;
+            }
+            let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
+            match limits.fit(&list.prompt_ids, front, longest, limits.max_length) {
+                Fit::Whole => {}
+                Fit::Cut(ids) => {
+                    report.shortened += draft.rows;
+                    list.prompt_ids = ids;
+                }
+                Fit::LeftOut(reason) => {
+                    report.leave_out_several(reason, draft.rows);
+                    continue;
+                }
+                Fit::Refused(problem) => return Err(self.refused(draft.line, &problem)),
+            }
+            lists.push(list);
+            rows_of.push(draft.rows);
+        }
+        match lists.is_empty() {
+            true => Err(Error::request(format!(
+                "{}: every row is left out ({report}); raise --max_length or --max_prompt_length, or shorten the texts",
+                self.path.display()
+            ))),
+            false => Ok(Lists { lists, rows_of, report, ranks_only }),
+        }
+    }
+
+    /// What the rows of `chosen` are lists of, and the line of the first row that gives no more than an order.
+    fn drafts(&self, chosen: &[usize]) -> Result<(Vec<Draft<'_>>, Option<usize>)> {
         let mut ranks_only = None;
         let drafts = match &self.records.dataset {
             Dataset::RankedLists(all) => {
@@ -112,41 +166,25 @@ impl Source {
                 )));
             }
         };
-        let (mut lists, mut rows_of) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
-        let front = policy.prompt_prefix()?.len();
-        for (draft, list) in drafts.iter().zip(self.encode_lists(policy, chosen, &drafts)?) {
-            let Some(mut list) = list else {
-                report.leave_out_several(NOT_ENCODED, draft.rows);
-                continue;
-            };
-            let ids: Vec<&[u32]> = list.candidates.iter().map(|c| &c.ids[..]).collect();
-            if nothing_to_learn(&list.prompt_ids, &ids) {
-                report.leave_out_several(NOTHING_TO_LEARN, draft.rows);
-                continue;
-            }
-            let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
-            match limits.fit(&list.prompt_ids, front, longest, limits.max_length) {
-                Fit::Whole => {}
-                Fit::Cut(ids) => {
-                    report.shortened += draft.rows;
-                    list.prompt_ids = ids;
-                }
-                Fit::LeftOut(reason) => {
-                    report.leave_out_several(reason, draft.rows);
-                    continue;
-                }
-                Fit::Refused(problem) => return Err(self.refused(draft.line, &problem)),
-            }
-            lists.push(list);
-            rows_of.push(draft.rows);
-        }
-        match lists.is_empty() {
-            true => Err(Error::request(format!(
-                "{}: every row is left out ({report}); raise --max_length or --max_prompt_length, or shorten the texts",
-                self.path.display()
-            ))),
-            false => Ok(Lists { lists, rows_of, report, ranks_only }),
-        }
+        Ok((drafts, ranks_only))
+    }
+
+    /// The rows of a part as ranked texts, for a model whose tokens are made of whole conversations.
+    ///
+    /// # Errors
+    /// As [`Source::lists`], but for what texts as tokens may be refused for.
+    pub fn ranked_texts(&self, limits: Limits, part: Part) -> Result<(Vec<RankedTexts<'_>>, RowReport)> {
+        let (chosen, mut report) = self.select("rows", part, limits);
+        let chosen = self.consistent(chosen, &mut report)?;
+        let (drafts, _) = self.drafts(&chosen)?;
+        let texts = drafts.into_iter().map(|draft| RankedTexts {
+            line: draft.line,
+            prompt: draft.prompt,
+            responses: draft.responses.into_iter().map(|text| text.text).collect(),
+            scores: draft.scores,
+            rows: draft.rows,
+        });
+        Ok((texts.collect(), report))
     }
 
     /// The rows of `chosen` that do not contradict one another: a response of a prompt that is labelled good and bad, or that

@@ -7,7 +7,7 @@ mod report;
 mod tests;
 mod windows;
 
-pub use lists::Lists;
+pub use lists::{Lists, RankedTexts};
 pub use report::RowReport;
 pub use windows::window_lengths;
 

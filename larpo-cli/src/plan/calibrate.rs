@@ -8,7 +8,7 @@ use larpo_core::model::{ModelConfig, Transformer};
 use larpo_core::optim::OptimizerConfig;
 use larpo_core::profile::{Cost, Profile, Profiled, Shape};
 use larpo_core::retriever::{NoHooks, Prompt, SamplingConfig, sample};
-use larpo_core::train::{SftRow, Trainer, TrainingList, fill_references};
+use larpo_core::train::{RewardList, SftRow, Trainer, TrainingList, fill_references};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -173,6 +173,16 @@ fn train(config: &ModelConfig, step: &Step) -> Result<(Profile, f64)> {
             let mut trainer = Trainer::new(model, optimizer, 1000);
             let all: Vec<&TrainingList> = lists.iter().collect();
             timed(&backend, || Ok(trainer.list_step(settings, &all, all.len()).map(drop)?))
+        }
+        Step::Rewards(lists) => {
+            let mut lists = few(lists, RewardList::rows).to_vec();
+            for list in &mut lists {
+                list.prompt = small(&list.prompt, config);
+                list.responses.iter_mut().for_each(|response| *response = small(response, config));
+            }
+            let mut trainer = Trainer::new(model, optimizer, 1000);
+            let all: Vec<&RewardList> = lists.iter().collect();
+            timed(&backend, || Ok(trainer.reward_step(&all, 0.0, all.len()).map(drop)?))
         }
     }
 }

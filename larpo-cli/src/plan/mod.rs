@@ -28,7 +28,7 @@ use larpo_core::profile::{Cost, Profile, Profiled, Shape};
 use larpo_core::proofs::prove;
 use larpo_core::retriever::{NoHooks, Prompt, SamplingConfig, prompts_per_batch, sample};
 use larpo_core::tape::Tape;
-use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
+use larpo_core::train::{ListTraining, RewardList, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
 
 /// Holds nothing and counts what it is asked to do.
 pub type Dry = Profiled<DryRun>;
@@ -76,6 +76,8 @@ pub enum Step {
     Rows(Vec<SftRow>),
     /// A micro-batch of ranked lists.
     Lists(Vec<TrainingList>, ListTraining),
+    /// A micro-batch of ranked texts.
+    Rewards(Vec<RewardList>),
 }
 
 /// A run, gone through without computing it.
@@ -361,6 +363,33 @@ impl Planner {
         Ok(trainer.into_model())
     }
 
+    /// Training of a reward model by `order`, of which `done` updates are made.
+    ///
+    /// # Errors
+    /// Texts that the model cannot take.
+    pub fn train_rewards(
+        &mut self,
+        model: Transformer<Dry>,
+        lists: &[RewardList],
+        (order, done): (BatchPlan, u64),
+        micro: usize,
+    ) -> Result<()> {
+        let mut trainer = Trainer::new(model, OptimizerConfig::default(), order.steps);
+        let (mut work, share) = (Profile::new(), Chosen::new(order, done, |i| lists[i].rows()));
+        self.backend.take();
+        for (indices, counts) in &share.batches {
+            let batch: Vec<&RewardList> = indices.iter().map(|&i| &lists[i]).collect();
+            trainer.reward_step(&batch, 0.0, micro)?;
+            add(&mut work, self.backend.take(), if *counts { share.times } else { 0.0 });
+        }
+        if let Some((indices, _)) = share.batches.first() {
+            self.plan.step = Some(Step::Rewards(indices.iter().take(micro).map(|&i| lists[i].clone()).collect()));
+        }
+        self.plan.updates += order.steps.saturating_sub(done);
+        self.close("train", work);
+        Ok(())
+    }
+
     /// Weights that are drawn, not read.
     pub fn fresh(&mut self, model: &Transformer<Dry>) {
         let weights = 4 * model.config().parameters();
@@ -401,6 +430,12 @@ pub fn list_bytes(lists: &[TrainingList]) -> u64 {
     };
     let list =
         |l: &TrainingList| 2 * VECTOR + 4 * l.prompt.capacity() + l.responses.iter().map(response).sum::<usize>();
+    lists.iter().map(|l| list(l) as u64).sum()
+}
+
+/// Bytes that ranked texts take.
+pub fn reward_list_bytes(lists: &[RewardList]) -> u64 {
+    let list = |l: &RewardList| 3 * VECTOR + l.labels.len() * (VECTOR + 8) + 4 * l.rows();
     lists.iter().map(|l| list(l) as u64).sum()
 }
 
