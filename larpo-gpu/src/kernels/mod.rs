@@ -9,13 +9,17 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod attention;
 pub mod elementwise;
 pub mod gather;
+pub mod list_loss;
+pub mod lists;
 pub mod matmul;
 pub mod norm;
 pub mod reduce;
 pub mod rope;
 pub mod sum_rows;
+pub mod token_logp;
 
 use crate::buffer::{Buffer, Element, Slot};
 use crate::shader::Shader;
@@ -36,6 +40,12 @@ pub static ALL: &[&Shader] = &[
     &reduce::SHADER,
     &sum_rows::SHADER,
     &adamw::SHADER,
+    &list_loss::SHADER,
+    &list_loss::GAMMA,
+    &list_loss::SOFTMAX,
+    &token_logp::SHADER,
+    &attention::SHADER,
+    &attention::GRAD,
 ];
 
 /// Invocations in a workgroup of the kernels with one invocation an element.

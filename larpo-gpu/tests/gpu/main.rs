@@ -3,11 +3,14 @@
 //! The device is the one that `LARPO_ADAPTER` names, else a GPU, else a CPU adapter. Where there is none, tests `gpu_*` are
 //! skipped with a note, unless `LARPO_REQUIRE_GPU=1` makes that a failure.
 
+mod attention;
 mod common;
 mod device;
 mod elementwise;
+mod lists;
 mod matmul;
 mod norm;
 mod offline;
 mod optim;
 mod rows;
+mod token_logp;
