@@ -17,7 +17,7 @@ fn main() -> Result<(), Error> {
     let (x, y, z) = (recorder.upload(&a)?, recorder.upload(&b)?, recorder.alloc(n * n)?);
     let corner: f32 = (0..n).map(|k| a[(n - 1) * n + k] * b[k * n + n - 1]).sum();
     for variant in Variant::ALL {
-        let mut product = |recorder: &mut Recorder| {
+        let product = |recorder: &mut Recorder| {
             let (x, y, z) = (Matrix::new(&x, n, n), Matrix::new(&y, n, n), Matrix::new(&z, n, n));
             matmul_as(recorder, variant, x, y, None, z, Store::Set);
         };

@@ -104,7 +104,7 @@ fn followers(rows: usize, segments: &[Segment]) -> Result<Vec<(u32, u32)>, Error
     // The number of a row's segment, from 1.
     let mut owner = vec![0u32; rows];
     for (s, number) in segments.iter().zip(1..) {
-        if !s.start.checked_add(s.len).is_some_and(|end| end <= total) {
+        if s.start.checked_add(s.len).is_none_or(|end| end > total) {
             return error(s, "reaches beyond the last row");
         }
         for owner in &mut owner[s.start as usize..(s.start + s.len) as usize] {

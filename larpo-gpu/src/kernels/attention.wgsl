@@ -83,7 +83,8 @@ fn products(a: Rows, b: Rows, id: u32) -> vec4<f32> {
         load_left(a, chunk, id);
         load_right(b, chunk, id);
         workgroupBarrier();
-        for (var c = 0u; c < 32u; c++) {
+        let channels = min(p.d - chunk, 32u);
+        for (var c = 0u; c < channels; c++) {
             let u = vec2(left[y + c], left[y + 528u + c]);
             let v = vec2(right[x + c], right[x + 528u + c]);
             sum += vec4(u.x * v, u.y * v);
@@ -107,8 +108,9 @@ fn weighted(b: Rows, chunk: u32, id: u32) -> vec4<f32> {
     workgroupBarrier();
     let y = id / 16u * 33u;
     let x = id % 16u;
+    let count = min(b.end - b.first, 32u);
     var sum = vec4(0.0);
-    for (var k = 0u; k < 32u; k++) {
+    for (var k = 0u; k < count; k++) {
         let w = vec2(weights[y + k], weights[y + 528u + k]);
         let v = vec2(right[k * 33u + x], right[k * 33u + x + 16u]);
         sum += vec4(w.x * v, w.y * v);
@@ -211,8 +213,9 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         }
         store_weights(s, id);
         workgroupBarrier();
+        let count = min(end - first, 32u);
         var next = top;
-        for (var k = 0u; k < 32u; k++) {
+        for (var k = 0u; k < count; k++) {
             next = max(next, vec2(weights[upper + k], weights[lower + k]));
         }
         workgroupBarrier();
@@ -222,7 +225,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         workgroupBarrier();
         let shrink = exp(top - next);
         sum *= shrink;
-        for (var k = 0u; k < 32u; k++) {
+        for (var k = 0u; k < count; k++) {
             sum += vec2(weights[upper + k], weights[lower + k]);
         }
         top = next;

@@ -129,13 +129,15 @@ impl RankedLists {
             let (counts, norm) = ranking.counts_and_norm();
             meta[at.counts + list] = u32::from(counts);
             meta[at.norm + list] = (norm as f32).to_bits();
-            for q in ranking.range.clone() {
-                let group = ranking.group(q);
-                meta[at.list_of + q] = list as u32;
-                meta[at.order + q] = order[q];
-                meta[at.group + 2 * q] = group.start as u32;
-                meta[at.group + 2 * q + 1] = group.end as u32;
-                meta[at.gain + q] = (ranking.label(&group).exp2() as f32).to_bits();
+            for group in ranking.groups() {
+                let gain = (ranking.label(&group).exp2() as f32).to_bits();
+                for q in group.clone() {
+                    meta[at.list_of + q] = list as u32;
+                    meta[at.order + q] = order[q];
+                    meta[at.group + 2 * q] = group.start as u32;
+                    meta[at.group + 2 * q + 1] = group.end as u32;
+                    meta[at.gain + q] = gain;
+                }
             }
         }
         meta.extend_from_slice(spec.target_offsets);
@@ -231,12 +233,16 @@ impl Ranking<'_> {
         self.spec.rewards[self.order[position] as usize]
     }
 
-    /// The positions that share the reward of `position`.
-    fn group(&self, position: usize) -> Range<usize> {
-        let same = |other: &usize| self.reward(*other) == self.reward(position);
-        let start = (self.range.start..position).rev().take_while(same).last().unwrap_or(position);
-        let end = (position..self.range.end).take_while(same).last().unwrap_or(position) + 1;
-        start..end
+    /// The positions of each reward, best first.
+    fn groups(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let mut start = self.range.start;
+        self.order[self.range.clone()]
+            .chunk_by(|&a, &b| self.spec.rewards[a as usize] == self.spec.rewards[b as usize])
+            .map(move |tied| {
+                let group = start..start + tied.len();
+                start = group.end;
+                group
+            })
     }
 
     /// Whether the list contributes, and the factor on its loss.
@@ -252,12 +258,7 @@ impl Ranking<'_> {
         }
         let mut pairs = m * (m - 1) / 2;
         if self.spec.ties == Ties::Skip {
-            let mut position = self.range.start;
-            while position < self.range.end {
-                let tied = self.group(position);
-                pairs -= tied.len() * (tied.len() - 1) / 2;
-                position = tied.end;
-            }
+            pairs -= self.groups().map(|tied| tied.len() * (tied.len() - 1) / 2).sum::<usize>();
         }
         (counts, 1.0 / pairs.max(1) as f64)
     }

@@ -10,6 +10,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod decode;
 pub mod elementwise;
 pub mod gather;
 pub mod list_loss;
@@ -46,6 +47,7 @@ pub static ALL: &[&Shader] = &[
     &token_logp::SHADER,
     &attention::SHADER,
     &attention::GRAD,
+    &decode::SHADER,
 ];
 
 /// Invocations in a workgroup of the kernels with one invocation an element.

@@ -17,9 +17,9 @@ const SHAPES: [Shape; 9] = [
     // Around blocks of 32, in prompts and in responses.
     &[(31, &[15, 16, 17])],
     &[(32, &[1, 31]), (17, &[33, 2])],
-    &[(63, &[65]), (33, &[64, 1])],
-    &[(0, &[64, 65, 129])],
-    &[(130, &[2, 70, 33])],
+    &[(33, &[65]), (63, &[7, 1])],
+    &[(0, &[64, 65, 3])],
+    &[(98, &[2, 33])],
 ];
 
 fn segments(shape: Shape) -> (usize, Vec<Segment>) {
@@ -118,33 +118,29 @@ const HEADS: [(usize, usize, usize); 6] = [(1, 1, 2), (4, 2, 16), (3, 1, 33), (2
 fn gpu_attention() {
     for (i, shape) in SHAPES.into_iter().enumerate() {
         check(shape, HEADS[i % HEADS.len()], None, None);
-        check(shape, HEADS[(i + 3) % HEADS.len()], None, None);
     }
 }
 
 #[test]
 fn gpu_attention_of_wide_heads() {
-    for head_dim in [65, 128, 250, 256] {
-        check(&[(20, &[5, 33])], (2, 1, head_dim), None, None);
+    for head_dim in [65, 129, 256] {
+        check(&[(3, &[5, 33])], (2, 1, head_dim), None, None);
     }
 }
 
+/// One key, within a block, and beyond it; in the prompt, in the response, and across the two.
 #[test]
 fn gpu_attention_with_a_window() {
-    for (i, shape) in SHAPES.into_iter().enumerate() {
-        for (j, window) in [1, 5, 33, 64, 100].into_iter().enumerate() {
-            if (i + j) % 2 == 0 {
-                check(shape, HEADS[(i + j) % HEADS.len()], None, Some(window));
-            }
-        }
+    for (i, (shape, window)) in SHAPES.into_iter().skip(3).zip([5, 1, 33, 40, 64, 100]).enumerate() {
+        check(shape, HEADS[(i + 1) % HEADS.len()], None, Some(window));
     }
 }
 
 #[test]
 fn gpu_attention_with_a_softcap() {
-    for (i, shape) in SHAPES.into_iter().enumerate().skip(2) {
-        check(shape, HEADS[(i + 1) % HEADS.len()], Some([0.7, 30.0][i % 2]), [None, Some(33)][i / 2 % 2]);
-    }
+    check(SHAPES[3], HEADS[4], Some(0.7), None);
+    check(SHAPES[4], HEADS[1], Some(30.0), None);
+    check(SHAPES[5], HEADS[5], Some(2.0), Some(20));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod attention;
 mod common;
+mod decode;
 mod device;
 mod elementwise;
 mod lists;
