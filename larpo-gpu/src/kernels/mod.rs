@@ -19,6 +19,7 @@ pub mod matmul;
 pub mod norm;
 pub mod reduce;
 pub mod rope;
+pub mod sample;
 pub mod sum_rows;
 pub mod token_logp;
 
@@ -48,6 +49,7 @@ pub static ALL: &[&Shader] = &[
     &attention::SHADER,
     &attention::GRAD,
     &decode::SHADER,
+    &sample::SHADER,
 ];
 
 /// Invocations in a workgroup of the kernels with one invocation an element.

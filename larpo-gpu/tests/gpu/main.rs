@@ -14,4 +14,5 @@ mod norm;
 mod offline;
 mod optim;
 mod rows;
+mod sample;
 mod token_logp;
