@@ -10,7 +10,7 @@ use wgpu::DeviceType;
 
 /// Most workgroups along one dimension that every device allows.
 const MAX_GROUPS: u64 = 65_535;
-/// A submission is closed when its estimated run time passes this; Windows resets a device after 2 s.
+/// A submission is closed when its estimated run time passes this, unless told otherwise; Windows resets a device after 2 s.
 const SUBMISSION_SECONDS: f64 = 0.1;
 /// Bind groups kept; a training step uses some hundreds.
 const MAX_BIND_GROUPS: usize = 8192;
@@ -78,6 +78,7 @@ pub struct Recorder {
     staging: Option<wgpu::Buffer>,
     seconds_per_work: f64,
     pending_seconds: f64,
+    submission_seconds: f64,
     stats: Stats,
 }
 
@@ -115,6 +116,7 @@ impl Recorder {
             staging: None,
             seconds_per_work: 1.0 / rate,
             pending_seconds: 0.0,
+            submission_seconds: SUBMISSION_SECONDS,
             stats: Stats::default(),
         })
     }
@@ -141,6 +143,17 @@ impl Recorder {
         self.end_pass();
         self.write_params();
         self.encoder.take().expect("a borrowed encoder is there until it is given back")
+    }
+
+    /// Closes submissions when their estimated run time passes `seconds`, a tenth of one unless told; products are cut into
+    /// parts of about that.
+    pub fn bound_submissions(&mut self, seconds: f64) {
+        self.submission_seconds = seconds;
+    }
+
+    /// The work of one submission.
+    pub(crate) fn submission_work(&self) -> f64 {
+        self.submission_seconds / self.seconds_per_work
     }
 
     /// The device.
@@ -271,7 +284,7 @@ impl Recorder {
 
         self.stats.dispatches += 1;
         self.pending_seconds += work * self.seconds_per_work;
-        if self.pending_seconds >= SUBMISSION_SECONDS {
+        if self.pending_seconds >= self.submission_seconds {
             self.submit();
         }
     }

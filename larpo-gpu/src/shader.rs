@@ -155,10 +155,10 @@ impl Pipelines {
     fn shader_module(&self, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
         match self.checks {
             Checks::Checked => self.device.create_shader_module(descriptor),
-            // SAFETY: only this crate's constants come here (`Shader` is reached through its kernels alone). They compare
-            // every index with the lengths that their Rust side has checked against the buffers, indices read from
-            // buffers included (those are checked when they are uploaded), every loop counts to a bound, and the tests
-            // find the same bits as with checks.
+            // SAFETY: only this crate's own texts come here, through its kernels. Their invocations stop at the lengths that
+            // the Rust side has checked against the buffers; an index that is read from a caller's buffer is compared with
+            // what it indexes, those of prepared lists, targets and segments were checked on the host; every loop counts to a
+            // bound; and the tests find the same bits as with checks.
             Checks::Trusted => unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             },

@@ -2,7 +2,8 @@
 //!
 //! Functions take the recorder first, operands in the order of the formula, and results last. Matrices are row-major, shapes
 //! are stated as `(rows, columns)`, and gradients `d_x` are those of the loss by `x`. Wrong lengths panic, naming the kernel:
-//! they are bugs of the caller. Functions that need scratch memory return an [`Error`](crate::Error) when there is none.
+//! they are bugs of the caller. A result is another buffer than the operands, except where a kernel says that it works in
+//! place. Functions that need scratch memory return an [`Error`](crate::Error) when there is none.
 //!
 //! Sums have a fixed order that depends on shapes alone, and no kernel uses atomics, so results are the same bits from run
 //! to run on one adapter and driver.

@@ -1,7 +1,8 @@
 //! The choice of an adapter, the recorder and its memory.
 
-use crate::common::{devices, run};
+use crate::common::{Rng, devices, run};
 use larpo_gpu::kernels::elementwise::{copy, fill, scale};
+use larpo_gpu::kernels::matmul::{Matrix, Variant, matmul_as};
 use larpo_gpu::{Adapter, Buffer, Checks, Choice, Error, Gpu, Recorder, Store, choose, wgpu};
 use wgpu::DeviceType;
 
@@ -113,6 +114,31 @@ fn gpu_submissions_are_bounded() {
     let stats = recorder.stats();
     let bound = if devices.trusted.is_cpu() { 2..30 } else { 1..30 };
     assert!(bound.contains(&stats.submits), "{stats:?}");
+}
+
+/// A product longer than a submission is cut, and stays the same to the last bit.
+#[test]
+fn gpu_long_products_are_cut() {
+    let Some(devices) = devices() else { return };
+    let (m, n, k) = (700, 33, 65);
+    let mut rng = Rng::new(1);
+    let (x, y) = (rng.floats(m * k, 1.0), rng.floats(k * n, 1.0));
+    for (variant, transposed) in Variant::ALL.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let product = |seconds: f64| {
+            let mut r = Recorder::new(&devices.trusted).unwrap();
+            r.bound_submissions(seconds);
+            let (x, y, z) = (r.upload(&x).unwrap(), r.upload(&y).unwrap(), r.alloc(m * n).unwrap());
+            let a = if transposed { Matrix::new(&x, k, m).transposed() } else { Matrix::new(&x, m, k) };
+            let (b, c) = (Matrix::new(&y, k, n), Matrix::new(&z, m, n));
+            matmul_as(&mut r, variant, a, b, None, c, Store::Set);
+            (r.read(&z).unwrap(), r.stats())
+        };
+        let (whole, one) = product(1.0);
+        let (cut, six) = product(1e-12);
+        assert_eq!((one.dispatches, six.dispatches), (1, 6), "{variant:?}");
+        assert!(one.submits == 1 && six.submits >= 6, "{variant:?} {one:?} {six:?}");
+        assert!(whole.iter().zip(&cut).all(|(a, b)| a.to_bits() == b.to_bits()), "{variant:?}");
+    }
 }
 
 #[test]
