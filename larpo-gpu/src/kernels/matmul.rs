@@ -142,7 +142,7 @@ fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3],
     let (shader, tiles_n, groups) = match variant {
         Variant::Tile64 => (&TILE_64, n.div_ceil(64), m.div_ceil(64) * n.div_ceil(64)),
         Variant::Tile128 => (&TILE_128, n.div_ceil(128), m.div_ceil(128) * n.div_ceil(128)),
-        Variant::Direct => (&DIRECT, n.div_ceil(8), (m.div_ceil(4) * n.div_ceil(8)).div_ceil(64)),
+        Variant::Direct => (&DIRECT, n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)),
     };
     let none = recorder.none();
     recorder.record(&Dispatch {
