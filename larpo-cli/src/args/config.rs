@@ -280,6 +280,7 @@ impl Given {
         let given = |arg: &&Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
         let replaced = |arg: &Arg| {
             arg.get_action().takes_values()
+                && !arg.get_default_values().is_empty()
                 && verb.get_arguments().filter(given).any(|other| {
                     verb.get_arg_conflicts_with(other).iter().any(|conflict| conflict.get_id() == arg.get_id())
                 })

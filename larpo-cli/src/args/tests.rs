@@ -427,6 +427,8 @@ fn settings_of_every_verb_are_read_back() {
         "eval --model_name_or_path m --dataset_name d --recall_at 1,4 --k 8 --log_level debug",
         "inspect x.jsonl --rows 5 --dataset_schema preference",
         "report run --output page.html",
+        "convert in out --dtype bfloat16 --max_shard_size 2GB",
+        "eval --model_name_or_path m --dataset_name d --reward_model r",
         "bench step --preset m135m --profile",
     ];
     let mut seen = std::collections::BTreeSet::new();
@@ -441,6 +443,7 @@ fn settings_of_every_verb_are_read_back() {
             Command::Bench(_) => "step",
             Command::Inspect(_) => "x.jsonl",
             Command::Report(_) => "run",
+            Command::Convert(_) => "in out",
             _ => "",
         };
         let again = parse(words(&format!("{} {what} --config {}", command.name(), file.path())));

@@ -190,17 +190,17 @@ fn setting(run: &Run, eval: &Evaluation) -> Option<String> {
     let known = ["reward_model", "reward_funcs"].iter().any(|name| !own(name).is_empty());
     let differs = |name: &&str| known && !same(Some(&own(name)), Some(&values(name)));
     let reward = |of: &dyn Fn(&str) -> Vec<String>| match of("reward_model").first() {
-        Some(model) => format!("the reward model “{model}”"),
-        None => format!("the reward “{}”", of("reward_funcs").join(",")),
+        Some(model) => format!("the model “{model}”"),
+        None => format!("“{}”", of("reward_funcs").join(",")),
     };
     let flags = ["reward_model", "reward_funcs", "reward_weights", "answer_pattern"];
     let another = match flags.into_iter().find(differs) {
-        Some("reward_model" | "reward_funcs") => format!(" (the run had {})", reward(&own)),
+        Some("reward_model" | "reward_funcs") => format!(" (the run's own is {})", reward(&own)),
         Some(name) => format!(" (with another --{name} than the run's own)"),
         None => String::new(),
     };
     Some(format!(
-        "Measured by larpo eval on {} of “{}”, with {}{another}; {} a prompt at temperature {}, at most {} long, beside \
+        "Measured by larpo eval on {} of “{}”, with the reward {}{another}; {} a prompt at temperature {}, at most {} long, beside \
          the greedy one.",
         count(prompts as usize, "prompts"),
         first("dataset_name")?,

@@ -1,0 +1,171 @@
+//! Matrix products: every layout, set or accumulated, with a bias, on parts of matrices.
+
+use super::{check, slot, word};
+use crate::recorder::{BYTE, Dispatch};
+use crate::shader::{Access, Shader};
+use crate::{Buffer, Recorder, Store};
+
+const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Write];
+
+/// Tiles of 64 × 64 in shared memory: for results of few tiles.
+pub static TILE_64: Shader =
+    Shader { name: "matmul_64", wgsl: include_str!("matmul_64.wgsl"), entries: &["matmul_64"], bindings: BINDINGS };
+
+/// Tiles of 128 × 128 in shared memory.
+pub static TILE_128: Shader =
+    Shader { name: "matmul_128", wgsl: include_str!("matmul_128.wgsl"), entries: &["matmul_128"], bindings: BINDINGS };
+
+/// Without shared memory: for CPU adapters.
+pub static DIRECT: Shader = Shader {
+    name: "matmul_direct",
+    wgsl: include_str!("matmul_direct.wgsl"),
+    entries: &["matmul_direct"],
+    bindings: BINDINGS,
+};
+
+/// The ways to compute a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// [`TILE_64`]
+    Tile64,
+    /// [`TILE_128`]
+    Tile128,
+    /// [`DIRECT`]
+    Direct,
+}
+
+impl Variant {
+    /// Every variant.
+    pub const ALL: [Self; 3] = [Self::Tile64, Self::Tile128, Self::Direct];
+
+    /// The variant for a result `(m, n)` on the recorder's adapter: large tiles move less memory, small ones keep more of the
+    /// device busy.
+    pub fn choose(recorder: &Recorder, m: usize, n: usize) -> Self {
+        // As many large tiles as a mid-size GPU has processors.
+        let large = m.div_ceil(128) * n.div_ceil(128) >= 64 && m >= 128 && n >= 128;
+        match (recorder.gpu().is_cpu(), large) {
+            (true, _) => Self::Direct,
+            (false, true) => Self::Tile128,
+            (false, false) => Self::Tile64,
+        }
+    }
+}
+
+/// A matrix in a buffer: the rows may lie apart, and the first one anywhere.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    buffer: &'a Buffer,
+    at: usize,
+    rows: usize,
+    columns: usize,
+    /// Elements from one row (column) to the next.
+    row: usize,
+    column: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// `(rows, columns)`, row-major, from the start of `buffer`.
+    ///
+    /// # Panics
+    /// Where the buffer is shorter.
+    #[track_caller]
+    pub fn new(buffer: &'a Buffer, rows: usize, columns: usize) -> Self {
+        Self::at(buffer, 0, rows, columns)
+    }
+
+    /// `(rows, columns)`, row-major, from element `at` of `buffer`: a range of the rows of a larger matrix.
+    ///
+    /// # Panics
+    /// Where the buffer is shorter.
+    #[track_caller]
+    pub fn at(buffer: &'a Buffer, at: usize, rows: usize, columns: usize) -> Self {
+        let fits = rows.checked_mul(columns).and_then(|len| len.checked_add(at)).is_some_and(|end| end <= buffer.len());
+        assert!(fits, "matmul: ({rows}, {columns}) from element {at} in a buffer of {}", buffer.len());
+        Self { buffer, at, rows, columns, row: columns, column: 1 }
+    }
+
+    /// The transpose, `(columns, rows)`, of the same memory.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self { rows: self.columns, columns: self.rows, row: self.column, column: self.row, ..self }
+    }
+}
+
+/// `c (m, n) = a (m, k) · b (k, n)`, plus `bias (n)` in every row. Any of `a` and `b` may be
+/// [transposed](Matrix::transposed): `x · wᵀ` is the forward product of a layer `w (out, in)`, `d_y · w` its gradient by `x`
+/// and `d_yᵀ · x` by `w`.
+///
+/// # Panics
+/// On shapes that do not fit, a transposed `c`, and a `c` in the buffer of an operand.
+#[track_caller]
+pub fn matmul(recorder: &mut Recorder, a: Matrix, b: Matrix, bias: Option<&Buffer>, c: Matrix, store: Store) {
+    let variant = Variant::choose(recorder, c.rows, c.columns);
+    matmul_as(recorder, variant, a, b, bias, c, store);
+}
+
+/// [`matmul`] by a chosen variant.
+///
+/// # Panics
+/// As [`matmul`].
+#[track_caller]
+pub fn matmul_as(
+    recorder: &mut Recorder,
+    variant: Variant,
+    a: Matrix,
+    b: Matrix,
+    bias: Option<&Buffer>,
+    c: Matrix,
+    store: Store,
+) {
+    let (m, n, k) = (c.rows, c.columns, a.columns);
+    let fit = a.rows == m && b.rows == k && b.columns == n && (c.column == 1 || c.columns == 1);
+    assert!(fit, "matmul: ({}, {k}) · ({}, {}) -> ({m}, {n})", a.rows, b.rows, b.columns);
+    if let Some(bias) = bias {
+        check("matmul", "bias", bias, n);
+    }
+    // Parts of whole tiles: cut or not, every element is made by the same sums.
+    let rows = recorder.submission_work() / (2.0 * n as f64 * k.max(1) as f64);
+    let part = (rows as usize / 128 * 128).max(128);
+    for first in (0..m).step_by(part) {
+        let rows = part.min(m - first);
+        let a = Matrix { at: a.at + first * a.row, rows, ..a };
+        let c = Matrix { at: c.at + first * c.row, rows, ..c };
+        record(recorder, variant, [a, b, c], bias, store);
+    }
+}
+
+fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3], bias: Option<&Buffer>, store: Store) {
+    let (m, n, k) = (c.rows, c.columns, a.columns);
+    if n == 0 {
+        return;
+    }
+    let (shader, tiles_n, groups) = match variant {
+        Variant::Tile64 => (&TILE_64, n.div_ceil(64), m.div_ceil(64) * n.div_ceil(64)),
+        Variant::Tile128 => (&TILE_128, n.div_ceil(128), m.div_ceil(128) * n.div_ceil(128)),
+        Variant::Direct => (&DIRECT, n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)),
+    };
+    let none = recorder.none();
+    recorder.record(&Dispatch {
+        shader,
+        entry: shader.entries[0],
+        buffers: &[slot(a.buffer), slot(b.buffer), bias.map_or(&none, slot), slot(c.buffer)],
+        params: &[
+            word(m),
+            word(n),
+            word(k),
+            word(tiles_n),
+            word(a.at),
+            word(a.row),
+            word(a.column),
+            word(b.at),
+            word(b.row),
+            word(b.column),
+            word(c.at),
+            word(c.row),
+            store.flag(),
+            u32::from(bias.is_some()),
+        ],
+        groups: groups as u64,
+        work: 2.0 * m as f64 * n as f64 * k as f64 + BYTE * 4.0 * (m * n) as f64,
+    });
+}

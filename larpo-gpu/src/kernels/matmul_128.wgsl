@@ -1,0 +1,159 @@
+// C (m, n) = A (m, k) · B (k, n), plus bias (n) in every row, set or accumulated.
+// Workgroup: a 128 x 128 tile of C, 16 x 16 invocations of 8 x 8, over shared tiles of 8 along k (8.3 KiB).
+// Element (i, l) of A stands at a_at + i·a_row + l·a_col, one of the two strides being 1; B and C likewise (C by rows).
+
+struct Params {
+    width: u32,
+    m: u32,
+    n: u32,
+    k: u32,
+    tiles_n: u32, // tiles of C along n
+    a_at: u32,
+    a_row: u32,
+    a_col: u32,
+    b_at: u32,
+    b_row: u32,
+    b_col: u32,
+    c_at: u32,
+    c_row: u32,
+    add: u32,  // 1: C += result
+    bias: u32, // 1: there is a bias
+}
+
+@group(0) @binding(0) var<storage, read> a: array<f32>;
+@group(0) @binding(1) var<storage, read> b: array<f32>;
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+@group(1) @binding(0) var<uniform> p: Params;
+
+// 8 steps of k, each 32 groups of four rows (columns) and one of padding against bank conflicts.
+var<workgroup> a_tile: array<vec4<f32>, 264>;
+var<workgroup> b_tile: array<vec4<f32>, 264>;
+
+fn a_value(i: u32, l: u32) -> f32 {
+    if i < p.m && l < p.k {
+        return a[p.a_at + i * p.a_row + l * p.a_col];
+    }
+    return 0.0;
+}
+
+fn b_value(l: u32, j: u32) -> f32 {
+    if l < p.k && j < p.n {
+        return b[p.b_at + l * p.b_row + j * p.b_col];
+    }
+    return 0.0;
+}
+
+fn a_four(i: u32, l: u32) -> vec4<f32> {
+    return vec4(a_value(i, l), a_value(i + 1u, l), a_value(i + 2u, l), a_value(i + 3u, l));
+}
+
+fn b_four(l: u32, j: u32) -> vec4<f32> {
+    return vec4(b_value(l, j), b_value(l, j + 1u), b_value(l, j + 2u), b_value(l, j + 3u));
+}
+
+fn put(i: u32, j: u32, value: f32) {
+    if i < p.m && j < p.n {
+        let at = p.c_at + i * p.c_row + j;
+        var result = value;
+        if p.bias == 1u {
+            result += bias[j];
+        }
+        if p.add == 1u {
+            result += c[at];
+        }
+        c[at] = result;
+    }
+}
+
+fn put_four(i: u32, j: u32, value: vec4<f32>) {
+    put(i, j, value.x);
+    put(i, j + 1u, value.y);
+    put(i, j + 2u, value.z);
+    put(i, j + 3u, value.w);
+}
+
+@compute @workgroup_size(256)
+fn matmul_128(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) id: u32) {
+    let tile = group.y * p.width + group.x;
+    let i0 = tile / p.tiles_n * 128u;
+    let j0 = tile % p.tiles_n * 128u;
+    if i0 >= p.m {
+        return;
+    }
+    // Neighbouring invocations load neighbouring numbers: along k, or along the rows (columns) that are contiguous.
+    let along_k = vec2(id % 8u, id / 8u);
+    let along_c = vec2(id / 32u, id % 32u);
+    let a_from = select(along_c, along_k, p.a_col == 1u);
+    let b_from = select(along_c, along_k, p.b_row == 1u);
+
+    // Row r of the invocation's 8, left and right half of its columns.
+    var l0 = vec4(0.0);
+    var r0 = vec4(0.0);
+    var l1 = vec4(0.0);
+    var r1 = vec4(0.0);
+    var l2 = vec4(0.0);
+    var r2 = vec4(0.0);
+    var l3 = vec4(0.0);
+    var r3 = vec4(0.0);
+    var l4 = vec4(0.0);
+    var r4 = vec4(0.0);
+    var l5 = vec4(0.0);
+    var r5 = vec4(0.0);
+    var l6 = vec4(0.0);
+    var r6 = vec4(0.0);
+    var l7 = vec4(0.0);
+    var r7 = vec4(0.0);
+    let row = id / 16u;
+    let column = id % 16u;
+    var next_a = a_four(i0 + 4u * a_from.y, a_from.x);
+    var next_b = b_four(b_from.x, j0 + 4u * b_from.y);
+    for (var k0 = 0u; k0 < p.k; k0 += 8u) {
+        a_tile[a_from.x * 33u + a_from.y] = next_a;
+        b_tile[b_from.x * 33u + b_from.y] = next_b;
+        workgroupBarrier();
+        next_a = a_four(i0 + 4u * a_from.y, k0 + 8u + a_from.x);
+        next_b = b_four(k0 + 8u + b_from.x, j0 + 4u * b_from.y);
+        for (var k = 0u; k < 8u; k++) {
+            let x = a_tile[k * 33u + row];
+            let z = a_tile[k * 33u + 16u + row];
+            let y = b_tile[k * 33u + column];
+            let w = b_tile[k * 33u + 16u + column];
+            l0 += x.x * y;
+            r0 += x.x * w;
+            l1 += x.y * y;
+            r1 += x.y * w;
+            l2 += x.z * y;
+            r2 += x.z * w;
+            l3 += x.w * y;
+            r3 += x.w * w;
+            l4 += z.x * y;
+            r4 += z.x * w;
+            l5 += z.y * y;
+            r5 += z.y * w;
+            l6 += z.z * y;
+            r6 += z.z * w;
+            l7 += z.w * y;
+            r7 += z.w * w;
+        }
+        workgroupBarrier();
+    }
+    let i = i0 + 4u * row;
+    let j = j0 + 4u * column;
+    put_four(i, j, l0);
+    put_four(i, j + 64u, r0);
+    put_four(i + 1u, j, l1);
+    put_four(i + 1u, j + 64u, r1);
+    put_four(i + 2u, j, l2);
+    put_four(i + 2u, j + 64u, r2);
+    put_four(i + 3u, j, l3);
+    put_four(i + 3u, j + 64u, r3);
+    put_four(i + 64u, j, l4);
+    put_four(i + 64u, j + 64u, r4);
+    put_four(i + 65u, j, l5);
+    put_four(i + 65u, j + 64u, r5);
+    put_four(i + 66u, j, l6);
+    put_four(i + 66u, j + 64u, r6);
+    put_four(i + 67u, j, l7);
+    put_four(i + 67u, j + 64u, r7);
+}

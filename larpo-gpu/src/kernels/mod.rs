@@ -1,0 +1,84 @@
+//! The kernels: for each a function that records it, and its WGSL text, entry points and bindings as a constant.
+//!
+//! Functions take the recorder first, operands in the order of the formula, and results last. Matrices are row-major, shapes
+//! are stated as `(rows, columns)`, and gradients `d_x` are those of the loss by `x`. Wrong lengths panic, naming the kernel:
+//! they are bugs of the caller. A result is another buffer than the operands, except where a kernel says that it works in
+//! place. Functions that need scratch memory return an [`Error`](crate::Error) when there is none.
+//!
+//! Sums have a fixed order that depends on shapes alone, and no kernel uses atomics, so results are the same bits from run
+//! to run on one adapter and driver.
+
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod decode;
+pub mod elementwise;
+pub mod gather;
+pub mod list_loss;
+pub mod lists;
+pub mod matmul;
+pub mod norm;
+pub mod reduce;
+pub mod rope;
+pub mod sample;
+pub mod sum_rows;
+pub mod token_logp;
+
+use crate::buffer::{Buffer, Element, Slot};
+use crate::shader::Shader;
+use std::sync::Arc;
+
+/// Every shader of this crate.
+pub static ALL: &[&Shader] = &[
+    &matmul::TILE_64,
+    &matmul::TILE_128,
+    &matmul::DIRECT,
+    &elementwise::SHADER,
+    &activation::SHADER,
+    &gather::SHADER,
+    &gather::SEGMENT_SUM,
+    &norm::SHADER,
+    &norm::GRAD,
+    &rope::SHADER,
+    &reduce::SHADER,
+    &sum_rows::SHADER,
+    &adamw::SHADER,
+    &list_loss::SHADER,
+    &list_loss::GAMMA,
+    &list_loss::SOFTMAX,
+    &token_logp::SHADER,
+    &attention::SHADER,
+    &attention::GRAD,
+    &decode::SHADER,
+    &sample::SHADER,
+];
+
+/// Invocations in a workgroup of the kernels with one invocation an element.
+const GROUP: u64 = 256;
+
+/// Workgroups for `n` invocations.
+fn groups(n: usize) -> u64 {
+    (n as u64).div_ceil(GROUP)
+}
+
+/// A number of elements or rows as the kernels take it. Tensors have fewer than 2³² elements, so their dimensions fit.
+#[track_caller]
+fn word(n: usize) -> u32 {
+    u32::try_from(n).expect("a dimension beyond u32")
+}
+
+/// A number as a parameter word.
+fn bits(x: f64) -> u32 {
+    (x as f32).to_bits()
+}
+
+/// Panics unless `buffer` holds `len` elements.
+#[track_caller]
+fn check<T: Element>(kernel: &str, name: &str, buffer: &Buffer<T>, len: usize) {
+    assert_eq!(buffer.len(), len, "{kernel}: length of {name}");
+}
+
+/// The memory of an operand.
+fn slot<T: Element>(buffer: &Buffer<T>) -> &Arc<Slot> {
+    buffer.slot()
+}
