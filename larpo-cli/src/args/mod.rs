@@ -138,6 +138,8 @@ pub enum Command {
     Sample(Box<SampleArgs>),
     /// Score and sort responses made elsewhere (the reranker)
     Rank(Box<RankArgs>),
+    /// Log-probabilities of responses under a model, and a reward model's scores
+    Score(Box<ScoreArgs>),
     /// Train on a file of ranked lists made elsewhere
     Train(Box<TrainVerbArgs>),
     /// Train a reward model on preference pairs or ranked lists
@@ -167,6 +169,7 @@ impl Command {
             Command::Sft(_) => "sft",
             Command::Sample(_) => "sample",
             Command::Rank(_) => "rank",
+            Command::Score(_) => "score",
             Command::Train(_) => "train",
             Command::Reward(_) => "reward",
             Command::Align(_) => "align",
@@ -190,6 +193,7 @@ impl Command {
             Command::Sft(a) => &a.common,
             Command::Sample(a) => &a.common,
             Command::Rank(a) => &a.common,
+            Command::Score(a) => &a.common,
             Command::Train(a) => &a.common,
             Command::Reward(a) => &a.common,
             Command::Align(a) => &a.common,
@@ -210,6 +214,7 @@ impl Command {
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),
+            Command::Score(a) => a.split.validate(),
             Command::Train(a) => a.validate(),
             Command::Reward(_) => Ok(()),
             Command::Align(a) => a.validate(),

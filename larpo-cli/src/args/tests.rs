@@ -428,6 +428,8 @@ fn settings_of_every_verb_are_read_back() {
         "inspect x.jsonl --rows 5 --dataset_schema preference",
         "report run --output page.html",
         "convert in out --dtype bfloat16 --max_shard_size 2GB",
+        "score --model_name_or_path m --reward_model r --dataset_name d --max_length 9",
+        "reward --model_name_or_path m --dataset_name d --output_dir o --margin 0.5",
         "eval --model_name_or_path m --dataset_name d --reward_model r",
         "bench step --preset m135m --profile",
     ];

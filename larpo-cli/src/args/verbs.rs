@@ -201,6 +201,36 @@ pub struct RewardVerbArgs {
     pub common: CommonArgs,
 }
 
+/// Flags of `larpo score`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct ScoreArgs {
+    /// Model under which the responses' log-probabilities are computed
+    #[arg(long, value_name = "DIR", help_heading = "Model", required_unless_present = "reward_model")]
+    pub model_name_or_path: Option<PathBuf>,
+    /// Reward model that scores them: a folder with a sequence classifier of one label
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub reward_model: Option<PathBuf>,
+    /// Rows with responses: ranked or unranked lists, preference pairs, labelled completions, prompts with completions
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub dataset_name: PathBuf,
+    /// Folder that scores.jsonl is written to [default: the first rows are shown]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: Option<PathBuf>,
+    /// Replace a scores.jsonl that is there already
+    #[arg(long, help_heading = "Output", requires = "output_dir")]
+    pub overwrite_output_dir: bool,
+    /// How the data are read.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Which part of the data.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
 /// Flags of `larpo train`.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]

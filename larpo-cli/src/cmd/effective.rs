@@ -28,6 +28,7 @@ pub fn settings(command: &Command, given: &Settings) -> Settings {
             lists(&args.list, &mut settings);
             data(&args.data, Some(&args.model.model_name_or_path), &mut settings);
         }
+        Command::Score(args) => data(&args.data, args.model_name_or_path.as_deref(), &mut settings),
         Command::Sample(args) => data(&args.data, Some(&args.model.model_name_or_path), &mut settings),
         Command::Eval(args) => {
             let recall_at = args.recall_at().iter().map(usize::to_string).collect();

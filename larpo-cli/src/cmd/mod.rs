@@ -18,6 +18,7 @@ pub mod rank;
 pub mod report;
 pub mod reward;
 pub mod sample;
+pub mod score;
 pub mod sft;
 pub mod train;
 
@@ -73,6 +74,7 @@ fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value
         Command::Sft(args) => sft::run(args, settings, stop, &backend),
         Command::Sample(args) => sample::run(args, &backend),
         Command::Rank(args) => rank::run(args, &backend),
+        Command::Score(args) => score::run(args, &backend),
         Command::Train(args) => train::run(args, settings, stop, &backend),
         Command::Reward(args) => reward::run(args, settings, stop, &backend),
         Command::Align(args) => align::run(args, settings, stop, &backend),

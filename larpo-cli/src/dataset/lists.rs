@@ -41,6 +41,18 @@ pub struct RankedTexts<'a> {
     pub rows: usize,
 }
 
+impl<'a> From<Draft<'a>> for RankedTexts<'a> {
+    fn from(draft: Draft<'a>) -> Self {
+        Self {
+            line: draft.line,
+            prompt: draft.prompt,
+            responses: draft.responses.into_iter().map(|text| text.text).collect(),
+            scores: draft.scores,
+            rows: draft.rows,
+        }
+    }
+}
+
 /// A list before it has ids: its first line, and its parts.
 struct Draft<'a> {
     index: usize,
@@ -177,14 +189,47 @@ impl Source {
         let (chosen, mut report) = self.select("rows", part, limits);
         let chosen = self.consistent(chosen, &mut report)?;
         let (drafts, _) = self.drafts(&chosen)?;
-        let texts = drafts.into_iter().map(|draft| RankedTexts {
-            line: draft.line,
-            prompt: draft.prompt,
-            responses: draft.responses.into_iter().map(|text| text.text).collect(),
-            scores: draft.scores,
-            rows: draft.rows,
-        });
-        Ok((texts.collect(), report))
+        Ok((drafts.into_iter().map(RankedTexts::from).collect(), report))
+    }
+
+    /// The rows of a part as responses to prompts, ranked or not.
+    ///
+    /// # Errors
+    /// Rows without a response.
+    pub fn responses(&self, limits: Limits, part: Part) -> Result<(Vec<RankedTexts<'_>>, RowReport)> {
+        let (chosen, mut report) = self.select("rows", part, limits);
+        let texts = match &self.records.dataset {
+            Dataset::RankedLists(all) => {
+                let list = |&i: &usize| RankedTexts {
+                    line: all[i].line,
+                    prompt: &all[i].list.prompt,
+                    responses: all[i].list.responses.iter().map(String::as_str).collect(),
+                    scores: Vec::new(),
+                    rows: 1,
+                };
+                chosen.iter().map(list).collect()
+            }
+            Dataset::Examples(all) => {
+                let mut texts = Vec::with_capacity(chosen.len());
+                for row in chosen.iter().map(|&i| &all[i]) {
+                    let Some(completion) = &row.completion else {
+                        report.leave_out("no response");
+                        continue;
+                    };
+                    let (line, prompt, scores) = (row.line, &row.prompt[..], Vec::new());
+                    texts.push(RankedTexts { line, prompt, responses: vec![completion], scores, rows: 1 });
+                }
+                texts
+            }
+            Dataset::Pairs(_) | Dataset::Unpaired(_) => {
+                self.drafts(chosen)?.0.into_iter().map(RankedTexts::from).collect()
+            }
+            Dataset::Text(_) => {
+                let problem = "is one text, without responses to score; give rows with prompts and responses";
+                return Err(Error::request(format!("{} {problem}", self.path.display())));
+            }
+        };
+        Ok((texts, report))
     }
 
     /// The rows of `chosen` that do not contradict one another: a response of a prompt that is labelled good and bad, or that

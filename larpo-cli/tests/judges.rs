@@ -1,4 +1,5 @@
-//! Reward models rank: scores equal those of independent software, whatever the folder's template, and the loop trains on them.
+//! What judges responses: reward models rank and are trained, and responses are scored under models. Scores and log-probabilities
+//! equal those of independent software.
 
 mod common;
 use common::{Folder, run_here as larpo};
@@ -6,19 +7,30 @@ use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A reward model of the goldens, which has no tokenizer.
-fn golden() -> PathBuf {
-    match std::env::var_os("LARPO_GOLDEN_DIR") {
-        Some(folder) => PathBuf::from(folder).join("models/llama_rm"),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../larpo-core/tests/golden/models/llama_rm"),
-    }
+/// A model of the goldens, which has no tokenizer.
+fn golden(name: &str) -> PathBuf {
+    let all = match std::env::var_os("LARPO_GOLDEN_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../larpo-core/tests/golden"),
+    };
+    all.join("models").join(name)
 }
 
-/// That model with words for tokens, `w7` for id 7, one of which the tokenizer may put in front of every text.
+/// What independent software made of it.
+fn numbers(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(golden(name).join("golden.json")).expect("reads")).expect("JSON")
+}
+
+/// The reward model of the goldens, as [`with_words`].
 fn make(folder: &Path, template: Option<&str>, bos: Option<u32>) {
+    with_words("llama_rm", folder, template, bos);
+}
+
+/// A model of the goldens with words for tokens, `w7` for id 7, one of which the tokenizer may put in front of every text.
+fn with_words(name: &str, folder: &Path, template: Option<&str>, bos: Option<u32>) {
     fs::create_dir_all(folder).expect("creates");
     for file in ["config.json", "model.safetensors"] {
-        fs::copy(golden().join(file), folder.join(file)).expect("copies");
+        fs::copy(golden(name).join(file), folder.join(file)).expect("copies");
     }
     let vocabulary: Map<String, Value> = (0..320).map(|id| (format!("w{id}"), json!(id))).collect();
     let front = bos.map(|id| {
@@ -57,8 +69,7 @@ fn rank(folder: &Folder, model: &str, rows: &[Value]) -> Vec<Vec<f64>> {
 #[test]
 fn golden_models_rank_as_sequence_classifiers_do() {
     let folder = Folder::new("reward-golden");
-    let golden: Value =
-        serde_json::from_str(&fs::read_to_string(golden().join("golden.json")).expect("reads")).expect("JSON");
+    let golden = numbers("llama_rm");
     let join = "{% for m in messages %}{{ m['content'] }} {% endfor %}";
     for (name, template) in [("plain", None), ("template", Some(join))] {
         let model = folder.name(name);
@@ -263,4 +274,51 @@ fn what_cannot_train_a_reward_model_is_refused() {
     let foreign = folder.rows("foreign.jsonl", &[json!({"prompt": "1:", "chosen": "a", "rejected": "ß"})]);
     let message = train(&model, &foreign, &[]);
     assert!(message.contains("foreign.jsonl:1"), "{message}");
+}
+
+#[test]
+fn golden_models_score_responses() {
+    let folder = Folder::new("score-golden");
+    let model = folder.name("model");
+    with_words("qwen3", Path::new(&model), None, None);
+    // The goldens' responses have no end.
+    let path = Path::new(&model).join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["eos_token_id"] = Value::Null;
+    fs::write(&path, config.to_string()).expect("writes");
+    let golden = numbers("qwen3");
+    let cases = golden["responses"].as_array().expect("cases");
+    let ids = |value: &Value| words(value.as_array().expect("ids"));
+    let row = |case: &Value| json!({"prompt": ids(&case["prompt"]), "completion": ids(&case["response"])});
+    let data = folder.rows("rows.jsonl", &cases.iter().map(row).collect::<Vec<_>>());
+    let judge = folder.name("judge");
+    make(Path::new(&judge), None, None);
+    let out = folder.name("scores");
+    let words = ["score", "--model_name_or_path", &model, "--reward_model", &judge, "--dataset_name", &data];
+    let result = larpo(&[&words[..], &["--output_dir", &out]].concat()).expect("score");
+    let written = fs::read_to_string(folder.path("scores/scores.jsonl")).expect("reads");
+    let rows: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(result["scores"], json!(rows));
+    assert_eq!(rows.len(), cases.len());
+    for (row, case) in rows.iter().zip(cases) {
+        let (got, want) = (row["sum_logps"][0].as_f64().unwrap(), case["sum_logp_f64"].as_f64().unwrap());
+        assert!((got - want).abs() <= 1e-4 + 1e-5 * want.abs(), "{got} against {want}");
+        assert_eq!(row["num_tokens"][0], case["count"]);
+        assert!(row["rewards"][0].is_number());
+    }
+    // Pairs are two responses to one prompt; a list needs no rewards to be scored.
+    let pair = |a: &Value, b: &Value| json!({"prompt": ids(&a["prompt"]), "chosen": ids(&a["response"]), "rejected": ids(&b["response"])});
+    let pairs = folder.rows("pairs.jsonl", &[pair(&cases[0], &cases[1])]);
+    let list = json!({"prompt": ids(&cases[0]["prompt"]), "responses": [ids(&cases[0]["response"]), ids(&cases[1]["response"])]});
+    let lists = folder.rows("lists.jsonl", &[list]);
+    let of = |data: &str| {
+        larpo(&["score", "--model_name_or_path", &model, "--dataset_name", data]).expect("score")["scores"].clone()
+    };
+    assert_eq!(of(&pairs)[0]["sum_logps"], of(&lists)[0]["sum_logps"]);
+    assert!(of(&pairs)[0].get("rewards").is_none());
+    let first = of(&pairs)[0]["sum_logps"][0].as_f64().unwrap();
+    assert!((first - cases[0]["sum_logp_f64"].as_f64().unwrap()).abs() <= 1e-3, "{first}");
+    assert!(
+        larpo(&["score", "--dataset_name", &data]).expect_err("nothing to score with").contains("--model_name_or_path")
+    );
 }
