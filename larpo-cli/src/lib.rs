@@ -8,6 +8,7 @@ pub mod messages;
 pub mod align;
 pub mod args;
 pub mod candidate_rows;
+pub mod chat;
 pub mod checkpoint;
 pub mod cmd;
 pub mod dataset;

@@ -1,11 +1,13 @@
-//! What judges responses: reward models rank and are trained, and responses are scored under models. Scores and log-probabilities
-//! equal those of independent software.
+//! Models of the goldens through the verbs: reward models rank and are trained, responses are scored and drawn. Scores,
+//! log-probabilities and greedy responses equal those of independent software.
 
 mod common;
-use common::{Folder, run_here as larpo};
+use common::{Folder, larpo as process, run_here as larpo};
 use serde_json::{Map, Value, json};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// A model of the goldens, which has no tokenizer.
 fn golden(name: &str) -> PathBuf {
@@ -279,13 +281,7 @@ fn what_cannot_train_a_reward_model_is_refused() {
 #[test]
 fn golden_models_score_responses() {
     let folder = Folder::new("score-golden");
-    let model = folder.name("model");
-    with_words("qwen3", Path::new(&model), None, None);
-    // The goldens' responses have no end.
-    let path = Path::new(&model).join("config.json");
-    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    config["eos_token_id"] = Value::Null;
-    fs::write(&path, config.to_string()).expect("writes");
+    let model = language_golden(&folder, None);
     let golden = numbers("qwen3");
     let cases = golden["responses"].as_array().expect("cases");
     let ids = |value: &Value| words(value.as_array().expect("ids"));
@@ -321,4 +317,72 @@ fn golden_models_score_responses() {
     assert!(
         larpo(&["score", "--dataset_name", &data]).expect_err("nothing to score with").contains("--model_name_or_path")
     );
+}
+
+/// The language model of the goldens, whose responses have no end.
+fn language_golden(folder: &Folder, template: Option<&str>) -> String {
+    let model = folder.name("model");
+    with_words("qwen3", Path::new(&model), template, None);
+    let path = Path::new(&model).join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["eos_token_id"] = Value::Null;
+    fs::write(&path, config.to_string()).expect("writes");
+    model
+}
+
+#[test]
+fn golden_models_generate_and_converse() {
+    let folder = Folder::new("generate-golden");
+    let join = "{% for m in messages %}{{ m['content'] }} {% endfor %}";
+    let model = language_golden(&folder, Some(join));
+    let greedy = &numbers("qwen3")["greedy"];
+    let ids = |name: &str| words(greedy[name].as_array().expect("ids")).trim_end().to_string();
+    let (prompt, want) = (ids("prompt"), ids("new_tokens"));
+    let generate = ["generate", "--model_name_or_path", &model, "--prompt", &prompt, "--max_new_tokens", "24"];
+    let row = larpo(&generate).expect("generate")["responses"][0].clone();
+    assert_eq!((row["response"].as_str(), &row["num_tokens"]), (Some(&want[..]), &json!(24)));
+    // A template that only joins the turns changes nothing.
+    let row = larpo(&[&generate[..], &["--apply_chat_template"]].concat()).expect("generate")["responses"][0].clone();
+    assert_eq!(row["response"], want);
+    // A conversation by the most probable tokens says the same, and its second answer continues the first.
+    let chat = ["chat", "--model_name_or_path", &model, "--top_k", "1", "--max_new_tokens", "24"];
+    let mut child =
+        process(&chat).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+    let mut input = child.stdin.take().expect("an input");
+    writeln!(input, "{prompt}\n\nw9\n/clear\n{prompt}").expect("writes");
+    drop(input);
+    let output = child.wait_with_output().expect("ends");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let answers: Vec<&str> = text.lines().map(str::trim).collect();
+    assert!(output.status.success() && answers.len() == 3, "{text}");
+    assert_eq!((answers[0], answers[2]), (&want[..], &want[..]));
+    let second = format!("{prompt} {want} w9");
+    let generate = ["generate", "--model_name_or_path", &model, "--prompt", &second, "--max_new_tokens", "24"];
+    let row = larpo(&generate).expect("generate")["responses"][0].clone();
+    assert_eq!(row["response"], answers[1]);
+}
+
+#[test]
+fn the_best_of_several_is_the_one_that_ranks_first() {
+    let folder = Folder::new("best-of");
+    let model = language_golden(&folder, None);
+    let judge = folder.name("judge");
+    make(Path::new(&judge), None, None);
+    let data = folder.rows("prompts.jsonl", &[json!({"prompt": "w5 w6 "}), json!({"prompt": "w70 w8 w9 "})]);
+    let same = ["--model_name_or_path", &model, "--dataset_name", &data, "--max_new_tokens", "9", "--seed", "3"];
+    let best =
+        larpo(&[&["generate", "--best_of", "5", "--reward_model", &judge][..], &same].concat()).expect("generate");
+    let out = folder.name("samples");
+    larpo(&[&["sample", "--k", "5", "--output_dir", &out][..], &same].concat()).expect("sample");
+    let text = fs::read_to_string(folder.path("samples/candidates.jsonl")).expect("reads");
+    for (line, best) in text.lines().zip(best["responses"].as_array().expect("rows")) {
+        let row: Value = serde_json::from_str(line).expect("JSON");
+        let rewards = rank(&folder, &judge, &[row]);
+        assert_eq!(best["reward"].as_f64(), Some(rewards[0][0]));
+        let ranked = fs::read_to_string(folder.path("ranked/candidates.jsonl")).expect("reads");
+        let ranked: Value = serde_json::from_str(&ranked).expect("JSON");
+        assert_eq!(best["response"], ranked["responses"][0]);
+    }
+    let refused = larpo(&["generate", "--model_name_or_path", &model, "--prompt", "w1", "--apply_chat_template"]);
+    assert!(refused.expect_err("no template").contains("has no chat template"));
 }

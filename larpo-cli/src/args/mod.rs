@@ -138,6 +138,10 @@ pub enum Command {
     Sample(Box<SampleArgs>),
     /// Score and sort responses made elsewhere (the reranker)
     Rank(Box<RankArgs>),
+    /// Answer prompts: greedy, sampled, or the best of several
+    Generate(Box<GenerateArgs>),
+    /// Converse with a model in the terminal
+    Chat(ChatArgs),
     /// Log-probabilities of responses under a model, and a reward model's scores
     Score(Box<ScoreArgs>),
     /// Train on a file of ranked lists made elsewhere
@@ -169,6 +173,8 @@ impl Command {
             Command::Sft(_) => "sft",
             Command::Sample(_) => "sample",
             Command::Rank(_) => "rank",
+            Command::Generate(_) => "generate",
+            Command::Chat(_) => "chat",
             Command::Score(_) => "score",
             Command::Train(_) => "train",
             Command::Reward(_) => "reward",
@@ -193,6 +199,8 @@ impl Command {
             Command::Sft(a) => &a.common,
             Command::Sample(a) => &a.common,
             Command::Rank(a) => &a.common,
+            Command::Generate(a) => &a.common,
+            Command::Chat(a) => &a.common,
             Command::Score(a) => &a.common,
             Command::Train(a) => &a.common,
             Command::Reward(a) => &a.common,
@@ -214,6 +222,8 @@ impl Command {
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),
+            Command::Generate(a) => a.validate(),
+            Command::Chat(a) => a.sampling.one_temperature(),
             Command::Score(a) => a.split.validate(),
             Command::Train(a) => a.validate(),
             Command::Reward(_) => Ok(()),

@@ -428,6 +428,8 @@ fn settings_of_every_verb_are_read_back() {
         "inspect x.jsonl --rows 5 --dataset_schema preference",
         "report run --output page.html",
         "convert in out --dtype bfloat16 --max_shard_size 2GB",
+        "generate --model_name_or_path m --prompt a --best_of 4 --reward_model r",
+        "chat --model_name_or_path m --system s --top_k 3",
         "score --model_name_or_path m --reward_model r --dataset_name d --max_length 9",
         "reward --model_name_or_path m --dataset_name d --output_dir o --margin 0.5",
         "eval --model_name_or_path m --dataset_name d --reward_model r",

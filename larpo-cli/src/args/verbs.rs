@@ -201,6 +201,80 @@ pub struct RewardVerbArgs {
     pub common: CommonArgs,
 }
 
+/// Flags of `larpo generate`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct GenerateArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows whose prompts to answer
+    #[arg(long, value_name = "PATH", help_heading = "Data", conflicts_with = "prompt")]
+    pub dataset_name: Option<PathBuf>,
+    /// A prompt to answer; may be repeated
+    #[arg(long, value_name = "TEXT", help_heading = "Data", required_unless_present = "dataset_name")]
+    pub prompt: Vec<String>,
+    /// A prompt is a user's turn in the model's chat template, not the beginning of a text
+    #[arg(long, help_heading = "Data")]
+    pub apply_chat_template: bool,
+    /// The system's turn in front of it
+    #[arg(long, value_name = "TEXT", help_heading = "Data", requires = "apply_chat_template")]
+    pub system: Option<String>,
+    /// Folder that generations.jsonl is written to [default: the responses are shown]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: Option<PathBuf>,
+    /// Replace a generations.jsonl that is there already
+    #[arg(long, help_heading = "Output", requires = "output_dir")]
+    pub overwrite_output_dir: bool,
+    /// Draw tokens by --temperature, --top_k, --top_p and --min_p [default: always the most probable one]
+    #[arg(long, help_heading = "Sampling")]
+    pub do_sample: bool,
+    /// Draw so many responses and give the one with the highest reward
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Sampling")]
+    pub best_of: Option<usize>,
+    /// How the data are read.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Which part of the data.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// How tokens are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// What --best_of goes by.
+    #[command(flatten)]
+    pub reward: RewardArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+impl GenerateArgs {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        self.sampling.one_temperature()?;
+        self.reward.validate()?;
+        self.split.validate()
+    }
+}
+
+/// Flags of `larpo chat`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct ChatArgs {
+    /// The model, whose folder has a chat template.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The system's turn at the beginning
+    #[arg(long, value_name = "TEXT", help_heading = "Data")]
+    pub system: Option<String>,
+    /// How tokens are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
 /// Flags of `larpo score`.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]

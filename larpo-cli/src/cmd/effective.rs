@@ -28,6 +28,7 @@ pub fn settings(command: &Command, given: &Settings) -> Settings {
             lists(&args.list, &mut settings);
             data(&args.data, Some(&args.model.model_name_or_path), &mut settings);
         }
+        Command::Generate(args) => data(&args.data, Some(&args.model.model_name_or_path), &mut settings),
         Command::Score(args) => data(&args.data, args.model_name_or_path.as_deref(), &mut settings),
         Command::Sample(args) => data(&args.data, Some(&args.model.model_name_or_path), &mut settings),
         Command::Eval(args) => {
@@ -42,6 +43,7 @@ pub fn settings(command: &Command, given: &Settings) -> Settings {
         | Command::Rank(_)
         | Command::Inspect(_)
         | Command::Report(_)
+        | Command::Chat(_)
         | Command::Convert(_)
         | Command::Bench(_) => {}
     }

@@ -5,12 +5,14 @@
 
 pub mod align;
 pub mod bench;
+pub mod chat;
 pub mod convert;
 mod declared;
 pub mod demo;
 mod effective;
 mod ending;
 pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod losses;
 pub mod plan;
@@ -74,6 +76,8 @@ fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value
         Command::Sft(args) => sft::run(args, settings, stop, &backend),
         Command::Sample(args) => sample::run(args, &backend),
         Command::Rank(args) => rank::run(args, &backend),
+        Command::Generate(args) => generate::run(args, &backend),
+        Command::Chat(args) => chat::run(args, &backend),
         Command::Score(args) => score::run(args, &backend),
         Command::Train(args) => train::run(args, settings, stop, &backend),
         Command::Reward(args) => reward::run(args, settings, stop, &backend),
