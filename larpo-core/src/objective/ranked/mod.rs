@@ -14,6 +14,7 @@
 
 mod kernels;
 mod lanes;
+mod sixteen;
 mod tile;
 
 use super::error::check_len;
@@ -24,8 +25,9 @@ use crate::cpu::prefetch::{LINE, prefetch};
 use kernels::Tied;
 use lanes::{Lanes, MAX_LANES};
 use pulp::{Arch, Simd, WithSimd};
+use sixteen::BLOCK;
 use std::ops::Range;
-use tile::{SIDE_BY_SIDE, Tile};
+use tile::{List, SIDE_BY_SIDE, Tile};
 
 /// Items of a task: γ and its gradient then fill half a megabyte.
 const TASK: usize = 1 << 16;
@@ -306,6 +308,14 @@ impl Task<'_> {
             }
             return;
         }
+        let left;
+        let lists = if tied == Tied::Ordered && sixteen::has::<S>(self.objective.loss, m) {
+            left = self.evaluate_sixteen(lists);
+            Lists::Picked(&left)
+        } else {
+            lists
+        };
+        let count = lists.len();
         let mut tile = Tile::new(simd, m);
         let lipo = LipoTables::new(self.objective, m);
         if self.objective.loss == LossType::LipoLambda && self.batch.rewards.is_none() {
@@ -319,6 +329,42 @@ impl Task<'_> {
             self.evaluate(simd, lists.part(at, end), tied, &mut tile, &lipo);
             at = end;
         }
+    }
+
+    /// Evaluates lists of sixteen items without ties by the kernels for them, and returns those that are not for these.
+    #[inline(never)]
+    fn evaluate_sixteen(&mut self, lists: Lists<'_>) -> Vec<(usize, Way, usize)> {
+        let mut left = Vec::new();
+        // Room for lists that lie apart or do not fill a block.
+        let (mut apart, mut d_apart) = ([[0.0; SIDE_BY_SIDE]; BLOCK], [[0.0; SIDE_BY_SIDE]; BLOCK]);
+        let mut loss = [0.0; BLOCK];
+        for at in (0..lists.len()).step_by(BLOCK) {
+            let part = lists.part(at, lists.len().min(at + BLOCK));
+            if let Lists::Run { first, count: BLOCK } = part {
+                let items = first * SIDE_BY_SIDE..(first + BLOCK) * SIDE_BY_SIDE;
+                let d_items = items.start - self.start..items.end - self.start;
+                let gamma: &[List] = bytemuck::cast_slice(&self.batch.gamma[items]);
+                let d_gamma: &mut [List] = bytemuck::cast_slice_mut(&mut self.d_gamma[d_items]);
+                let blocks = (gamma.as_chunks().0.iter()).zip(d_gamma.as_chunks_mut().0);
+                blocks.for_each(|(gamma, d_gamma)| sixteen::evaluate(self.objective.loss, gamma, d_gamma, &mut loss));
+            } else {
+                for (lane, apart) in apart.iter_mut().take(part.len()).enumerate() {
+                    apart.copy_from_slice(&self.batch.gamma[self.batch.items(part.get(lane))]);
+                }
+                sixteen::evaluate(self.objective.loss, &apart, &mut d_apart, &mut loss);
+                for (lane, d_apart) in d_apart.iter().take(part.len()).enumerate() {
+                    self.d_gamma_of(part.get(lane)).copy_from_slice(d_apart);
+                }
+            }
+            for (lane, &loss) in loss.iter().take(part.len()).enumerate() {
+                let list = part.get(lane);
+                self.loss[list - self.first] = loss;
+                if !loss.is_finite() {
+                    left.push((SIDE_BY_SIDE, Way::Lanes(Tied::Ordered), list));
+                }
+            }
+        }
+        left
     }
 
     /// Evaluates at most as many lists as there are lanes; lanes without a list repeat the last one.

@@ -1,6 +1,6 @@
 //! Lists of one length, turned so that item k of every list is in one register.
 
-use super::lanes::{Lanes, MAX_LANES, REGISTERS};
+use super::lanes::{Lanes, MAX_LANES};
 use pulp::Simd;
 
 /// As many lists as a register has lanes, all of the same length m, with room for what the kernels keep.
@@ -44,11 +44,14 @@ impl<S: Simd> Tile<S> {
 }
 
 /// Floats of 128 bits, and how many columns are turned at a time.
-const QUAD: usize = 4;
+pub const QUAD: usize = 4;
 
 /// The length of lists that are loaded and stored with offsets known to the compiler where they lie side by side: the
 /// turning is a third of the work of a softmax loss, and most of that third would be finding the lists.
 pub const SIDE_BY_SIDE: usize = 16;
+
+/// Such a list.
+pub type List = [f32; SIDE_BY_SIDE];
 
 /// Such a list in pieces of 128 bits.
 type Pieces = [[f32; QUAD]; SIDE_BY_SIDE / QUAD];
@@ -80,8 +83,8 @@ pub fn load<S: Simd>(simd: S, items: &[f32], starts: &[usize], tile: &mut [Lanes
 
 /// [`load`] of lists of [`SIDE_BY_SIDE`] items that fill `items`, one after another.
 #[inline(always)]
-pub fn load_side_by_side<S: Simd>(simd: S, items: &[f32], tile: &mut [Lanes<S>]) -> Lanes<S> {
-    let lists: &[Pieces] = &bytemuck::cast_slice(items)[..Lanes::<S>::COUNT];
+pub fn load_side_by_side<S: Simd, const N: usize>(simd: S, items: &[f32], tile: &mut [Lanes<S, N>]) -> Lanes<S, N> {
+    let lists: &[Pieces] = &bytemuck::cast_slice(items)[..Lanes::<S, N>::COUNT];
     turn_in(simd, tile.as_chunks_mut().0, |list, quad| lists[list][quad])
 }
 
@@ -103,8 +106,8 @@ pub fn store<S: Simd>(simd: S, tile: &[Lanes<S>], starts: &[usize], items: &mut 
 
 /// The reverse of [`load_side_by_side`].
 #[inline(always)]
-pub fn store_side_by_side<S: Simd>(simd: S, tile: &[Lanes<S>], items: &mut [f32]) {
-    let lists: &mut [Pieces] = &mut bytemuck::cast_slice_mut(items)[..Lanes::<S>::COUNT];
+pub fn store_side_by_side<S: Simd, const N: usize>(simd: S, tile: &[Lanes<S, N>], items: &mut [f32]) {
+    let lists: &mut [Pieces] = &mut bytemuck::cast_slice_mut(items)[..Lanes::<S, N>::COUNT];
     turn_out(simd, tile.as_chunks().0, |list, quad, x| lists[list][quad] = x);
 }
 
@@ -113,15 +116,15 @@ pub fn store_side_by_side<S: Simd>(simd: S, tile: &[Lanes<S>], items: &mut [f32]
 /// Register r of a half is loaded with a piece of each of its lists r, r + 4, r + 8 …, and pulp turns four registers
 /// within each 128 bits, so that lane l is list l again.
 #[inline(always)]
-fn turn_in<S: Simd>(
+fn turn_in<S: Simd, const N: usize>(
     simd: S,
-    columns: &mut [[Lanes<S>; QUAD]],
+    columns: &mut [[Lanes<S, N>; QUAD]],
     piece: impl Fn(usize, usize) -> [f32; QUAD],
-) -> Lanes<S> {
+) -> Lanes<S, N> {
     let zero = Lanes::splat(simd, 0.0);
     // 0·x is NaN where x is not finite. Four sums, for they are chains of additions.
     let mut checks = [zero; QUAD];
-    for half in 0..REGISTERS {
+    for half in 0..N {
         let first = half * S::F32_LANES;
         for (quad, columns) in columns.iter_mut().enumerate() {
             let mut rows = [zero.x[0]; QUAD];
@@ -143,8 +146,12 @@ fn turn_in<S: Simd>(
 
 /// The reverse of [`turn_in`]; `put(list, quad, piece)` takes the pieces.
 #[inline(always)]
-fn turn_out<S: Simd>(simd: S, columns: &[[Lanes<S>; QUAD]], mut put: impl FnMut(usize, usize, [f32; QUAD])) {
-    for half in 0..REGISTERS {
+fn turn_out<S: Simd, const N: usize>(
+    simd: S,
+    columns: &[[Lanes<S, N>; QUAD]],
+    mut put: impl FnMut(usize, usize, [f32; QUAD]),
+) {
+    for half in 0..N {
         let first = half * S::F32_LANES;
         for (quad, columns) in columns.iter().enumerate() {
             let mut rows = [simd.splat_f32s(0.0); QUAD];
