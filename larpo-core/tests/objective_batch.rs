@@ -132,6 +132,24 @@ fn the_wrong_order_beside_the_right_one() {
 }
 
 #[test]
+fn lists_of_sixteen_between_order_and_disorder() {
+    // From the right order to the wrong one and to none, with spans around 40 and losses around 8, far from 0 too: the kernels
+    // for this length take differences of large terms, and must know where not to.
+    for (seed, offset) in [0.0, 300.0, -1e4].into_iter().enumerate() {
+        for noise in [0.0, 0.1, 1.0, 3.0, 13.0] {
+            let mut lists = Ragged::new((0..600).map(|_| 16), noise, 0, 20 + seed as u64);
+            for (at, list) in lists.gamma.chunks_mut(16).enumerate() {
+                let step = (at as f32 / 100.0 - 3.0) * 0.9;
+                list.iter_mut().enumerate().for_each(|(k, g)| *g += step * k as f32 + offset);
+            }
+            for loss in [LossType::Contrastive, LossType::Listmle] {
+                check(&Objective { loss, ..Objective::default() }, &lists, false);
+            }
+        }
+    }
+}
+
+#[test]
 fn long_lists_agree_with_the_losses_in_f64() {
     for length in [64, 121, 200, 337] {
         let lists = Ragged::new([length; 3].into_iter(), 4.0, 0, 5);
