@@ -127,7 +127,9 @@ pub fn by_iteration(run: &Run, points: &[Point]) -> Vec<Chart> {
         Some("previous") => "the policy at the start of the iteration",
         _ => "the reference",
     };
-    let kl = format!("from {reference}: k3 estimate a response in nats, last quarter of each iteration's updates");
+    let kl = format!(
+        "from {reference}: estimate from the candidates, nats a response, last quarter of each iteration's updates"
+    );
     vec![
         chart("Reward", fresh, false, vec![over("mean", &|p| Some(p.reward)), over(&best, &|p| Some(p.best))]),
         chart("Accuracy of a sample", fresh, true, vec![accuracy]),
