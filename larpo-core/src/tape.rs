@@ -127,17 +127,29 @@ pub struct Tape<B: Backend> {
     backend: B,
     nodes: RefCell<Vec<GradFn<B>>>,
     recording: bool,
+    /// What tells the pass apart from others where something is left out at random.
+    dropout: Option<[u32; 2]>,
 }
 
 impl<B: Backend> Tape<B> {
     /// A tape that records.
     pub fn new(backend: &B) -> Self {
-        Self { backend: backend.clone(), nodes: RefCell::default(), recording: true }
+        Self { backend: backend.clone(), nodes: RefCell::default(), recording: true, dropout: None }
     }
 
     /// A tape that records nothing, for forward passes without a gradient.
     pub fn inference(backend: &B) -> Self {
-        Self { backend: backend.clone(), nodes: RefCell::default(), recording: false }
+        Self { backend: backend.clone(), nodes: RefCell::default(), recording: false, dropout: None }
+    }
+
+    /// With dropout, drawn for pass number `pass` of update `update`; without this a pass leaves nothing out.
+    pub fn with_dropout(self, update: u64, pass: usize) -> Self {
+        Self { dropout: Some([update as u32, pass as u32]), ..self }
+    }
+
+    /// Update and pass that dropout is drawn for; none where nothing is left out.
+    pub fn dropout(&self) -> Option<[u32; 2]> {
+        self.dropout
     }
 
     /// The backend that computes.
