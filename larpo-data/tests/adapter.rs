@@ -38,7 +38,6 @@ fn peft_folders_come_out_as_they_went_in() {
         assert_eq!(json_of(out.join(ADAPTER_CONFIG)), json_of(folder.join(ADAPTER_CONFIG)));
         let again = AdapterFolder::open(&out).expect("an adapter");
         assert!(again.tensors().eq(adapter.tensors()), "names, shapes and order");
-        // PEFT writes the tensors and the padding of the header alike: the file is the same to the byte but for the header.
         for (name, _) in adapter.tensors() {
             assert_eq!(read(&again, name), read(&adapter, name));
         }

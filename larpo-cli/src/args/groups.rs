@@ -196,6 +196,32 @@ pub struct TrainArgs {
     pub resume_from_checkpoint: Option<ResumeFrom>,
 }
 
+/// A low-rank adapter that is trained in place of the model's weights, under TRL's names.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Adapter")]
+pub struct LoraArgs {
+    /// Train a low-rank adapter (LoRA) and leave the weights as they are; checkpoints and the result are adapter folders as
+    /// PEFT has them, which name the model folder that they belong to
+    #[arg(long)]
+    pub use_peft: bool,
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", default_value_t = 16, value_parser = at_least_one, requires = "use_peft")]
+    pub lora_r: usize,
+    /// Numerator of its scale, which is alpha / r
+    #[arg(long, value_name = "A", default_value_t = 32.0, value_parser = positive, requires = "use_peft")]
+    pub lora_alpha: f64,
+    /// Share of its input that is left out at random while training
+    #[arg(long, value_name = "F", default_value_t = 0.05, value_parser = part, requires = "use_peft")]
+    pub lora_dropout: f64,
+    /// Modules that have one: names or the ends of names, one regular expression, or all-linear
+    /// [default: q_proj,v_proj; c_attn of GPT-2]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "use_peft")]
+    pub lora_target_modules: Vec<String>,
+    /// Scale by alpha / √r instead (rank-stabilised)
+    #[arg(long, requires = "use_peft")]
+    pub use_rslora: bool,
+}
+
 /// `sft`'s learning rate where none is given.
 pub const SFT_LEARNING_RATE: f64 = 5e-4;
 /// Learning rate of `train` and `align` where none is given.
