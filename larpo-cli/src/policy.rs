@@ -376,7 +376,7 @@ struct OpenedAdapter {
 
 enum AdapterNumbers {
     /// In this folder.
-    Files(AdapterFolder, PathBuf),
+    Files(Box<AdapterFolder>, PathBuf),
     /// New ones, drawn with this seed.
     Drawn(u64),
 }
@@ -422,7 +422,7 @@ impl Opened {
                 config.validate()?;
                 adapter.check(&config.adapter_tensors())?;
                 let form = Arc::new(adapter.form()?);
-                Some(OpenedAdapter { form, numbers: AdapterNumbers::Files(adapter, adapter_folder.into()) })
+                Some(OpenedAdapter { form, numbers: AdapterNumbers::Files(Box::new(adapter), adapter_folder.into()) })
             }
         };
         check_memory(&config)?;
@@ -461,10 +461,10 @@ impl Opened {
         let targets = Targets::of_names(&args.lora_target_modules);
         let base = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
         let json = AdapterConfig::new(
-            args.lora_r,
-            args.lora_alpha,
+            args.lora_r.unwrap_or(16),
+            args.lora_alpha.unwrap_or(32.0),
             args.use_rslora,
-            args.lora_dropout,
+            args.lora_dropout.unwrap_or(0.05),
             targets,
             &base.to_string_lossy(),
         );

@@ -426,3 +426,29 @@ fn adapters_that_cannot_be_are_refused() {
     let message = refused(vec!["merge", &adapter, &folder.name("wrong"), "--model", &other]);
     assert!(message.contains("q_proj.lora_A.weight has shape [16, 16], expected [16, 32]"), "{message}");
 }
+
+#[test]
+fn more_iterations_take_up_the_flags_of_the_adapter() {
+    let folder = Folder::new("adapter-more");
+    let data = folder.rows("rows.jsonl", &rows());
+    let [model, plain, adapter] = ["model", "plain", "adapter"].map(|part| folder.name(part));
+    make(Path::new(&model), configurations().remove(0).1, Format::F32);
+    let draw = ["--k", "4", "--max_new_tokens", "6", "--reward_funcs", "length:target=3", "--iterations", "1"];
+    for (out, flags) in
+        [(&plain, &[][..]), (&adapter, &["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj,o_proj"])]
+    {
+        let words = ["align", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", out];
+        larpo(&[&words[..], &draw, &["--prompts_per_iteration", "6"], flags].concat()).expect("align");
+        larpo(&["align", "--iterations", "+1", "--output_dir", out]).expect("one more");
+        assert!(Path::new(out).join("iteration-2/manifest.json").is_file());
+    }
+    let tensors = AdapterFolder::open(&adapter).expect("an adapter").tensors().count();
+    assert_eq!(tensors, 2 * 2 * 2);
+    // Settings written as a file and read again ask for the same.
+    let words = ["config", "align", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &plain];
+    for flags in [&[][..], &["--use_peft", "--lora_alpha", "8"]] {
+        let text = larpo(&[&words[..], flags].concat()).expect("settings");
+        let file = folder.file("settings.yaml", text.as_str().expect("a text"));
+        larpo(&["config", "align", "--config", &file]).unwrap_or_else(|error| panic!("{error}: {text}"));
+    }
+}

@@ -25,7 +25,7 @@ pub fn candidates(iteration: &Path) -> Option<String> {
 pub fn model(iteration: &Path) -> Option<String> {
     let model = iteration.join("model");
     let has = |name: &&str| model.join(name).is_file();
-    let [config, weights] = match [ADAPTER_CONFIG, ADAPTER_WEIGHTS].iter().any(|name| has(&name)) {
+    let [config, weights] = match [ADAPTER_CONFIG, ADAPTER_WEIGHTS].iter().any(has) {
         true => [ADAPTER_CONFIG, ADAPTER_WEIGHTS],
         false => ["config.json", "model.safetensors"],
     };
