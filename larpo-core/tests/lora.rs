@@ -5,7 +5,7 @@ mod common;
 
 use common::{Loss, assert_close, difference, model, pack, ragged, rewards, separate, shapes, tiny, uniform};
 use larpo_core::backend::Backend;
-use larpo_core::cpu::Cpu;
+use larpo_core::cpu::{Cpu, DryRun};
 use larpo_core::model::{DecodeRow, Decoder, Lora, ModelConfig, Places, Transformer};
 use larpo_core::objective::{LossType, Objective, Ties};
 use larpo_core::optim::OptimizerConfig;
@@ -282,6 +282,30 @@ fn adapters_that_cannot_be_are_refused_by_name() {
     assert!(with(&|lora| lora.targets.push("lm_head".into())).contains("lora target is lm_head"));
 }
 
+/// What is computed again for the gradients is the same to the bit, and so is all that follows.
+#[test]
+fn recomputed_blocks_give_the_same_bits() {
+    fn check<B: Backend>(backend: &B) {
+        for config in shapes().into_iter().chain(all_shapes()) {
+            let (loss, mut lora) = (Loss::of(&ragged(), &rewards(), listmle()), config.lora.clone());
+            lora.iter_mut().for_each(|lora| lora.dropout = 0.3);
+            let gradients = |gradient_checkpointing| {
+                let config = ModelConfig { gradient_checkpointing, lora: lora.clone(), ..config.clone() };
+                let model = if lora.is_some() { adapted(backend, &config, 4) } else { model(backend, &config, 4) };
+                let mut gradients = Gradients::new(model.parameters().len());
+                let value = loss.backward_with(&model, &mut gradients, Some((3, 1)));
+                let read = |i| gradients.get(i).map(|g| backend.read(g));
+                (value, (0..model.parameters().len()).map(read).collect::<Vec<_>>())
+            };
+            let (kept, again) = (gradients(false), gradients(true));
+            assert!(kept.1.iter().flatten().count() > 0);
+            assert_eq!(kept, again);
+        }
+    }
+    check(&Reference);
+    check(&Cpu::new());
+}
+
 /// Adapters that PEFT wrote, with the log-probabilities that PEFT computes (larpo-cli/tests/interop/make_adapters.py).
 #[test]
 fn golden_adapters_equal_peft() {
@@ -319,4 +343,18 @@ fn golden_adapters_equal_peft() {
         check(&base.adapted(&Reference, &lora, &tensors), &packed, [&logp, &without]);
         check(&base.adapted(&Cpu::new(), &lora, &tensors), &packed, [&logp, &without]);
     }
+}
+
+#[test]
+fn recomputed_blocks_hold_less() {
+    let activations = |gradient_checkpointing| {
+        let dry = DryRun::new();
+        let config = ModelConfig { gradient_checkpointing, ..ModelConfig::new(64, 128, 12, 4, 2, 300) };
+        let mut trainer = Trainer::new(Transformer::unspecified(&dry, config).unwrap(), optimizer(), 1);
+        let row = SftRow { prompt: vec![1; 100], response: vec![2; 100] };
+        trainer.sft_step(&[&row, &row], 2).unwrap();
+        dry.memory().activations
+    };
+    let (kept, again) = (activations(false), activations(true));
+    assert!(3 * again < kept, "{again} bytes instead of {kept}");
 }

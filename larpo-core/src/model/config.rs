@@ -66,6 +66,10 @@ pub struct ModelConfig {
     pub naming: Naming,
     /// Standard deviation of initial weights.
     pub initializer_range: f64,
+    /// Whether a training step keeps only what enters each block and computes the rest once more for the gradients: the same bits
+    /// in less memory and more time.
+    #[serde(skip)]
+    pub gradient_checkpointing: bool,
     /// The adapter that is trained in place of the weights; no file of a model's shape says it.
     #[serde(skip)]
     pub lora: Option<Lora>,
@@ -197,6 +201,7 @@ impl ModelConfig {
             head: Head::Tied,
             naming: Naming::Llama,
             initializer_range: 0.02,
+            gradient_checkpointing: false,
             lora: None,
         }
     }

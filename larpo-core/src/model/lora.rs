@@ -81,6 +81,10 @@ pub(super) struct LoraState<B: Backend> {
 }
 
 impl<B: Backend> LoraState<B> {
+    pub(super) fn handle(&self) -> Self {
+        Self { scale: self.scale.clone(), ..*self }
+    }
+
     pub(super) fn new(backend: &B, lora: &Lora) -> Self {
         let scale = Arc::new(upload_f64(backend, &[lora.scale()]));
         Self { scale, random: CounterRng::new(0, Purpose::Dropout), stream: 0 }

@@ -102,6 +102,19 @@ impl<B: Backend> Transformer<B> {
         Ok(copy)
     }
 
+    /// The same model, sharing all memory.
+    fn handle(&self) -> Self {
+        Self {
+            backend: self.backend.clone(),
+            config: self.config.clone(),
+            parameters: self.parameters.handle(),
+            index: self.index.clone(),
+            rope: self.rope.clone(),
+            embedding_scale: self.embedding_scale.clone(),
+            lora: self.lora.as_ref().map(LoraState::handle),
+        }
+    }
+
     /// The shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -279,9 +292,21 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// The residual stream after the last block → `(rows, hidden)`; `keep` sees every layer's rotated `qkv`.
+    /// The residual stream after the last block → `(rows, hidden)`; `keep` sees every layer's rotated `qkv`, where it is not
+    /// computed twice.
     fn hidden(&self, tape: &Tape<B>, batch: &Batch<B>, mut keep: impl FnMut(usize, &Var<B>)) -> Var<B> {
         let mut x = self.embed(tape, &batch.ids, &batch.positions, batch.rows);
+        if self.config.gradient_checkpointing && tape.is_recording() {
+            let model = Arc::new(self.handle());
+            for layer in 0..self.config.num_hidden_layers {
+                let (model, positions, segments) = (model.clone(), batch.positions.clone(), batch.segments.clone());
+                x = tape.recompute(x, move |tape, x| {
+                    let attend = |qkv, spec| ops::attention(tape, &qkv, &segments, spec);
+                    model.block(tape, x, layer, &positions, attend)
+                });
+            }
+            return x;
+        }
         for layer in 0..self.config.num_hidden_layers {
             x = self.block(tape, x, layer, &batch.positions, |qkv, spec| {
                 keep(layer, &qkv);

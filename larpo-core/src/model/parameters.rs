@@ -298,6 +298,17 @@ impl<B: Backend> Parameters<B> {
         }
     }
 
+    /// The same parameters, sharing their storage.
+    pub(super) fn handle(&self) -> Self {
+        let entry = |p: &Parameter<B>| Parameter {
+            name: p.name.clone(),
+            tensors: p.tensors.clone(),
+            value: p.value.clone(),
+            ..*p
+        };
+        Self { entries: self.entries.iter().map(entry).collect() }
+    }
+
     /// Takes the storage of the parameters of `other` that have the same names; both then hold it.
     pub(super) fn share(&mut self, other: &Self) {
         let of_other: HashMap<&str, &Arc<B::Buffer>> = other.entries.iter().map(|p| (&p.name[..], &p.value)).collect();
