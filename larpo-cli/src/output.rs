@@ -11,7 +11,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Files that a run leaves in its output folder. The record is removed last: while it is there, the run is known.
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "config.json",
     "model.safetensors",
     "model.safetensors.index.json",
@@ -133,7 +135,13 @@ impl<'a> OutputDir<'a> {
         if !self.overwrite {
             return Ok(());
         }
-        let replaced = ["config.json", "model.safetensors", "model.safetensors.index.json"];
+        let replaced = [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "config.json",
+            "model.safetensors",
+            "model.safetensors.index.json",
+        ];
         let mut old = traces(self.folder)?;
         old.retain(|name| !replaced.contains(&name.as_str()));
         old.sort_by_key(|name| name == run_record::FILE);

@@ -1,12 +1,16 @@
 //! A policy: a transformer with its tokenizer, as a Hugging Face folder on disk.
 
+use crate::args::LoraArgs;
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::plan::{self, Dry};
 use larpo_core::backend::Backend;
 use larpo_core::cpu::DryRun;
-use larpo_core::model::{Head, ModelConfig, Transformer};
-use larpo_data::model_folder::{self, Format, ModelFolder, ModelForm};
+use larpo_core::model::{CheckpointTensor, Head, Lora, ModelConfig, Naming, Transformer};
+use larpo_data::model_folder::{
+    self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, AdapterFolder, AdapterForm, Format, ModelFolder, ModelForm,
+    Targets,
+};
 use larpo_data::tokenizer::Tokenizer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,8 +27,10 @@ pub struct Policy<B: Backend> {
     pub tokenizer: Arc<Tokenizer>,
     /// Ids that end a response.
     pub eos_ids: Vec<u32>,
-    /// How its folder is written.
+    /// How its folder is written; the base's folder where there is an adapter.
     pub form: Arc<ModelForm>,
+    /// How the folder of its adapter is written, which is then all that is.
+    pub adapter: Option<Arc<AdapterForm>>,
 }
 
 impl<B: Backend> Policy<B> {
@@ -67,15 +73,47 @@ impl<B: Backend> Policy<B> {
 
     /// The same policy, written in this format of numbers, if one is given.
     pub fn written_in(mut self, format: Option<Format>) -> Self {
-        if let Some(format) = format {
-            self.form = Arc::new(self.form.with_format(format));
+        match (format, &self.adapter) {
+            (Some(format), Some(adapter)) => self.adapter = Some(Arc::new(adapter.with_format(format))),
+            (Some(format), None) => self.form = Arc::new(self.form.with_format(format)),
+            (None, _) => {}
         }
         self
     }
 
     /// What belongs to the model but its weights.
     pub fn parts(&self) -> Parts {
-        Parts { tokenizer: self.tokenizer.clone(), eos_ids: self.eos_ids.clone(), form: self.form.clone() }
+        Parts {
+            tokenizer: self.tokenizer.clone(),
+            eos_ids: self.eos_ids.clone(),
+            form: self.form.clone(),
+            adapter: self.adapter.clone(),
+        }
+    }
+
+    /// The policy with the weights of another folder of the same run, of which one model is held at a time: where there is
+    /// an adapter its base stays in memory, and the adapter's numbers are read.
+    ///
+    /// # Errors
+    /// As [`Opened::read_as`] and [`Opened::load`]; another adapter than this one.
+    pub fn reloaded(mut self, folder: &Path, kind: Kind) -> Result<Self> {
+        let Some(own) = self.adapter.clone() else {
+            let backend = self.model.backend().clone();
+            drop(self);
+            return Opened::read_as(folder, kind)?.load(&backend);
+        };
+        let files = AdapterFolder::open(folder)?;
+        let settings =
+            |c: &AdapterConfig| (c.rank, c.alpha, c.rslora, c.dropout, c.json().get("target_modules").cloned());
+        if settings(&files.config) != settings(own.config()) {
+            return Err(Error::request(format!("{}: the adapter is another one than the run's", folder.display())));
+        }
+        files.check(&self.model.config().adapter_tensors())?;
+        larpo_data::checksums::verify_listed(folder)?;
+        let backend = self.model.backend().clone();
+        let read = |tensor: &CheckpointTensor| finite(files.read_f32(&tensor.name)?, &tensor.name, folder);
+        self.model.parameters_mut().import_trainable(&backend, read)?;
+        Ok(self)
     }
 
     /// Writes the model folder: configuration, weights, tokenizer, in the files and formats of numbers that it was read
@@ -141,8 +179,10 @@ pub struct Parts {
     pub tokenizer: Arc<Tokenizer>,
     /// Ids that end a response.
     pub eos_ids: Vec<u32>,
-    /// How the folder is written.
+    /// How the folder is written, or the base's where there is an adapter.
     pub form: Arc<ModelForm>,
+    /// How the folder of an adapter is written.
+    pub adapter: Option<Arc<AdapterForm>>,
 }
 
 impl Parts {
@@ -157,7 +197,7 @@ impl Parts {
         let (bos, pad) = (tokenizer.bos_id(), tokenizer.pad_id());
         let json = model_folder::ModelConfig::llama(&same_fields(config)?, bos, &eos_ids, pad)?;
         let form = Arc::new(ModelForm::fresh(json, &config.checkpoint_tensors()));
-        Ok(Self { tokenizer, eos_ids, form })
+        Ok(Self { tokenizer, eos_ids, form, adapter: None })
     }
 
     /// Those of a new model of the family and shape that a `config.json` describes, or the one in the folder `path`, and that
@@ -174,13 +214,13 @@ impl Parts {
         let eos_ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
         let json = json.with_ids(&path, tokenizer.bos_id(), &eos_ids, tokenizer.pad_id())?;
         let form = Arc::new(ModelForm::fresh(json, &config.checkpoint_tensors()));
-        Ok((config, Self { tokenizer, eos_ids, form }))
+        Ok((config, Self { tokenizer, eos_ids, form, adapter: None }))
     }
 
     /// The policy with this model.
     pub fn with<B: Backend>(self, model: Transformer<B>) -> Policy<B> {
-        let Self { tokenizer, eos_ids, form } = self;
-        Policy { model, tokenizer, eos_ids, form }
+        let Self { tokenizer, eos_ids, form, adapter } = self;
+        Policy { model, tokenizer, eos_ids, form, adapter }
     }
 }
 
@@ -267,9 +307,19 @@ pub fn save_model<B: Backend>(model: &Transformer<B>, parts: &Parts, numbers: Nu
         let (_, values) = held.get_or_insert_with(|| (index, parameters.download(model.backend(), index)));
         Cow::Owned(tensor.stored(values.as_slice().unwrap_or_default(), cols).into_owned())
     };
-    match numbers {
-        Numbers::AsRead => parts.form.write(folder, data)?,
-        Numbers::Exact => parts.form.write_f32(folder, data)?,
+    match (&parts.adapter, numbers) {
+        (None, Numbers::AsRead) => parts.form.write(folder, data)?,
+        (None, Numbers::Exact) => parts.form.write_f32(folder, data)?,
+        (Some(adapter), Numbers::AsRead) => adapter.write(folder, data)?,
+        (Some(adapter), Numbers::Exact) => adapter.write_f32(folder, data)?,
+    }
+    // A folder with a model and an adapter would be two models.
+    let other: &[&str] = match parts.adapter {
+        None => &[ADAPTER_CONFIG, ADAPTER_WEIGHTS],
+        Some(_) => &["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"],
+    };
+    for path in other.iter().map(|name| folder.join(name)).filter(|path| path.is_file()) {
+        std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
     }
     parts.tokenizer.save(folder)?;
     Ok(())
@@ -315,6 +365,20 @@ pub struct Opened {
     form: Arc<ModelForm>,
     /// Whether the score head is not in the files.
     new_head: bool,
+    adapter: Option<OpenedAdapter>,
+}
+
+/// An adapter without its numbers.
+struct OpenedAdapter {
+    form: Arc<AdapterForm>,
+    numbers: AdapterNumbers,
+}
+
+enum AdapterNumbers {
+    /// In this folder.
+    Files(Box<AdapterFolder>, PathBuf),
+    /// New ones, drawn with this seed.
+    Drawn(u64),
 }
 
 impl Opened {
@@ -331,14 +395,40 @@ impl Opened {
     /// # Errors
     /// As [`Opened::read`].
     pub fn read_as(folder: &Path, kind: Kind) -> Result<Self> {
+        Self::read_on(folder, None, kind)
+    }
+
+    /// As [`Opened::read_as`], an adapter with this `base` in place of the one that it names.
+    ///
+    /// # Errors
+    /// As [`Opened::read_as`]; an adapter whose base is not there, or that does not fit it.
+    pub fn read_on(folder: &Path, base: Option<&Path>, kind: Kind) -> Result<Self> {
         check_folder(folder)?;
+        let adapter = AdapterFolder::is_one(folder).then(|| AdapterFolder::open(folder)).transpose()?;
+        let adapter_folder = folder;
+        let base = match &adapter {
+            None => folder.to_path_buf(),
+            Some(adapter) => base_folder(folder, base, &adapter.config)?,
+        };
+        let folder = &base;
         let files = ModelFolder::open(folder)?;
-        let config =
+        let mut config =
             shape(&files.config, kind).map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
         files.check(&config.checkpoint_tensors())?;
+        let adapter = match adapter {
+            None => None,
+            Some(adapter) => {
+                config.lora = Some(lora(&adapter.config, &config)?);
+                config.validate()?;
+                adapter.check(&config.adapter_tensors())?;
+                let form = Arc::new(adapter.form()?);
+                Some(OpenedAdapter { form, numbers: AdapterNumbers::Files(Box::new(adapter), adapter_folder.into()) })
+            }
+        };
         check_memory(&config)?;
         let form = Arc::new(files.form()?);
-        let tokenizer = Arc::new(Tokenizer::open(folder)?);
+        let with_tokenizer = if adapter_folder.join("tokenizer.json").is_file() { adapter_folder } else { folder };
+        let tokenizer = Arc::new(Tokenizer::open(with_tokenizer)?);
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::request(format!(
                 "{}: the tokenizer has ids up to {}, the model a vocabulary of {}; they do not belong together",
@@ -348,7 +438,54 @@ impl Opened {
             )));
         }
         let eos_ids = eos_ids(&files.config, &tokenizer);
-        Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids, form, new_head: false })
+        Ok(Self { files, folder: folder.into(), config, tokenizer, eos_ids, form, new_head: false, adapter })
+    }
+
+    /// Reads everything but the weights of a language model that is to be trained: with a new adapter where `args` ask for
+    /// one. A folder with an adapter is trained on as such.
+    ///
+    /// # Errors
+    /// As [`Opened::read`]; targets that name nothing, an adapter on an adapter.
+    pub fn read_to_train(folder: &Path, args: &LoraArgs, seed: u64) -> Result<Self> {
+        let mut opened = Self::read(folder)?;
+        if !args.use_peft {
+            return Ok(opened);
+        }
+        if opened.adapter.is_some() {
+            return Err(Error::request(format!(
+                "{} is an adapter already and is trained on without --use_peft; `larpo merge` makes a model of it that can \
+                 have another one",
+                folder.display()
+            )));
+        }
+        let targets = Targets::of_names(&args.lora_target_modules);
+        let base = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+        let json = AdapterConfig::new(
+            args.lora_r.unwrap_or(16),
+            args.lora_alpha.unwrap_or(32.0),
+            args.use_rslora,
+            args.lora_dropout.unwrap_or(0.05),
+            targets,
+            &base.to_string_lossy(),
+        );
+        let linear = opened.config.linear_modules();
+        if let Some(name) = json.unmatched(&linear).first() {
+            let known: std::collections::BTreeSet<&str> =
+                linear.iter().filter_map(|module| module.rsplit('.').next()).collect();
+            let known: Vec<&str> = known.into_iter().collect();
+            return Err(Error::request(format!(
+                "--lora_target_modules: {} has no module {name}; it has {}",
+                folder.display(),
+                known.join(", ")
+            )));
+        }
+        let own = lora(&json, &opened.config)?;
+        let json = json.resolve(&own.targets, matches!(opened.config.naming, Naming::Gpt2 { .. }));
+        opened.config.lora = Some(own);
+        opened.config.validate()?;
+        let form = Arc::new(AdapterForm::fresh(json, &opened.config.adapter_tensors()));
+        opened.adapter = Some(OpenedAdapter { form, numbers: AdapterNumbers::Drawn(seed) });
+        Ok(opened)
     }
 
     /// Reads everything but the weights of a reward model, or of a language model whose body is to be one: its score head is
@@ -358,6 +495,7 @@ impl Opened {
     /// As [`Opened::read`]; a family whose sequence classifiers are not supported.
     pub fn read_for_rewards(folder: &Path) -> Result<Self> {
         check_folder(folder)?;
+        no_adapter(folder)?;
         if ModelFolder::read_config(folder)?.shape.head == model_folder::Head::Score {
             return Self::read_as(folder, Kind::RewardModel);
         }
@@ -371,6 +509,11 @@ impl Opened {
         Ok(Self { config, form, new_head: true, ..opened })
     }
 
+    /// The folder that holds the model, which is the base's where there is an adapter.
+    pub fn model_folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The id that pads are written with, if there is one.
     pub fn pad_id(&self) -> Option<u32> {
         self.form.config().pad_token_id
@@ -382,7 +525,8 @@ impl Opened {
     /// A shape that does not fit together.
     pub fn blank(&self) -> Result<Policy<Dry>> {
         let (tokenizer, eos_ids, form) = (self.tokenizer.clone(), self.eos_ids.clone(), self.form.clone());
-        Policy::blank(self.config.clone(), Parts { tokenizer, eos_ids, form })
+        let adapter = self.adapter.as_ref().map(|adapter| adapter.form.clone());
+        Policy::blank(self.config.clone(), Parts { tokenizer, eos_ids, form, adapter })
     }
 
     /// Reads the weights.
@@ -391,25 +535,97 @@ impl Opened {
     /// Tensors that cannot be read, a file of a sealed folder that was changed, a weight that is not finite, by tensor; more
     /// weights than the machine has memory.
     pub fn load<B: Backend>(self, backend: &B) -> Result<Policy<B>> {
-        let Self { files, folder, config, tokenizer, eos_ids, form, new_head } = self;
+        let Self { files, folder, config, tokenizer, eos_ids, form, new_head, adapter } = self;
         check_memory(&config)?;
         larpo_data::checksums::verify_listed(&folder)?;
-        let model = Transformer::from_checkpoint(backend, config, |tensor| {
-            if new_head && files.shape(&tensor.name).is_none() {
-                return Ok(vec![0.0; tensor.shape.iter().product()]);
+        if let Some(OpenedAdapter { numbers: AdapterNumbers::Files(_, folder), .. }) = &adapter {
+            larpo_data::checksums::verify_listed(folder)?;
+        }
+        let adapter_numbers = adapter.as_ref().map(|adapter| &adapter.numbers);
+        let read = |tensor: &CheckpointTensor| match (files.shape(&tensor.name), adapter_numbers) {
+            (None, Some(AdapterNumbers::Files(files, folder))) => {
+                finite(files.read_f32(&tensor.name)?, &tensor.name, folder)
             }
-            let (_, data) = files.read_f32(&tensor.name)?;
-            match data.iter().position(|v| !v.is_finite()) {
-                None => Ok(data),
-                Some(at) => Err(Error::request(format!(
-                    "{}: tensor {} holds {} at element {at}; the weights are damaged: use an earlier checkpoint",
-                    folder.display(),
-                    tensor.name,
-                    data[at]
-                ))),
-            }
-        })?;
-        Ok(Policy { model, tokenizer, eos_ids, form })
+            // Drawn below.
+            (None, Some(AdapterNumbers::Drawn(_))) => Ok(vec![0.0; tensor.shape.iter().product()]),
+            (None, None) if new_head => Ok(vec![0.0; tensor.shape.iter().product()]),
+            _ => finite(files.read_f32(&tensor.name)?.1, &tensor.name, &folder),
+        };
+        let mut model = Transformer::from_checkpoint(backend, config, read)?;
+        if let Some(AdapterNumbers::Drawn(seed)) = adapter_numbers {
+            model.reset_adapter(*seed)?;
+            say!(
+                "a new adapter of {} parameters on {} modules of {}",
+                model.config().trainable_parameters(),
+                model.config().lora.as_ref().map_or(0, |lora| lora.targets.len()),
+                folder.display()
+            );
+        }
+        Ok(Policy { model, tokenizer, eos_ids, form, adapter: adapter.map(|adapter| adapter.form) })
+    }
+}
+
+/// Refuses numbers that are not finite, by tensor.
+fn finite(data: Vec<f32>, name: &str, folder: &Path) -> Result<Vec<f32>> {
+    match data.iter().position(|v| !v.is_finite()) {
+        None => Ok(data),
+        Some(at) => Err(Error::request(format!(
+            "{}: tensor {name} holds {} at element {at}; the weights are damaged: use an earlier checkpoint",
+            folder.display(),
+            data[at]
+        ))),
+    }
+}
+
+/// The adapter that a configuration describes, on a model of this shape.
+fn lora(adapter: &AdapterConfig, config: &ModelConfig) -> Result<Lora> {
+    let targets = adapter.modules(&config.linear_modules(), &config.other_modules())?;
+    let AdapterConfig { rank, alpha, rslora, dropout, .. } = *adapter;
+    Ok(Lora { rank, alpha, rslora, dropout, targets })
+}
+
+/// The folder of the model under an adapter: `given`, or what the adapter names, from here or from its own folder.
+///
+/// # Errors
+/// No such folder.
+fn base_folder(folder: &Path, given: Option<&Path>, adapter: &AdapterConfig) -> Result<PathBuf> {
+    if let Some(given) = given {
+        check_folder(given)?;
+        return Ok(given.to_path_buf());
+    }
+    let named = adapter.base.as_deref().unwrap_or_default();
+    let above = folder.parent().unwrap_or(folder);
+    [PathBuf::from(named), folder.join(named), above.join(named)]
+        .into_iter()
+        .find(|path| !named.is_empty() && path.join("config.json").is_file())
+        .ok_or_else(|| {
+            Error::request(format!(
+                "{} is an adapter of the model {named:?}, and there is no such model folder; set base_model_name_or_path in \
+                 its {ADAPTER_CONFIG} to where that is (`larpo merge` takes it as --model_name_or_path too)",
+                folder.display()
+            ))
+        })
+}
+
+/// The folder that holds the model itself: `folder`, or the base of the adapter in it.
+///
+/// # Errors
+/// An adapter whose configuration cannot be read, or whose base is not there.
+pub fn model_folder_of(folder: &Path) -> Result<PathBuf> {
+    match AdapterFolder::is_one(folder) {
+        true => base_folder(folder, None, &AdapterConfig::read(folder)?),
+        false => Ok(folder.to_path_buf()),
+    }
+}
+
+/// Refuses a folder with an adapter where a model is needed.
+fn no_adapter(folder: &Path) -> Result<()> {
+    match AdapterFolder::is_one(folder) {
+        true => Err(Error::request(format!(
+            "{} is an adapter; make a model of it first, with `larpo merge {0} OUT`",
+            folder.display()
+        ))),
+        false => Ok(()),
     }
 }
 
@@ -419,6 +635,7 @@ impl Opened {
 /// As [`Opened::read`].
 pub fn check_model(folder: &Path) -> Result<ModelFolder> {
     check_folder(folder)?;
+    no_adapter(folder)?;
     let files = ModelFolder::open(folder)?;
     let config: ModelConfig = same_fields(&files.config.shape)?;
     config.validate().map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
@@ -452,7 +669,7 @@ pub fn check_folder(folder: &Path) -> Result<()> {
             "{path}: no such folder. larpo reads model folders on disk and downloads nothing. {mend}"
         )));
     }
-    match folder.join("config.json").exists() {
+    match folder.join("config.json").exists() || AdapterFolder::is_one(folder) {
         true => Ok(()),
         false => Err(Error::request(format!(
             "{path} has no config.json: it is no model folder. Give the folder that holds config.json, the weights \
@@ -466,7 +683,8 @@ fn check_memory(config: &ModelConfig) -> Result<()> {
     config.validate()?;
     // Rotary positions have a table.
     let table = (config.max_position_embeddings as u64).saturating_mul(config.head_dim as u64);
-    let weights = config.parameters().saturating_add(table).saturating_mul(4);
+    let adapter = config.lora.as_ref().map_or(0, |_| config.trainable_parameters());
+    let weights = config.parameters().saturating_add(table).saturating_add(adapter).saturating_mul(4);
     match machine::total_memory() {
         Some(limit) if weights > limit => Err(Error::request(format!(
             "the model's {} parameters need {} of memory and the machine has {}; choose a smaller model",

@@ -5,7 +5,7 @@ use crate::checkpoint::{self, Counters, Kind, TrainerState};
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::metrics_log::{MetricsLog, Row};
-use crate::policy::{Opened, Parts, Policy};
+use crate::policy::{Parts, Policy};
 use crate::progress::Progress;
 use crate::resume::Resume;
 use crate::status;
@@ -39,14 +39,12 @@ impl<'a, B: Backend> Loop<'a, B> {
         config: &'a LoopConfig,
         journal: Journal,
     ) -> Result<Self> {
-        let backend = policy.model.backend().clone();
-        let (parts, model) = (policy.parts(), policy.model);
+        let parts = policy.parts();
         let mut counters = Counters::default();
-        let trainer = match resumed_state(kind, (plan, data), config, &journal)? {
-            None => Trainer::new(model, config.optimizer, plan.steps),
+        let mut trainer = match resumed_state(kind, (plan, data), config, &journal)? {
+            None => Trainer::new(policy.model, config.optimizer, plan.steps),
             Some((checkpoint, state)) => {
-                drop(model);
-                let model = Opened::read_as(checkpoint, kind.model())?.load(&backend)?.model;
+                let model = policy.reloaded(checkpoint, kind.model())?.model;
                 counters = state.counters;
                 status::set_checkpoint(checkpoint);
                 say!(
@@ -59,6 +57,7 @@ impl<'a, B: Backend> Loop<'a, B> {
                 Trainer::resume(model, state.optimizer)?
             }
         };
+        trainer.model.seed_dropout(config.seed, config.stream as u32);
         let log = match &journal.metrics {
             None => None,
             Some(path) => {

@@ -2,7 +2,7 @@
 
 use crate::args::{Iterations, Settings};
 use crate::error::{Error, Result};
-use crate::policy::check_folder;
+use crate::policy::{check_folder, model_folder_of};
 use crate::version::Build;
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
@@ -301,7 +301,11 @@ impl Input {
     }
 }
 
-/// Checksums of a file (under the empty name), or of the files of a model folder that a model is made of.
+/// What stands before the names of the files of an adapter's base.
+const BASE: &str = "base: ";
+
+/// Checksums of a file (under the empty name), or of the files of a model folder that a model is made of; of an adapter, those of
+/// its base too.
 ///
 /// # Errors
 /// A file or folder that cannot be read.
@@ -314,6 +318,7 @@ pub fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
             || matches!(
                 name,
                 "config.json"
+                    | "adapter_config.json"
                     | "generation_config.json"
                     | "model.safetensors.index.json"
                     | "tokenizer.json"
@@ -321,6 +326,9 @@ pub fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
             )
     };
     let mut sums = BTreeMap::new();
+    if let Some(base) = model_folder_of(path).ok().filter(|base| base != path) {
+        sums.extend(checksums(&base)?.into_iter().map(|(name, sum)| (format!("{BASE}{name}"), sum)));
+    }
     for entry in fs::read_dir(path).map_err(Error::io(path, "read"))? {
         let entry = entry.map_err(Error::io(path, "read"))?;
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -336,7 +344,7 @@ pub fn weights(files: &BTreeMap<String, String>) -> String {
     if let Some(single) = files.get("model.safetensors") {
         return single.clone();
     }
-    let shards = files.iter().filter(|(name, _)| name.ends_with(".safetensors"));
+    let shards = files.iter().filter(|(name, _)| name.ends_with(".safetensors") && !name.starts_with(BASE));
     shards.map(|(name, sum)| format!("{name} {sum}")).collect::<Vec<_>>().join(", ")
 }
 

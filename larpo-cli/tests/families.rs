@@ -4,7 +4,8 @@ mod common;
 use common::{Folder, run_here as larpo};
 use larpo_cli::policy::{Parts, Policy};
 use larpo_core::cpu::Cpu;
-use larpo_data::model_folder::{Format, ModelFolder};
+use larpo_core::lists::PackedLists;
+use larpo_data::model_folder::{AdapterFolder, Format, ModelFolder};
 use larpo_data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -267,4 +268,187 @@ fn new_models_of_a_configuration_and_other_formats() {
     let words = ["sft", "--config_name", &path, "--tokenizer", "char", "--dataset_name", &data, "--output_dir"];
     let message = larpo(&[&words[..], &[&folder.name("small")]].concat()).expect_err("no room");
     assert!(message.contains("small.json") && message.contains("vocabulary"), "{message}");
+}
+
+/// Every file of a folder, by name.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let named = |path: std::path::PathBuf| {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        (name, std::fs::read(path).expect("reads"))
+    };
+    entries.filter(|path| path.is_file()).map(named).collect()
+}
+
+/// Log-probabilities of a few tokens under the model or adapter in a folder.
+fn scores(folder: &str) -> Vec<f64> {
+    let policy = Policy::open(&Cpu::new(), Path::new(folder)).expect("a model");
+    policy.model.score(&PackedLists::pack([(&[5u32, 9, 4][..], [&[7u32, 3, 11, 2][..], &[6]])])).expect("scores")
+}
+
+#[test]
+fn an_adapter_of_every_family_is_trained_used_and_merged() {
+    for (name, config) in configurations() {
+        let folder = Folder::new(&format!("adapter-{name}"));
+        let data = folder.rows("rows.jsonl", &rows());
+        let [model, sft, aligned, merged] = ["model", "sft", "aligned", "merged"].map(|part| folder.name(part));
+        make(Path::new(&model), config, Format::F32);
+        let before = files(Path::new(&model));
+        let run = |words: &[&str]| larpo(words).unwrap_or_else(|error| panic!("{name}: {error}"));
+
+        let adapter = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "all-linear"];
+        let training = ["--learning_rate", "1e-2", "--max_steps", "4", "--logging_steps", "2"];
+        let words = ["sft", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &sft];
+        run(&[&words[..], &adapter, &training].concat());
+        assert!(files(Path::new(&model)) == before, "{name}: the base is as it was");
+        let written = files(Path::new(&sft));
+        assert!(written.contains_key("adapter_model.safetensors") && written.contains_key("tokenizer.json"), "{name}");
+        assert!(!written.contains_key("config.json") && !written.contains_key("model.safetensors"), "{name}");
+        let (base, adapted) = (scores(&model), scores(&sft));
+        assert!(base.iter().zip(&adapted).any(|(a, b)| (a - b).abs() > 1e-3), "{name}: {base:?} {adapted:?}");
+
+        // An adapter folder goes on as one, without --use_peft.
+        let draw = ["--k", "4", "--max_new_tokens", "6", "--reward_funcs", "length:target=3", "--reference", "initial"];
+        let words = ["align", "--model_name_or_path", &sft, "--dataset_name", &data, "--output_dir", &aligned];
+        run(&[&words[..], &draw, &["--iterations", "2", "--prompts_per_iteration", "6"]].concat());
+        assert_ne!(scores(&aligned), adapted, "{name}");
+        let config = |folder: &str| -> Value {
+            serde_json::from_slice(&files(Path::new(folder))["adapter_config.json"]).expect("JSON")
+        };
+        assert_eq!(config(&aligned), config(&sft), "{name}");
+
+        run(&["merge", &aligned, &merged]);
+        assert_eq!(form(Path::new(&merged)), form(Path::new(&model)), "{name}");
+        for (a, b) in scores(&merged).iter().zip(scores(&aligned)) {
+            assert!((a - b).abs() < 1e-5, "{name}: {a} {b}");
+        }
+        run(&["sample", "--model_name_or_path", &aligned, "--prompt", "1+1\n", "--max_new_tokens", "3"]);
+        run(&["generate", "--model_name_or_path", &aligned, "--prompt", "1+1\n", "--max_new_tokens", "3"]);
+        run(&["score", "--model_name_or_path", &aligned, "--dataset_name", &data, "--max_samples", "2"]);
+        let draw = ["--dataset_name", &data, "--max_samples", "3", "--k", "2", "--max_new_tokens", "4"];
+        let reward = ["--reward_funcs", "length:target=3", "--recall_at", "1"];
+        run(&[&["eval", &aligned, &merged, "--ref_model", &model][..], &draw, &reward].concat());
+        let words = ["plan", "sft", "--model_name_or_path", &model, "--dataset_name", &data];
+        run(&[&words[..], &["--output_dir", &folder.name("planned")], &adapter].concat());
+
+        // Read and written again it is the same, every file of it.
+        let again = folder.name("again");
+        Policy::open(&Cpu::new(), Path::new(&aligned)).expect("reads").save(Path::new(&again)).expect("writes");
+        let (was, is) = (files(Path::new(&aligned)), files(Path::new(&again)));
+        assert!(is.iter().all(|(file, bytes)| was[file] == *bytes) && is.contains_key("adapter_config.json"), "{name}");
+    }
+}
+
+#[test]
+fn a_run_with_an_adapter_goes_on_to_the_same_bits() {
+    let folder = Folder::new("adapter-resumed");
+    let data = folder.rows("rows.jsonl", &rows());
+    let model = folder.name("model");
+    make(Path::new(&model), configurations().remove(0).1, Format::Bf16);
+    let training = ["--save_steps", "1", "--lora_dropout", "0.3", "--use_peft", "--learning_rate", "1e-2"];
+    let draw = ["--k", "4", "--max_new_tokens", "6", "--reward_funcs", "length:target=3", "--memory", "all"];
+    let loops = ["--iterations", "2", "--prompts_per_iteration", "9", "--per_device_train_batch_size", "2"];
+    for verb in ["sft", "align"] {
+        let [whole, parts] = ["whole", "parts"].map(|part| folder.name(&format!("{verb}-{part}")));
+        let words = |out| {
+            let words = [verb, "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", out];
+            match verb {
+                "sft" => [&words[..], &training, &["--max_steps", "5"]].concat(),
+                _ => [&words[..], &training, &draw, &loops, &["--reference", "initial"]].concat(),
+            }
+        };
+        for out in [&whole, &parts] {
+            larpo(&words(out)).expect(verb);
+        }
+        // What came after a checkpoint is lost; of `align` the one of its second iteration.
+        let out = Path::new(&parts);
+        std::fs::remove_file(out.join("adapter_model.safetensors")).expect("removes");
+        let at = if verb == "sft" { out.to_path_buf() } else { out.join("iteration-2") };
+        let mut left = larpo_cli::checkpoint::list(&at).expect("checkpoints");
+        assert!(left.len() > 2, "{left:?}");
+        assert!(left[0].1.join("adapter_model.safetensors").is_file() && !left[0].1.join("config.json").exists());
+        left.truncate(2);
+        left.iter().for_each(|(_, path)| std::fs::remove_dir_all(path).expect("removes"));
+        if verb == "align" {
+            std::fs::remove_file(at.join("manifest.json")).expect("removes");
+        }
+        larpo(&[&words(&parts)[..], &["--resume_from_checkpoint", "latest"]].concat()).expect("goes on");
+        let weights = |folder: &str| files(Path::new(folder)).remove("adapter_model.safetensors").expect("weights");
+        assert!(weights(&parts) == weights(&whole), "{verb}: the weights differ");
+        // A finished run is known as such, and its model as its own.
+        larpo(&[&words(&parts)[..], &["--resume_from_checkpoint", "latest"]].concat()).expect("nothing to do");
+        larpo(&["inspect", &parts]).expect("a run");
+    }
+    // Dropout is drawn: without it the result is another one.
+    let plain = folder.name("plain");
+    let words = ["sft", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &plain];
+    let training = ["--use_peft", "--lora_dropout", "0", "--learning_rate", "1e-2", "--max_steps", "5"];
+    larpo(&[&words[..], &training].concat()).expect("sft");
+    assert_ne!(scores(&plain), scores(&folder.name("sft-whole")));
+}
+
+#[test]
+fn adapters_that_cannot_be_are_refused() {
+    let folder = Folder::new("adapter-refused");
+    let data = folder.rows("rows.jsonl", &rows());
+    let [model, adapter, out] = ["model", "adapter", "out"].map(|part| folder.name(part));
+    make(Path::new(&model), configurations().remove(0).1, Format::F32);
+    let words = |model, out| ["sft", "--model_name_or_path", model, "--dataset_name", &data, "--output_dir", out];
+    let short = ["--max_steps", "2"];
+    let refused = |words: Vec<&str>| larpo(&words).expect_err("refused");
+    let asked = |flags: &[&'static str]| [&words(&model, &out)[..], &short, flags].concat();
+    assert!(refused(asked(&["--lora_r", "4"])).contains("--use_peft"));
+    let message = refused(asked(&["--use_peft", "--lora_target_modules", "q_proj,c_attn"]));
+    assert!(message.contains("c_attn") && message.contains("down_proj"), "{message}");
+    assert!(refused(asked(&["--use_peft", "--lora_target_modules", "lm_head"])).contains("lm_head"));
+    let fresh = ["sft", "--dataset_name", &data, "--output_dir", &out, "--preset", "t1m", "--use_peft"];
+    assert!(refused(fresh.to_vec()).contains("--model_name_or_path"));
+
+    larpo(&[&words(&model, &adapter)[..], &short, &["--use_peft", "--dtype", "bfloat16"]].concat()).expect("sft");
+    let tensors = AdapterFolder::open(&adapter).expect("an adapter");
+    let (first, _) = tensors.tensors().next().expect("a tensor");
+    assert!(tensors.read_f32(first).expect("numbers").iter().all(|x| x.to_bits() & 0xffff == 0));
+    assert!(refused([&words(&adapter, &out)[..], &short, &["--use_peft"]].concat()).contains("larpo merge"));
+    assert!(refused(vec!["convert", &adapter, &out]).contains("larpo merge"));
+    assert!(refused(vec!["merge", &model, &out]).contains("no adapter"));
+    assert!(refused(vec!["merge", &adapter, &model]).contains("another one"));
+    // The model under it has moved: named, and taken from elsewhere.
+    let moved = folder.name("moved");
+    std::fs::rename(&model, &moved).expect("renames");
+    let message = refused(vec!["sample", "--model_name_or_path", &adapter, "--prompt", "1"]);
+    assert!(message.contains(&model) && message.contains("base_model_name_or_path"), "{message}");
+    larpo(&["merge", &adapter, &out, "--model", &moved, "--dtype", "float16"]).expect("merges");
+    assert!(form(Path::new(&out)).0.values().all(|(_, format)| *format == Format::F16));
+    // Of another shape.
+    let other = folder.name("other");
+    let wide = with(configurations().remove(0).1, json!({"hidden_size": 32}));
+    make(Path::new(&other), wide, Format::F32);
+    let message = refused(vec!["merge", &adapter, &folder.name("wrong"), "--model", &other]);
+    assert!(message.contains("q_proj.lora_A.weight has shape [16, 16], expected [16, 32]"), "{message}");
+}
+
+#[test]
+fn more_iterations_take_up_the_flags_of_the_adapter() {
+    let folder = Folder::new("adapter-more");
+    let data = folder.rows("rows.jsonl", &rows());
+    let [model, plain, adapter] = ["model", "plain", "adapter"].map(|part| folder.name(part));
+    make(Path::new(&model), configurations().remove(0).1, Format::F32);
+    let draw = ["--k", "4", "--max_new_tokens", "6", "--reward_funcs", "length:target=3", "--iterations", "1"];
+    for (out, flags) in
+        [(&plain, &[][..]), (&adapter, &["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj,o_proj"])]
+    {
+        let words = ["align", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", out];
+        larpo(&[&words[..], &draw, &["--prompts_per_iteration", "6"], flags].concat()).expect("align");
+        larpo(&["align", "--iterations", "+1", "--output_dir", out]).expect("one more");
+        assert!(Path::new(out).join("iteration-2/manifest.json").is_file());
+    }
+    let tensors = AdapterFolder::open(&adapter).expect("an adapter").tensors().count();
+    assert_eq!(tensors, 2 * 2 * 2);
+    // Settings written as a file and read again ask for the same.
+    let words = ["config", "align", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &plain];
+    for flags in [&[][..], &["--use_peft", "--lora_alpha", "8"]] {
+        let text = larpo(&[&words[..], flags].concat()).expect("settings");
+        let file = folder.file("settings.yaml", text.as_str().expect("a text"));
+        larpo(&["config", "align", "--config", &file]).unwrap_or_else(|error| panic!("{error}: {text}"));
+    }
 }

@@ -12,6 +12,7 @@
 //! the caller, not bad data.
 
 use crate::lists::RankedLists;
+use crate::rng::philox;
 use serde::{Deserialize, Serialize};
 
 /// Whether a kernel overwrites its destination or adds to it.
@@ -147,6 +148,28 @@ pub struct AdamWSpec {
     pub weight_decay: f64,
     /// Number of this update, counted from 1.
     pub step: u64,
+}
+
+/// Which elements dropout leaves out: a pure function of these numbers and the element's place, so the gradient draws it
+/// again instead of keeping a mask, and a run that goes on draws the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutSpec {
+    /// Share of the elements that become zero, in [0, 1); the others are divided by 1 − rate.
+    pub rate: f64,
+    /// Key of the random numbers.
+    pub key: [u32; 2],
+    /// What tells uses of one key apart.
+    pub counter: [u32; 2],
+}
+
+impl DropoutSpec {
+    /// The factors of elements `4·block ..` and the three after it: 0 or 1 / (1 − rate).
+    #[inline]
+    pub fn factors(&self, block: u64) -> [f64; 4] {
+        let words = philox([block as u32, (block >> 32) as u32, self.counter[0], self.counter[1]], self.key);
+        let scale = 1.0 / (1.0 - self.rate);
+        words.map(|word| if f64::from(word) < self.rate * 4_294_967_296.0 { 0.0 } else { scale })
+    }
 }
 
 /// How one row of logits becomes a token (order as in Hugging Face generation: temperature, top-k, top-p, min-p).
@@ -413,6 +436,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         loss: &mut Self::Buffer,
         d_logp: &mut Self::Buffer,
     );
+    /// `y = x` or `y += x` with some elements left out and the others enlarged; see [`DropoutSpec`]. It is its own gradient.
+    fn dropout(&self, x: &Self::Buffer, spec: &DropoutSpec, y: &mut Self::Buffer, store: Store);
     /// `x *= y[0]`.
     fn scale(&self, x: &mut Self::Buffer, y: &Self::Buffer);
 

@@ -1,6 +1,6 @@
 //! Differentiable operations: one function each, its gradient in the same place.
 
-use crate::backend::{Activation, AttentionSpec, Backend, NormSpec, Store, Weight};
+use crate::backend::{Activation, AttentionSpec, Backend, DropoutSpec, NormSpec, Store, Weight};
 use crate::tape::{Tape, Var};
 use std::sync::Arc;
 
@@ -44,11 +44,15 @@ pub fn linear<B: Backend>(
     }
     b.linear(x.value(), weight(w), &mut y, store);
     let shape = (x.rows, w.rows);
-    let (x, saved, w) = (x.link(), x.saved(), w.clone());
+    // A frozen matrix needs no input for its gradient.
+    let saved = w.link().needs_grad().then(|| x.saved());
+    let (x, w) = (x.link(), w.clone());
     let (bias, residual) = (bias.map(Var::link), residual.map(Var::link));
     tape.record(y, shape, &inputs, move |b, d_y, flow| {
         flow.with(b, x, |d, store| b.linear_grad_x(&d_y, weight(&w), d, store));
-        flow.with(b, w.link(), |d, store| b.linear_grad_w(&d_y, &saved.get(b), w.rows, w.cols, d, store));
+        if let Some(saved) = saved {
+            flow.with(b, w.link(), |d, store| b.linear_grad_w(&d_y, &saved.get(b), w.rows, w.cols, d, store));
+        }
         if let Some(bias) = bias {
             flow.with(b, bias, |d, store| b.sum_rows(&d_y, d, store));
         }
@@ -56,6 +60,134 @@ pub fn linear<B: Backend>(
             flow.give(b, residual, d_y);
         }
     })
+}
+
+/// A low-rank term of a product; see [`low_rank`].
+pub struct LowRank<B: Backend> {
+    /// `(parts·r, in)`: the parts' matrices A, one below the other.
+    pub a: Var<B>,
+    /// `(out_part, r)`: every part's matrix B, and the first column of the result that the part is added to.
+    pub parts: Vec<(Var<B>, usize)>,
+    /// `(1)`.
+    pub scale: Arc<B::Buffer>,
+    /// What is left out of the input.
+    pub dropout: Option<DropoutSpec>,
+}
+
+/// Some columns of a matrix `(n, width)`: it is looked at as narrower rows, of which these are the ones inside.
+struct Columns<B: Backend> {
+    /// None for all columns.
+    rows: Option<B::Index>,
+    /// Width of such a row.
+    channels: usize,
+}
+
+impl<B: Backend> Columns<B> {
+    fn new(b: &B, n: usize, width: usize, first: usize, count: usize) -> Self {
+        if count == width {
+            return Self { rows: None, channels: width };
+        }
+        let gcd = |mut a: usize, mut b: usize| {
+            while b > 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        };
+        let channels = gcd(gcd(width, first), count);
+        let (of_row, from, to) = (width / channels, first / channels, (first + count) / channels);
+        let rows: Vec<u32> = (0..n).flat_map(|row| (from..to).map(move |i| (row * of_row + i) as u32)).collect();
+        Self { rows: Some(b.upload_index(&rows)), channels }
+    }
+
+    /// The columns of `x` for as long as `with` looks at them, `len` numbers.
+    fn of<R>(&self, b: &B, x: &B::Buffer, len: usize, with: impl FnOnce(&B::Buffer) -> R) -> R {
+        match &self.rows {
+            None => with(x),
+            Some(rows) => {
+                let mut part = b.alloc(len);
+                b.gather_rows(x, rows, self.channels, &mut part);
+                with(&part)
+            }
+        }
+    }
+
+    /// The columns of `y` get `len` numbers that `write` makes. With [`Store::Set`] the other columns become zero.
+    fn put(&self, b: &B, y: &mut B::Buffer, len: usize, store: Store, write: impl FnOnce(&mut B::Buffer, Store)) {
+        match &self.rows {
+            None => write(y, store),
+            Some(rows) => {
+                let mut part = b.alloc(len);
+                write(&mut part, Store::Set);
+                b.gather_rows_grad(&part, rows, self.channels, y, store);
+            }
+        }
+    }
+}
+
+/// `y (n, out)` plus `scale · dropout(x)·Aᵀ·Bᵀ` in the columns of every part, with `x (n, in)` → `(n, out)` (Hu et al. 2021).
+/// The parts share what is left out of `x`.
+pub fn low_rank<B: Backend>(tape: &Tape<B>, y: Var<B>, x: &Var<B>, low: LowRank<B>) -> Var<B> {
+    let (b, n, out) = (tape.backend(), x.rows, y.cols);
+    let LowRank { a, parts, scale, dropout } = low;
+    let (joint, r) = (a.rows, a.rows / parts.len());
+    let mut inputs = vec![y.link(), x.link(), a.link()];
+    inputs.extend(parts.iter().map(|(up, _)| up.link()));
+    let residual = y.link();
+    let mut y = y.into_buffer(b);
+    // Kept with the scale, which then is in the gradient of B too.
+    let mut h = b.alloc(n * joint);
+    dropped(b, x.value(), dropout.as_ref(), |x| b.linear(x, weight(&a), &mut h, Store::Set));
+    b.scale(&mut h, &scale);
+    for (i, (up, first)) in parts.iter().enumerate() {
+        Columns::new(b, n, joint, i * r, r).of(b, &h, n * r, |h| {
+            let columns = Columns::new(b, n, out, *first, up.rows);
+            columns.put(b, &mut y, n * up.rows, Store::Add, |y, store| b.linear(h, weight(up), y, store));
+        });
+    }
+    let (x, saved) = (x.link(), x.saved());
+    tape.record(y, (n, out), &inputs, move |b, d_y, flow| {
+        let mut d_h = b.alloc(n * joint);
+        for (i, (up, first)) in parts.iter().enumerate() {
+            let of_h = Columns::new(b, n, joint, i * r, r);
+            Columns::new(b, n, out, *first, up.rows).of(b, &d_y, n * up.rows, |d_y| {
+                of_h.of(b, &h, n * r, |h| {
+                    flow.with(b, up.link(), |d, store| b.linear_grad_w(d_y, h, up.rows, r, d, store));
+                });
+                let store = if i == 0 { Store::Set } else { Store::Add };
+                of_h.put(b, &mut d_h, n * r, store, |d_h, store| b.linear_grad_x(d_y, weight(up), d_h, store));
+            });
+        }
+        b.scale(&mut d_h, &scale);
+        flow.with(b, a.link(), |d, store| {
+            dropped(b, &saved.get(b), dropout.as_ref(), |x| b.linear_grad_w(&d_h, x, joint, a.cols, d, store));
+        });
+        flow.with(b, x, |d_x, store| match &dropout {
+            None => b.linear_grad_x(&d_h, weight(&a), d_x, store),
+            Some(spec) => {
+                let mut d_kept = b.alloc(n * a.cols);
+                b.linear_grad_x(&d_h, weight(&a), &mut d_kept, Store::Set);
+                b.dropout(&d_kept, spec, d_x, store);
+            }
+        });
+        flow.give(b, residual, d_y);
+    })
+}
+
+/// `x` with some elements left out, for as long as `with` looks at it.
+fn dropped<B: Backend, R>(
+    b: &B,
+    x: &B::Buffer,
+    dropout: Option<&DropoutSpec>,
+    with: impl FnOnce(&B::Buffer) -> R,
+) -> R {
+    match dropout {
+        None => with(x),
+        Some(spec) => {
+            let mut kept = b.alloc(b.len(x));
+            b.dropout(x, spec, &mut kept, Store::Set);
+            with(&kept)
+        }
+    }
 }
 
 /// `x + y`, of one shape.

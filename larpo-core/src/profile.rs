@@ -12,7 +12,7 @@
 //! [`ModelConfig::forward_flops`]: crate::model::ModelConfig::forward_flops
 
 use crate::backend::{
-    Activation, AdamWSpec, AttentionSpec, Backend, Draw, NormSpec, SamplingSpec, Segment, Store, Weight,
+    Activation, AdamWSpec, AttentionSpec, Backend, Draw, DropoutSpec, NormSpec, SamplingSpec, Segment, Store, Weight,
 };
 use crate::lists::RankedLists;
 use std::collections::{BTreeMap, BTreeSet};
@@ -509,6 +509,12 @@ impl<B: Backend> Backend for Profiled<B> {
         let words = 3 * self.len_of(logp) + self.len_of(gamma) + self.len_of(loss);
         let work = Work::moving(Shape::Flat, words);
         self.timed("list_loss", work, |b| b.list_loss(logp, reference, lists, gamma, loss, d_logp));
+    }
+
+    fn dropout(&self, x: &B::Buffer, spec: &DropoutSpec, y: &mut B::Buffer, store: Store) {
+        let n = self.len_of(x);
+        let work = Work::moving(Shape::Flat, n + passes(store) * n);
+        self.timed("dropout", work, |b| b.dropout(x, spec, y, store));
     }
 
     fn scale(&self, x: &mut B::Buffer, y: &B::Buffer) {

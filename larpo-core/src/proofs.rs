@@ -33,7 +33,7 @@ pub struct ProofReport {
 /// - *constant*: with γ = 0 every list's loss equals the constant that its length and ties dictate. Applies where
 ///   `reference_is_policy`; the reference is then the training path itself.
 /// - *log-probabilities*: those recorded while sampling equal the training path's.
-/// - *gradient*: the backward pass reaches every parameter.
+/// - *gradient*: the backward pass reaches every parameter that is trained.
 ///
 /// # Errors
 /// The proof that failed, and what was found.
@@ -65,7 +65,7 @@ pub fn prove<B: Backend>(
 
     let mut gradients = Gradients::new(model.parameters().len());
     tape.backward(&loss.total, &mut gradients);
-    for (index, parameter) in model.parameters().iter().enumerate() {
+    for (index, parameter) in model.parameters().iter().enumerate().filter(|(_, parameter)| parameter.trainable) {
         let Some(gradient) = gradients.get(index) else {
             let found = format!("no gradient reached {}", parameter.tensor_names());
             return Err(Error::Proof { proof: "the backward pass reaches every parameter", found });

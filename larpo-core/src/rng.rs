@@ -38,6 +38,8 @@ pub enum Purpose {
     Bench = 6,
     /// Bootstrap resampling.
     Bootstrap = 7,
+    /// What dropout leaves out: counters are element, update and pass, keys adapter and run.
+    Dropout = 8,
 }
 
 /// A stream of random numbers addressed by four counters.
@@ -58,6 +60,12 @@ impl CounterRng {
         let block = philox(counters, self.key);
         let bits = (u64::from(block[0]) << 32 | u64::from(block[1])) >> 11;
         bits as f64 / (1u64 << 53) as f64
+    }
+
+    /// Key of the sub-stream `a`, `b`, for a kernel that draws with [`philox`] itself.
+    pub fn key(&self, a: u32, b: u32) -> [u32; 2] {
+        let [x, y, ..] = philox([a, b, 0, 0x6b65_7973], self.key);
+        [x, y]
     }
 
     /// A sequential generator for sub-stream `index` (initial weights, shuffles).

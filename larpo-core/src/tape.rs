@@ -127,17 +127,29 @@ pub struct Tape<B: Backend> {
     backend: B,
     nodes: RefCell<Vec<GradFn<B>>>,
     recording: bool,
+    /// What tells the pass apart from others where something is left out at random.
+    dropout: Option<[u32; 2]>,
 }
 
 impl<B: Backend> Tape<B> {
     /// A tape that records.
     pub fn new(backend: &B) -> Self {
-        Self { backend: backend.clone(), nodes: RefCell::default(), recording: true }
+        Self { backend: backend.clone(), nodes: RefCell::default(), recording: true, dropout: None }
     }
 
     /// A tape that records nothing, for forward passes without a gradient.
     pub fn inference(backend: &B) -> Self {
-        Self { backend: backend.clone(), nodes: RefCell::default(), recording: false }
+        Self { backend: backend.clone(), nodes: RefCell::default(), recording: false, dropout: None }
+    }
+
+    /// With dropout, drawn for pass number `pass` of update `update`; without this a pass leaves nothing out.
+    pub fn with_dropout(self, update: u64, pass: usize) -> Self {
+        Self { dropout: Some([update as u32, pass as u32]), ..self }
+    }
+
+    /// Update and pass that dropout is drawn for; none where nothing is left out.
+    pub fn dropout(&self) -> Option<[u32; 2]> {
+        self.dropout
     }
 
     /// The backend that computes.
@@ -163,6 +175,44 @@ impl<B: Backend> Tape<B> {
             nodes.push(Box::new(grad));
         }
         Var::new(source, value.into(), rows, cols)
+    }
+
+    /// Whether it records.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// `block` of `x`, of which nothing but `x` is kept: going backward it is computed once more (Chen et al. 2016). It must
+    /// give the same bits both times.
+    pub fn recompute(&self, x: Var<B>, block: impl Fn(&Self, Var<B>) -> Var<B> + 'static) -> Var<B> {
+        if !self.recording {
+            return block(self, x);
+        }
+        let (link, value, rows, cols, dropout) = (x.link, x.value.clone(), x.rows, x.cols, self.dropout);
+        let y = block(&Self { dropout, ..Self::inference(&self.backend) }, x);
+        let mut nodes = self.nodes.borrow_mut();
+        let source = Source::Node(nodes.len());
+        nodes.push(Box::new(move |b: &B, d_y, flow: &mut Flow<B>| {
+            let tape = Self { dropout, ..Self::new(b) };
+            // Stands for what made the input.
+            tape.nodes.borrow_mut().push(Box::new(|_, _, _| ()));
+            let source = if link.needs_grad() { Source::Node(0) } else { Source::Constant };
+            let y = block(&tape, Var::new(source, value, rows, cols)).link;
+            let mut nodes = tape.nodes.into_inner();
+            let inner = (0..nodes.len()).map(|_| None).collect();
+            let mut of_block = Flow { inner, gradients: &mut *flow.gradients };
+            of_block.give(b, y, d_y);
+            while nodes.len() > 1 {
+                let (grad, d) = (nodes.pop(), of_block.inner.pop().flatten());
+                if let (Some(grad), Some(d)) = (grad, d) {
+                    grad(b, d, &mut of_block);
+                }
+            }
+            if let Some(d_x) = of_block.inner.pop().flatten() {
+                flow.give(b, link, d_x);
+            }
+        }));
+        Var::new(source, y.value, y.rows, y.cols)
     }
 
     /// Runs the tape backward from the scalar `loss`, adding to the gradients of the parameters.

@@ -218,7 +218,7 @@ impl<B: Backend> Trainer<B> {
         self.gradients.zero();
         let mut loss = 0.0;
         for (chunk, packed) in batches.iter().enumerate() {
-            let tape = Tape::new(self.model.backend());
+            let tape = Tape::new(self.model.backend()).with_dropout(self.steps(), chunk);
             let logp = self.logp(&tape, packed)?;
             let weight = -1.0 / tokens as f32;
             let weights = self.model.backend().upload(&vec![weight; packed.targets()]);
@@ -281,7 +281,7 @@ impl<B: Backend> Trainer<B> {
         let b = self.model.backend().clone();
         let (mut sum, mut metrics) = (0.0, ListMetrics::default());
         for (chunk, lists_of_pass) in lists.chunks(micro.max(1)).enumerate() {
-            let tape = Tape::new(&b);
+            let tape = Tape::new(&b).with_dropout(self.steps(), chunk);
             let rewards = self.model.reward(&tape, &pack_rewards(lists_of_pass))?;
             let scores = b.read(rewards.value());
             if let Some(item) = scores.iter().position(|score| !score.is_finite()) {
@@ -330,7 +330,8 @@ impl<B: Backend> Trainer<B> {
         }
         let rewards: Vec<f64> = lists.iter().flat_map(|l| l.rewards()).collect();
         let ranked = RankedLists::new(&packed, rewards, settings.objective, settings.beta, 1.0 / whole.lists as f64)?;
-        let tape = Tape::new(&b);
+        // Passes are told apart by their first list.
+        let tape = Tape::new(&b).with_dropout(self.steps(), first);
         let logp = self.logp(&tape, &packed)?;
         let on_device = b.upload(&reference);
         let shape = (packed.items(), packed.lists());

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{assert_close, difference, uniform};
-use larpo_core::backend::{Activation, AttentionSpec, NormSpec, Segment};
+use larpo_core::backend::{Activation, AttentionSpec, DropoutSpec, NormSpec, Segment};
 use larpo_core::lists::{PackedLists, RankedLists};
 use larpo_core::objective::{LossType, Objective, Ties};
 use larpo_core::ops;
@@ -70,6 +70,24 @@ fn check_with(check: &Check, f: impl Fn(&Tape<Reference>, &[Var<Reference>]) -> 
 
 fn index(values: &[u32]) -> Arc<Vec<u32>> {
     Arc::new(values.to_vec())
+}
+
+#[test]
+fn low_rank() {
+    let dropout = DropoutSpec { rate: 0.4, key: [3, 4], counter: [1, 0] };
+    // All of the result, one part of it at its end, and two parts that do not touch.
+    let layouts: [&[(usize, usize)]; 3] = [&[(6, 0)], &[(3, 3)], &[(2, 0), (2, 4)]];
+    for (parts, dropout) in layouts.iter().flat_map(|parts| [(parts, None), (parts, Some(dropout))]) {
+        let mut shapes = vec![(5, 6), (5, 4), (2 * parts.len(), 4)];
+        shapes.extend(parts.iter().map(|(rows, _)| (*rows, 2)));
+        for constant in [None, Some(0), Some(1)] {
+            check_with(&Check { name: "low_rank", shapes: &shapes, constant }, |tape, x| {
+                let parts = x[3..].iter().cloned().zip(parts.iter().map(|(_, first)| *first)).collect();
+                let low = ops::LowRank { a: x[2].clone(), parts, scale: Arc::new(vec![0.7]), dropout };
+                ops::low_rank(tape, x[0].clone(), &x[1], low)
+            });
+        }
+    }
 }
 
 #[test]
@@ -279,6 +297,7 @@ fn every_operation_is_checked() {
     let checked = [
         "embed",
         "linear",
+        "low_rank",
         "add",
         "scaled",
         "rms_norm",

@@ -12,7 +12,7 @@ use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
 use crate::messages;
 use crate::numbers::fixed;
-use crate::policy::Policy;
+use crate::policy::{Kind, Policy};
 use crate::references;
 use crate::resume::{AlignPoint, ITERATION, MANIFEST, Resume};
 use crate::samples::{self, Request, Stored};
@@ -197,11 +197,9 @@ impl<B: Backend> Run<'_, B> {
         match (n, self.initial.take()) {
             (0, Some(initial)) => Ok(last.with_model(initial)),
             _ => {
-                let backend = last.model.backend().clone();
-                drop(last);
                 let folder = place.iteration(n).join(MODEL);
                 checksums::verify(&folder)?;
-                Policy::open(&backend, &folder)
+                last.reloaded(&folder, Kind::LanguageModel)
             }
         }
     }
@@ -239,11 +237,9 @@ impl<B: Backend> Run<'_, B> {
             self.memory.add(lists);
             self.memory.forget(self.config.memory, n);
         }
-        let backend = policy.model.backend().clone();
         let folder = place.iteration(done).join(MODEL);
         say!("goes on after iteration {done}/{}, with the model in {}", self.config.iterations, folder.display());
-        drop(policy);
-        Ok((Policy::open(&backend, &folder)?, reports))
+        Ok((policy.reloaded(&folder, Kind::LanguageModel)?, reports))
     }
 
     fn iteration(

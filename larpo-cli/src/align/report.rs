@@ -106,7 +106,10 @@ pub fn describe(proofs: &ProofReport) -> String {
     }
     parts.push(format!("the gradient reaches all {} parameters", proofs.reached));
     if !proofs.zero_gradients.is_empty() {
-        parts.push(format!("zero in {}", proofs.zero_gradients.join(", ")));
+        // Of a new adapter it is every A, as B is zero.
+        let (shown, all) = (proofs.zero_gradients.len().min(6), proofs.zero_gradients.len());
+        let more = if all > shown { format!(", … ({all} in all)") } else { String::new() };
+        parts.push(format!("zero in {}{more}", proofs.zero_gradients[..shown].join(", ")));
     }
     format!("step-0 proofs: {}", parts.join("; "))
 }

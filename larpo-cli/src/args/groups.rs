@@ -49,7 +49,7 @@ impl CommonArgs {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Model folder: config.json, model.safetensors and the tokenizer files
+    /// Model folder: config.json, model.safetensors and the tokenizer files; or the folder of an adapter
     #[arg(long, value_name = "DIR")]
     pub model_name_or_path: PathBuf,
 }
@@ -181,7 +181,7 @@ pub struct TrainArgs {
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = ReportTo::None)]
     pub report_to: ReportTo,
     /// Format of the final model's weights: float32, bfloat16 or float16; checkpoints keep every bit
-    /// [default: that of the folder it starts from, float32 of a new model]
+    /// [default: that of the folder it starts from, float32 of a new model or adapter]
     #[arg(long, value_name = "NAME", help_heading = "Output")]
     pub dtype: Option<Format>,
     /// Updates between checkpoints, written to checkpoint-STEP/ [default: none]
@@ -194,6 +194,32 @@ pub struct TrainArgs {
     /// yet), or a folder of a checkpoint; all other flags as before
     #[arg(long, value_name = "latest|DIR", conflicts_with = "overwrite_output_dir", help_heading = "Checkpoints")]
     pub resume_from_checkpoint: Option<ResumeFrom>,
+}
+
+/// A low-rank adapter that is trained in place of the model's weights, under TRL's names.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Adapter")]
+pub struct LoraArgs {
+    /// Train a low-rank adapter (LoRA) and leave the weights as they are; checkpoints and the result are adapter folders as
+    /// PEFT has them, which name the model folder that they belong to
+    #[arg(long)]
+    pub use_peft: bool,
+    /// Rank of the adapter [default: 16]
+    #[arg(long, value_name = "R", value_parser = at_least_one, requires = "use_peft")]
+    pub lora_r: Option<usize>,
+    /// Numerator of its scale, which is alpha / r [default: 32]
+    #[arg(long, value_name = "A", value_parser = positive, requires = "use_peft")]
+    pub lora_alpha: Option<f64>,
+    /// Share of its input that is left out at random while training [default: 0.05]
+    #[arg(long, value_name = "F", value_parser = part, requires = "use_peft")]
+    pub lora_dropout: Option<f64>,
+    /// Modules that have one: names or the ends of names, one regular expression, or all-linear
+    /// [default: q_proj,v_proj; c_attn of GPT-2]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "use_peft")]
+    pub lora_target_modules: Vec<String>,
+    /// Scale by alpha / √r instead (rank-stabilised)
+    #[arg(long, requires = "use_peft")]
+    pub use_rslora: bool,
 }
 
 /// `sft`'s learning rate where none is given.

@@ -161,6 +161,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Write a model folder in another format of numbers, or in other files
     Convert(ConvertArgs),
+    /// Add an adapter to the weights of its model: one model folder
+    Merge(MergeArgs),
     /// Time a training step, sampling, matrix products, memory traffic or list losses
     Bench(BenchArgs),
 }
@@ -183,6 +185,7 @@ impl Command {
             Command::Inspect(_) => "inspect",
             Command::Report(_) => "report",
             Command::Convert(_) => "convert",
+            Command::Merge(_) => "merge",
             Command::Bench(_) => "bench",
         }
     }
@@ -209,6 +212,7 @@ impl Command {
             Command::Inspect(a) => &a.common,
             Command::Report(a) => &a.common,
             Command::Convert(a) => &a.common,
+            Command::Merge(a) => &a.common,
             Command::Bench(a) => &a.common,
         }
     }
@@ -216,9 +220,12 @@ impl Command {
     /// Checks that need more than one flag at a time; the message says what to change.
     fn validate(&self) -> Result<(), String> {
         match self {
-            Command::Demo(_) | Command::Inspect(_) | Command::Report(_) | Command::Convert(_) | Command::Bench(_) => {
-                Ok(())
-            }
+            Command::Demo(_)
+            | Command::Inspect(_)
+            | Command::Report(_)
+            | Command::Convert(_)
+            | Command::Merge(_)
+            | Command::Bench(_) => Ok(()),
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),

@@ -30,6 +30,9 @@ pub struct SftArgs {
     /// Optimizer and schedule.
     #[command(flatten)]
     pub train: TrainArgs,
+    /// The adapter.
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Seed, threads, JSON.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -187,6 +190,9 @@ impl SftArgs {
 
     pub(super) fn validate(&self) -> Result<(), String> {
         self.model.validate()?;
+        if self.lora.use_peft && self.model.model_name_or_path.is_none() {
+            return Err("--use_peft trains an adapter of a model that exists; give --model_name_or_path".into());
+        }
         let (length, positions) = (self.data.max_length, self.model.fresh_sizes());
         if let (Some(length), Some(sizes)) = (length, positions)
             && length > sizes.max_position_embeddings

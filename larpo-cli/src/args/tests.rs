@@ -428,6 +428,8 @@ fn settings_of_every_verb_are_read_back() {
         "inspect x.jsonl --rows 5 --dataset_schema preference",
         "report run --output page.html",
         "convert in out --dtype bfloat16 --max_shard_size 2GB",
+        "merge in out --dtype bfloat16 --model m --max_shard_size 2GB",
+        "train --model_name_or_path m --dataset_name d --output_dir o --use_peft --lora_r 4 --lora_target_modules q_proj,v_proj",
         "generate --model_name_or_path m --prompt a --best_of 4 --reward_model r",
         "chat --model_name_or_path m --system s --top_k 3",
         "score --model_name_or_path m --reward_model r --dataset_name d --max_length 9",
@@ -447,7 +449,7 @@ fn settings_of_every_verb_are_read_back() {
             Command::Bench(_) => "step",
             Command::Inspect(_) => "x.jsonl",
             Command::Report(_) => "run",
-            Command::Convert(_) => "in out",
+            Command::Convert(_) | Command::Merge(_) => "in out",
             _ => "",
         };
         let again = parse(words(&format!("{} {what} --config {}", command.name(), file.path())));

@@ -109,6 +109,34 @@ pub struct ConvertArgs {
     pub common: CommonArgs,
 }
 
+/// Flags of `larpo merge`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct MergeArgs {
+    /// The adapter's folder: adapter_config.json and adapter_model.safetensors
+    #[arg(value_name = "ADAPTER")]
+    pub input: PathBuf,
+    /// Folder that the model is written to, with every file of its tokenizer
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// The model under the adapter [default: the one that the adapter names]
+    #[arg(long, visible_alias = "model", value_name = "DIR", help_heading = "Model")]
+    pub model_name_or_path: Option<PathBuf>,
+    /// Format of the weights: float32, bfloat16 or float16 [default: that of the model under the adapter]
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
+    pub dtype: Option<Format>,
+    /// Most bytes of tensors in a weight file, such as 5GB, 200MB or 64MiB; a larger tensor has a file of its own
+    /// [default: the files of the model under the adapter]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Output")]
+    pub max_shard_size: Option<u64>,
+    /// Replace a model that is in OUT already
+    #[arg(long, help_heading = "Output")]
+    pub overwrite_output_dir: bool,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
 /// Flags of `larpo rank`.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
@@ -334,6 +362,9 @@ pub struct TrainVerbArgs {
     /// Optimizer and schedule.
     #[command(flatten)]
     pub train: TrainArgs,
+    /// The adapter.
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Seed, threads, JSON.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -386,6 +417,9 @@ pub struct AlignArgs {
     /// Optimizer and schedule.
     #[command(flatten)]
     pub train: TrainArgs,
+    /// The adapter.
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Seed, threads, JSON.
     #[command(flatten)]
     pub common: CommonArgs,

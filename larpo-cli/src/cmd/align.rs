@@ -62,7 +62,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
         return Ok(summary);
     }
     folder.set_goal(goal);
-    let opened = Opened::read(&args.model.model_name_or_path)?;
+    let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?;
     let (config, prompts, report) = read(args, goal, &opened.blank()?, reward.needs_reference())?;
     super::plan::admit_align(args, &config, (&opened.config, reward.model()), &prompts, &point)?;
     let policy = opened.load(backend)?.written_in(args.train.dtype);

@@ -5,6 +5,7 @@ use crate::args::{
     TokenizerSpec,
 };
 use crate::dataset::LONGEST;
+use crate::policy::model_folder_of;
 use crate::threads;
 use crate::training::selection;
 use larpo_core::objective::LossType;
@@ -45,6 +46,7 @@ pub fn settings(command: &Command, given: &Settings) -> Settings {
         | Command::Report(_)
         | Command::Chat(_)
         | Command::Convert(_)
+        | Command::Merge(_)
         | Command::Bench(_) => {}
     }
     let threads = vec![threads::of_the_machine().to_string()];
@@ -65,6 +67,7 @@ fn lists(args: &ListArgs, settings: &mut Settings) {
 /// The limit of a row, which is the model's where that is less.
 fn data(args: &DataArgs, folder: Option<&Path>, settings: &mut Settings) {
     // A model that is not there yet, or is damaged, is for the run to report.
+    let folder = folder.and_then(|folder| model_folder_of(folder).ok());
     if let (None, Some(config)) = (args.max_length, folder.and_then(|f| ModelFolder::read_config(f).ok())) {
         longest(config.shape.max_position_embeddings, settings);
     }

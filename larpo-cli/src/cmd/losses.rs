@@ -1,6 +1,7 @@
 //! What is missing of a finished iteration, and what is lost by it: for `inspect` and `report`, and for the run that goes on.
 
 use larpo_data::checksums::Checksum;
+use larpo_data::model_folder::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use serde_json::Value;
 use std::path::Path;
 
@@ -23,7 +24,12 @@ pub fn candidates(iteration: &Path) -> Option<String> {
 /// it is read.
 pub fn model(iteration: &Path) -> Option<String> {
     let model = iteration.join("model");
-    let files = ["config.json", "model.safetensors", "tokenizer.json", larpo_data::checksums::LIST];
+    let has = |name: &&str| model.join(name).is_file();
+    let [config, weights] = match [ADAPTER_CONFIG, ADAPTER_WEIGHTS].iter().any(has) {
+        true => [ADAPTER_CONFIG, ADAPTER_WEIGHTS],
+        false => ["config.json", "model.safetensors"],
+    };
+    let files = [config, weights, "tokenizer.json", larpo_data::checksums::LIST];
     let missing = match model.is_dir() {
         false => "model/ is".to_string(),
         true => format!("model/{} is", files.into_iter().find(|name| !model.join(name).is_file())?),
@@ -38,11 +44,15 @@ pub fn model(iteration: &Path) -> Option<String> {
 /// where the run is not finished.
 pub fn final_model(folder: &Path, record: &Value) -> Option<String> {
     let known = record["result"]["model"].as_str()?;
-    match Checksum::of_file(folder.join("model.safetensors")) {
-        Ok(sum) if sum.to_string() == known => None,
-        Ok(_) => Some("model.safetensors is not what the run ended with: it was changed or replaced since".into()),
-        Err(error) => Some(format!("the model that the run ended with is lost: {error}")),
-    }
+    // A single file's alone, or names with theirs.
+    known.split(", ").find_map(|known| {
+        let (name, known) = known.rsplit_once(' ').unwrap_or(("model.safetensors", known));
+        match Checksum::of_file(folder.join(name)) {
+            Ok(sum) if sum.to_string() == known => None,
+            Ok(_) => Some(format!("{name} is not what the run ended with: it was changed or replaced since")),
+            Err(error) => Some(format!("the model that the run ended with is lost: {error}")),
+        }
+    })
 }
 
 /// All that is missing of the finished iteration `n`.

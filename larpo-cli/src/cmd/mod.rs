@@ -15,6 +15,7 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod losses;
+pub mod merge;
 pub mod plan;
 pub mod rank;
 pub mod report;
@@ -86,6 +87,7 @@ fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value
         Command::Inspect(args) => inspect::run(args),
         Command::Report(args) => report::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Merge(args) => merge::run(args, &backend),
         Command::Bench(args) => bench::run(args),
     }
 }

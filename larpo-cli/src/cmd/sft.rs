@@ -117,6 +117,10 @@ pub(super) struct Read {
 pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
     let source = Source::open(&args.dataset_name, &args.data)?;
     let start = match folder {
+        // A checkpoint has its adapter already.
+        Some(folder) if args.model.model_name_or_path.as_deref() == Some(folder) => {
+            Start::Folder(Box::new(Opened::read_to_train(folder, &args.lora, args.common.seed)?))
+        }
         Some(folder) => Start::Folder(Box::new(Opened::read(folder)?)),
         None => {
             let (config, parts) = recipe(args, &source)?;

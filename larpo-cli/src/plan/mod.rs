@@ -403,7 +403,7 @@ impl Planner {
     pub fn finish_training(mut self, args: &TrainArgs, models: u64, more: u64) -> Plan {
         if let Some(train) = self.plan.phases.iter().find(|phase| phase.name == "train") {
             let memory = Memory { activations: 0, logits: 0, kv_cache: 0, ..train.memory };
-            let parameters = self.plan.config.parameters();
+            let parameters = self.plan.config.trainable_parameters();
             let checkpoints = args.save_steps.map_or(0, |every| self.plan.updates / every as u64);
             let copies = if args.save_steps.is_some() { 8 * parameters } else { 0 };
             let work =

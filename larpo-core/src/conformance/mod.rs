@@ -128,6 +128,7 @@ fn cases_from<B: Backend>(seed: usize) -> Vec<Case<B>> {
     add::<B, rows::HeadNorm>(&mut cases, seed);
     add::<B, rows::HeadNormGrad>(&mut cases, seed);
     add::<B, rows::BroadcastRows>(&mut cases, seed);
+    add::<B, rows::Dropout>(&mut cases, seed);
     add::<B, rows::SumRows>(&mut cases, seed);
     add::<B, rows::Rope>(&mut cases, seed);
     add::<B, rows::Glu>(&mut cases, seed);

@@ -3,7 +3,7 @@
 use super::Operation;
 use super::inputs::{Inputs, Outputs, blank, only};
 use super::memory::{STORES, destination};
-use crate::backend::{Activation, AttentionSpec, Backend, NormSpec, Store};
+use crate::backend::{Activation, AttentionSpec, Backend, DropoutSpec, NormSpec, Store};
 
 const EPS: f64 = 1e-5;
 
@@ -464,5 +464,34 @@ impl Operation for ActivateGrad {
         let mut d_x = blank(b, rows * width);
         b.activate_grad(&d_y, &input, activation, &mut d_x);
         only(b, "d_x", &d_x)
+    }
+}
+
+/// Dropout of a flat array.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    len: usize,
+    rate: f64,
+    store: Store,
+}
+
+impl Operation for Dropout {
+    const METHODS: &'static [&'static str] = &["dropout"];
+
+    fn cases() -> Vec<Self> {
+        let with = |(rate, store)| [1, 3, 4, 1021, 70_001].map(|len| Self { len, rate, store });
+        [0.0, 0.1, 0.5].into_iter().flat_map(|rate| STORES.map(|store| (rate, store))).flat_map(with).collect()
+    }
+
+    fn flops(&self) -> u64 {
+        self.len as u64
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let input = x.buffer(b, self.len, 2.0);
+        let spec = DropoutSpec { rate: self.rate, key: [7, 8], counter: [self.len as u32, 3] };
+        let mut y = destination(x, b, self.len, self.store);
+        b.dropout(&input, &spec, &mut y, self.store);
+        only(b, "y", &y)
     }
 }

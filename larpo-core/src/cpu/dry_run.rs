@@ -10,7 +10,9 @@
 
 use super::buffer::{Block, LINE, Pool};
 use super::{attention, matmul, par, token_logp};
-use crate::backend::{Activation, AdamWSpec, AttentionSpec, Backend, Draw, NormSpec, SamplingSpec, Store, Weight};
+use crate::backend::{
+    Activation, AdamWSpec, AttentionSpec, Backend, Draw, DropoutSpec, NormSpec, SamplingSpec, Store, Weight,
+};
 use crate::lists::RankedLists;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -412,6 +414,8 @@ impl Backend for DryRun {
         _: &mut DryBuffer,
     ) {
     }
+
+    fn dropout(&self, _: &DryBuffer, _: &DropoutSpec, _: &mut DryBuffer, _: Store) {}
 
     fn scale(&self, _: &mut DryBuffer, _: &DryBuffer) {}
 

@@ -7,6 +7,7 @@ mod adamw;
 mod attention;
 mod buffer;
 mod decode;
+mod dropout;
 mod dry_run;
 mod embed;
 mod glu;
@@ -24,7 +25,9 @@ mod token_logp;
 pub use buffer::Buffer;
 pub use dry_run::{DryBuffer, DryRun, Memory};
 
-use crate::backend::{Activation, AdamWSpec, AttentionSpec, Backend, Draw, NormSpec, SamplingSpec, Store, Weight};
+use crate::backend::{
+    Activation, AdamWSpec, AttentionSpec, Backend, Draw, DropoutSpec, NormSpec, SamplingSpec, Store, Weight,
+};
 use crate::lists::{PreparedLists, RankedLists};
 use buffer::Pool;
 use matmul::{Threads, matmul, view, view_mut};
@@ -373,6 +376,11 @@ impl Backend for Cpu {
         narrow(&result.gamma, gamma);
         narrow(&result.loss, loss);
         narrow(&result.d_logp, d_logp);
+    }
+
+    fn dropout(&self, x: &Buffer, spec: &DropoutSpec, y: &mut Buffer, store: Store) {
+        assert_eq!(x.len(), y.len(), "dropout: two arrays of one length");
+        dropout::dropout(x.as_slice(), spec, y.as_mut_slice(), store);
     }
 
     fn scale(&self, x: &mut Buffer, y: &Buffer) {

@@ -1,5 +1,6 @@
 //! Shape of a decoder-only transformer, one for all families.
 
+use super::lora::Lora;
 use super::parameters::Parameters;
 use crate::backend::{Activation, AttentionSpec, NormSpec};
 use crate::error::Error;
@@ -65,6 +66,13 @@ pub struct ModelConfig {
     pub naming: Naming,
     /// Standard deviation of initial weights.
     pub initializer_range: f64,
+    /// Whether a training step keeps only what enters each block and computes the rest once more for the gradients: the same bits
+    /// in less memory and more time.
+    #[serde(skip)]
+    pub gradient_checkpointing: bool,
+    /// The adapter that is trained in place of the weights; no file of a model's shape says it.
+    #[serde(skip)]
+    pub lora: Option<Lora>,
 }
 
 /// What normalises rows.
@@ -193,6 +201,8 @@ impl ModelConfig {
             head: Head::Tied,
             naming: Naming::Llama,
             initializer_range: 0.02,
+            gradient_checkpointing: false,
+            lora: None,
         }
     }
 
@@ -251,7 +261,7 @@ impl ModelConfig {
                 return Err(Error::setting(name, value, "a finite number above 0"));
             }
         }
-        Ok(())
+        self.lora.as_ref().map_or(Ok(()), |lora| lora.validate(&self.linear_modules()))
     }
 
     /// Refuses a model that gives no logits.
@@ -265,10 +275,44 @@ impl ModelConfig {
         }
     }
 
-    /// Names and shapes of the tensors of a Hugging Face checkpoint.
+    /// Names and shapes of the tensors of a Hugging Face checkpoint, without an adapter's.
     pub fn checkpoint_tensors(&self) -> Vec<(String, Vec<usize>)> {
         // No backend has memory for a table without numbers.
-        Parameters::build(&Reference, self).0.checkpoint_tensors()
+        Parameters::build(&Reference, &Self { lora: None, ..self.clone() }).0.checkpoint_tensors()
+    }
+
+    /// Names and shapes of the tensors of PEFT's `adapter_model.safetensors`; none without an adapter.
+    pub fn adapter_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        match self.lora {
+            Some(_) => Parameters::build(&Reference, self).0.trainable_tensors(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Names of the modules that have weights and can have no adapter: embeddings, norms, the head.
+    pub fn other_modules(&self) -> Vec<String> {
+        let linear = self.linear_modules();
+        let mut others: Vec<String> = self
+            .checkpoint_tensors()
+            .iter()
+            .map(|(name, _)| {
+                super::lora::module(&self.naming, name.rsplit_once('.').map_or(name, |(module, _)| module))
+            })
+            .filter(|module| !linear.contains(module))
+            .collect();
+        if self.head == Head::Tied {
+            others.push("lm_head".into());
+        }
+        others.dedup();
+        others
+    }
+
+    /// Numbers that training changes: the adapter's where there is one, all otherwise.
+    pub fn trainable_parameters(&self) -> u64 {
+        match self.lora {
+            Some(_) => self.adapter_tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum(),
+            None => self.parameters(),
+        }
     }
 
     /// The same model with the first `layers` of its layers.
@@ -276,6 +320,11 @@ impl ModelConfig {
         let mut config = self.clone();
         config.num_hidden_layers = layers.min(self.num_hidden_layers);
         config.windowed_layers.truncate(config.num_hidden_layers);
+        if let Some(lora) = &self.lora {
+            let modules = config.linear_modules();
+            let targets = lora.targets.iter().filter(|target| modules.contains(target)).cloned().collect();
+            config.lora = Some(Lora { targets, ..lora.clone() });
+        }
         config
     }
 
@@ -310,7 +359,7 @@ impl ModelConfig {
         ((attention + feed_forward) * self.num_hidden_layers) as u64
     }
 
-    /// All trainable numbers.
+    /// All numbers of the weights, without an adapter's.
     pub fn parameters(&self) -> u64 {
         let (c, spec) = (self.hidden_size, self.attention());
         let norm = if self.norm == Norm::Layer { 2 * c } else { c };

@@ -2,10 +2,12 @@
 
 mod config;
 mod decode;
+mod lora;
 mod parameters;
 
 pub use config::{Head, ModelConfig, Naming, Norm, Positions, RopeScaling};
 pub use decode::{DecodeRow, Decoder, Places};
+pub use lora::Lora;
 pub use parameters::{CheckpointTensor, Parameter, Parameters};
 
 use crate::backend::{AttentionSpec, Backend, Segment, Store};
@@ -13,6 +15,7 @@ use crate::error::Error;
 use crate::lists::PackedLists;
 use crate::ops;
 use crate::tape::{Tape, Var};
+use lora::LoraState;
 use parameters::{LinearIndex, NormIndex, ParameterIndex};
 use std::sync::Arc;
 
@@ -26,6 +29,7 @@ pub struct Transformer<B: Backend> {
     rope: Option<Arc<B::Buffer>>,
     /// Factor on the embeddings, where there is one.
     embedding_scale: Option<Arc<B::Buffer>>,
+    lora: Option<LoraState<B>>,
 }
 
 /// A packed batch on the device.
@@ -83,20 +87,32 @@ impl<B: Backend> Transformer<B> {
         let rope = rope_table(&config).map(|table| Arc::new(upload_f64(backend, &table)));
         let scale = (config.hidden_size as f64).sqrt();
         let embedding_scale = config.scale_embeddings.then(|| Arc::new(upload_f64(backend, &[scale])));
-        Ok(Self { backend: backend.clone(), config, parameters, index, rope, embedding_scale })
+        let lora = config.lora.as_ref().map(|lora| LoraState::new(backend, lora));
+        Ok(Self { backend: backend.clone(), config, parameters, index, rope, embedding_scale, lora })
     }
 
-    /// An independent copy of the weights.
+    /// An independent copy of the weights that are trained; frozen ones are shared.
     ///
     /// # Errors
     /// None in practice; the shape was valid before.
     pub fn duplicate(&self) -> Result<Self, Error> {
-        let mut copy = Self::unspecified(&self.backend, self.config.clone())?;
-        for index in 0..self.parameters.len() {
-            let to = copy.parameters.value_mut(index);
-            self.backend.copy(self.parameters.value(index), to, Store::Set);
-        }
+        let mut copy = Self::unset(&self.backend, self.config.clone())?;
+        copy.parameters.share(&self.parameters);
+        copy.parameters.unshare(&self.backend);
         Ok(copy)
+    }
+
+    /// The same model, sharing all memory.
+    fn handle(&self) -> Self {
+        Self {
+            backend: self.backend.clone(),
+            config: self.config.clone(),
+            parameters: self.parameters.handle(),
+            index: self.index.clone(),
+            rope: self.rope.clone(),
+            embedding_scale: self.embedding_scale.clone(),
+            lora: self.lora.as_ref().map(LoraState::handle),
+        }
     }
 
     /// The shape.
@@ -212,7 +228,11 @@ impl<B: Backend> Transformer<B> {
 
     fn linear(&self, tape: &Tape<B>, x: &Var<B>, index: LinearIndex, residual: Option<&Var<B>>) -> Var<B> {
         let bias = index.bias.map(|bias| self.var(bias));
-        ops::linear(tape, x, &self.var(index.weight), bias.as_ref(), residual)
+        let y = ops::linear(tape, x, &self.var(index.weight), bias.as_ref(), residual);
+        match index.adapter {
+            Some(adapter) => self.adapted(tape, y, x, adapter),
+            None => y,
+        }
     }
 
     /// The residual stream before the first block → `(n, hidden)`.
@@ -272,9 +292,21 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// The residual stream after the last block → `(rows, hidden)`; `keep` sees every layer's rotated `qkv`.
+    /// The residual stream after the last block → `(rows, hidden)`; `keep` sees every layer's rotated `qkv`, where it is not
+    /// computed twice.
     fn hidden(&self, tape: &Tape<B>, batch: &Batch<B>, mut keep: impl FnMut(usize, &Var<B>)) -> Var<B> {
         let mut x = self.embed(tape, &batch.ids, &batch.positions, batch.rows);
+        if self.config.gradient_checkpointing && tape.is_recording() {
+            let model = Arc::new(self.handle());
+            for layer in 0..self.config.num_hidden_layers {
+                let (model, positions, segments) = (model.clone(), batch.positions.clone(), batch.segments.clone());
+                x = tape.recompute(x, move |tape, x| {
+                    let attend = |qkv, spec| ops::attention(tape, &qkv, &segments, spec);
+                    model.block(tape, x, layer, &positions, attend)
+                });
+            }
+            return x;
+        }
         for layer in 0..self.config.num_hidden_layers {
             x = self.block(tape, x, layer, &batch.positions, |qkv, spec| {
                 keep(layer, &qkv);

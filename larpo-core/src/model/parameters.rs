@@ -1,7 +1,8 @@
 //! The parameter table: names, shapes, storage, and the tensors of a Hugging Face checkpoint that each one holds.
 
 use super::config::{Head, ModelConfig, Naming, Norm, Positions};
-use crate::backend::Backend;
+use super::lora;
+use crate::backend::{Backend, Store};
 use crate::error::Error;
 use crate::rng::{CounterRng, Purpose};
 use crate::tape::Var;
@@ -9,6 +10,7 @@ use ndarray::Array2;
 use ndarray_rand::RandomExt;
 use ndarray_rand::rand_distr::Normal;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -55,6 +57,8 @@ pub struct Parameter<B: Backend> {
     pub cols: usize,
     /// Whether weight decay applies (matrices, not norms).
     pub decay: bool,
+    /// Whether it is trained: all are, or the adapter's alone where there is one.
+    pub trainable: bool,
     /// Checkpoint tensors inside, in row order.
     pub tensors: Vec<CheckpointTensor>,
     value: Arc<B::Buffer>,
@@ -84,6 +88,16 @@ pub struct NormIndex {
 pub struct LinearIndex {
     pub weight: usize,
     pub bias: Option<usize>,
+    /// Its place in [`ParameterIndex::adapters`].
+    pub adapter: Option<usize>,
+}
+
+/// An adapter on some parts of a product's matrix: its A's one below the other, and for each part B and the first row of the
+/// part, which is the first column of the product's result that it is added to.
+#[derive(Clone, Debug)]
+pub struct AdapterIndex {
+    pub a: usize,
+    pub parts: Vec<(usize, usize)>,
 }
 
 /// Where the parameters of one block stand in the table.
@@ -110,20 +124,31 @@ pub struct ParameterIndex {
     pub blocks: Vec<BlockIndex>,
     pub norm: NormIndex,
     pub head: usize,
+    pub adapters: Vec<AdapterIndex>,
+}
+
+impl ParameterIndex {
+    /// Every matrix that has an adapter, with it.
+    pub fn adapted_weights(&self) -> impl Iterator<Item = (usize, &AdapterIndex)> {
+        let linear = |block: &BlockIndex| [block.qkv, block.out, block.up, block.down];
+        self.blocks.iter().flat_map(linear).filter_map(|index| Some((index.weight, &self.adapters[index.adapter?])))
+    }
 }
 
 /// Parts of a joint matrix: the name of each in the checkpoint, and its rows.
 type Parts<'a> = &'a [(&'a str, usize)];
 
-struct Builder<B: Backend> {
+struct Builder<'c, B: Backend> {
     backend: B,
+    config: &'c ModelConfig,
     entries: Vec<Parameter<B>>,
+    adapters: Vec<AdapterIndex>,
     norm: Norm,
     /// Products' matrices are stored as (inputs, outputs).
     transposed: bool,
 }
 
-impl<B: Backend> Builder<B> {
+impl<B: Backend> Builder<'_, B> {
     /// A table that checkpoints name `name`.
     fn table(&mut self, short: &str, name: String, rows: usize, cols: usize) -> usize {
         let tensor = CheckpointTensor { name, shape: vec![rows, cols], rows: 0..rows, transposed: false };
@@ -158,7 +183,45 @@ impl<B: Backend> Builder<B> {
         }
         let weight = self.push(short.into(), (rows, cols), true, tensors);
         let bias = bias.then(|| self.push(format!("{short}.bias"), (rows, 1), false, biases));
-        LinearIndex { weight, bias }
+        let adapter = self.adapter(short, cols, parts);
+        LinearIndex { weight, bias, adapter }
+    }
+
+    /// The adapter of those of the `parts` that are targets.
+    fn adapter(&mut self, short: &str, cols: usize, parts: Parts) -> Option<usize> {
+        let lora = self.config.lora.as_ref()?;
+        let mut first = 0;
+        let mut targets = Vec::new();
+        for &(name, rows) in parts {
+            let module = lora::module(&self.config.naming, name);
+            if lora.targets.contains(&module) {
+                targets.push((lora::tensor_names(&module), first, rows));
+            }
+            first += rows;
+        }
+        if targets.is_empty() {
+            return None;
+        }
+        // PEFT stores both matrices as (outputs, inputs), whatever the base does.
+        let tensor = |name: &str, shape: [usize; 2], first: usize| CheckpointTensor {
+            name: name.into(),
+            shape: shape.into(),
+            rows: first..first + shape[0],
+            transposed: false,
+        };
+        let of_a = targets.iter().enumerate();
+        let of_a = of_a.map(|(i, ([a, _], ..))| tensor(a, [lora.rank, cols], i * lora.rank)).collect();
+        let a = self.push(format!("{short}.lora_A"), (targets.len() * lora.rank, cols), true, of_a);
+        let mut parts = Vec::new();
+        for (i, ([_, b], first, rows)) in targets.iter().enumerate() {
+            let of_b = vec![tensor(b, [*rows, lora.rank], 0)];
+            parts.push((self.push(format!("{short}.lora_B.{i}"), (*rows, lora.rank), true, of_b), *first));
+        }
+        for index in parts.iter().map(|(b, _)| *b).chain([a]) {
+            self.entries[index].trainable = true;
+        }
+        self.adapters.push(AdapterIndex { a, parts });
+        Some(self.adapters.len() - 1)
     }
 
     fn push(
@@ -170,7 +233,8 @@ impl<B: Backend> Builder<B> {
     ) -> usize {
         // Whoever fills the table brings the memory: an array made here would only be dropped again.
         let value = Arc::new(self.backend.alloc(0));
-        self.entries.push(Parameter { name, rows, cols, decay, tensors, value });
+        let trainable = self.config.lora.is_none();
+        self.entries.push(Parameter { name, rows, cols, decay, trainable, tensors, value });
         self.entries.len() - 1
     }
 }
@@ -179,7 +243,14 @@ impl<B: Backend> Parameters<B> {
     /// The table for `config`, without numbers.
     pub(super) fn build(backend: &B, config: &ModelConfig) -> (Self, ParameterIndex) {
         let transposed = matches!(config.naming, Naming::Gpt2 { .. });
-        let mut table = Builder { backend: backend.clone(), entries: Vec::new(), norm: config.norm, transposed };
+        let mut table = Builder {
+            backend: backend.clone(),
+            config,
+            entries: Vec::new(),
+            adapters: Vec::new(),
+            norm: config.norm,
+            transposed,
+        };
         let (c, vocab) = (config.hidden_size, config.vocab_size);
         let root = match &config.naming {
             Naming::Llama => "model.".to_string(),
@@ -199,7 +270,8 @@ impl<B: Backend> Parameters<B> {
             Head::Untied => table.table("head", "lm_head.weight".into(), vocab, c),
             Head::Score => table.table("score", "score.weight".into(), 1, c),
         };
-        (Self { entries: table.entries }, ParameterIndex { embedding, positions, blocks, norm, head })
+        let Builder { entries, adapters, .. } = table;
+        (Self { entries }, ParameterIndex { embedding, positions, blocks, norm, head, adapters })
     }
 
     /// Number of parameters (matrices and vectors).
@@ -217,10 +289,43 @@ impl<B: Backend> Parameters<B> {
         self.entries.iter()
     }
 
-    /// Parameter `index` as a value on the tape.
+    /// Parameter `index` as a value on the tape; a constant where it is frozen.
     pub fn var(&self, index: usize) -> Var<B> {
         let p = &self.entries[index];
-        Var::parameter(index, p.value.clone(), p.rows, p.cols)
+        match p.trainable {
+            true => Var::parameter(index, p.value.clone(), p.rows, p.cols),
+            false => Var::constant(p.value.clone(), p.rows, p.cols),
+        }
+    }
+
+    /// The same parameters, sharing their storage.
+    pub(super) fn handle(&self) -> Self {
+        let entry = |p: &Parameter<B>| Parameter {
+            name: p.name.clone(),
+            tensors: p.tensors.clone(),
+            value: p.value.clone(),
+            ..*p
+        };
+        Self { entries: self.entries.iter().map(entry).collect() }
+    }
+
+    /// Takes the storage of the parameters of `other` that have the same names; both then hold it.
+    pub(super) fn share(&mut self, other: &Self) {
+        let of_other: HashMap<&str, &Arc<B::Buffer>> = other.entries.iter().map(|p| (&p.name[..], &p.value)).collect();
+        for entry in &mut self.entries {
+            if let Some(value) = of_other.get(&entry.name[..]) {
+                entry.value = (*value).clone();
+            }
+        }
+    }
+
+    /// Gives every parameter that is trained storage of its own, with the same numbers.
+    pub(super) fn unshare(&mut self, backend: &B) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.trainable) {
+            let mut copy = backend.alloc(entry.rows * entry.cols);
+            backend.copy(&entry.value, &mut copy, Store::Set);
+            entry.value = Arc::new(copy);
+        }
     }
 
     /// Storage of parameter `index`.
@@ -286,6 +391,12 @@ impl<B: Backend> Parameters<B> {
         self.entries.iter().flat_map(|p| &p.tensors).map(|t| (t.name.clone(), t.shape.clone())).collect()
     }
 
+    /// Names and shapes of those that are trained.
+    pub(super) fn trainable_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let trained = self.entries.iter().filter(|p| p.trainable).flat_map(|p| &p.tensors);
+        trained.map(|t| (t.name.clone(), t.shape.clone())).collect()
+    }
+
     /// Fills every parameter from checkpoint tensors that `read` gives by name.
     ///
     /// # Errors
@@ -293,9 +404,30 @@ impl<B: Backend> Parameters<B> {
     pub fn import<E: From<Error>>(
         &mut self,
         backend: &B,
+        read: impl FnMut(&CheckpointTensor) -> Result<Vec<f32>, E>,
+    ) -> Result<(), E> {
+        self.import_those(backend, |_| true, read)
+    }
+
+    /// [`Parameters::import`] of the parameters that are trained; the others stay.
+    ///
+    /// # Errors
+    /// As [`Parameters::import`].
+    pub fn import_trainable<E: From<Error>>(
+        &mut self,
+        backend: &B,
+        read: impl FnMut(&CheckpointTensor) -> Result<Vec<f32>, E>,
+    ) -> Result<(), E> {
+        self.import_those(backend, |entry| entry.trainable, read)
+    }
+
+    fn import_those<E: From<Error>>(
+        &mut self,
+        backend: &B,
+        wanted: impl Fn(&Parameter<B>) -> bool,
         mut read: impl FnMut(&CheckpointTensor) -> Result<Vec<f32>, E>,
     ) -> Result<(), E> {
-        for entry in &mut self.entries {
+        for entry in self.entries.iter_mut().filter(|entry| wanted(entry)) {
             let mut values = Vec::with_capacity(entry.rows * entry.cols);
             for tensor in &entry.tensors {
                 let part = read(tensor)?;
@@ -316,7 +448,7 @@ impl<B: Backend> Parameters<B> {
 }
 
 /// The parameters of one block.
-fn block<B: Backend>(table: &mut Builder<B>, config: &ModelConfig, root: &str, layer: usize) -> BlockIndex {
+fn block<B: Backend>(table: &mut Builder<'_, B>, config: &ModelConfig, root: &str, layer: usize) -> BlockIndex {
     let (c, f, spec) = (config.hidden_size, config.intermediate_size, config.attention());
     let (q, kv) = (spec.out_width(), spec.kv_heads * spec.head_dim);
     let short = |name: &str| format!("layers.{layer}.{name}");

@@ -8,7 +8,7 @@ mod decode;
 mod rows;
 
 use crate::backend::{
-    Activation, AdamWSpec, AttentionSpec, Backend, Draw, NormSpec, SamplingSpec, Segment, Store, Weight,
+    Activation, AdamWSpec, AttentionSpec, Backend, Draw, DropoutSpec, NormSpec, SamplingSpec, Segment, Store, Weight,
 };
 use crate::lists::{PreparedLists, RankedLists};
 
@@ -408,6 +408,12 @@ impl Backend for Reference {
         gamma.copy_from_slice(&result.gamma);
         loss.copy_from_slice(&result.loss);
         d_logp.copy_from_slice(&result.d_logp);
+    }
+
+    fn dropout(&self, x: &Buffer, spec: &DropoutSpec, y: &mut Buffer, store: Store) {
+        for (i, y) in y.iter_mut().enumerate() {
+            put(store, y, x[i] * spec.factors(i as u64 / 4)[i % 4]);
+        }
     }
 
     fn scale(&self, x: &mut Buffer, y: &Buffer) {

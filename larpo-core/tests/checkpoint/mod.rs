@@ -1,8 +1,9 @@
 //! Reading of small Hugging Face checkpoints of all families with their goldens.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use larpo_core::Error;
 use larpo_core::backend::{Activation, Backend};
-use larpo_core::model::{Head, ModelConfig, Naming, Norm, Positions, RopeScaling, Transformer};
+use larpo_core::model::{Head, Lora, ModelConfig, Naming, Norm, Positions, RopeScaling, Transformer};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,8 @@ fn all(kind: &str, of_kind: impl Fn(&ModelConfig) -> bool) -> Vec<Checkpoint> {
     found
 }
 
-fn open(folder: &Path) -> Checkpoint {
+/// One checkpoint.
+pub fn open(folder: &Path) -> Checkpoint {
     let config = json(&folder.join("config.json"));
     let mut tensors = HashMap::new();
     for entry in std::fs::read_dir(folder).expect("a readable folder") {
@@ -158,6 +160,22 @@ impl Checkpoint {
         model
     }
 
+    /// The model with an adapter; every tensor of both must be used.
+    pub fn adapted<B: Backend>(&self, backend: &B, lora: &Lora, adapter: &HashMap<String, Vec<f32>>) -> Transformer<B> {
+        let config = ModelConfig { lora: Some(lora.clone()), ..self.config.clone() };
+        let mut read = 0;
+        let model = Transformer::from_checkpoint(backend, config, |tensor| {
+            read += 1;
+            self.tensors
+                .get(&tensor.name)
+                .or(adapter.get(&tensor.name))
+                .cloned()
+                .ok_or_else(|| Error::Tensor { name: tensor.name.clone(), problem: "missing".into() })
+        });
+        assert_eq!(read, self.tensors.len() + adapter.len(), "{}: tensors that the model has not", self.name);
+        model.unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
     pub fn field(&self, name: &str) -> &Value {
         &self.golden[name]
     }
@@ -171,7 +189,7 @@ impl Checkpoint {
 }
 
 /// The format: eight bytes with the length of a JSON header, the header, and the numbers at its offsets.
-fn read_safetensors(path: &Path, tensors: &mut HashMap<String, Vec<f32>>) {
+pub fn read_safetensors(path: &Path, tensors: &mut HashMap<String, Vec<f32>>) {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
     let (length, rest) = bytes.split_first_chunk::<8>().expect("the length of the header");
     let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
@@ -205,7 +223,7 @@ fn half(bits: u16) -> f32 {
     }
 }
 
-fn json(path: &Path) -> Value {
+pub fn json(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

@@ -170,13 +170,31 @@ impl Loss {
     }
 
     pub fn value<B: Backend>(&self, model: &Transformer<B>) -> f64 {
-        let loss = self.record(model, &Tape::inference(model.backend()));
+        self.value_with(model, None)
+    }
+
+    /// The loss, with dropout of an update's pass.
+    pub fn value_with<B: Backend>(&self, model: &Transformer<B>, dropout: Option<(u64, usize)>) -> f64 {
+        let tape = Tape::inference(model.backend());
+        let loss =
+            self.record(model, &dropout.into_iter().fold(tape, |tape, (update, pass)| tape.with_dropout(update, pass)));
         model.backend().read(loss.value())[0]
     }
 
     /// Adds the gradient of every parameter and returns the loss.
     pub fn backward<B: Backend>(&self, model: &Transformer<B>, gradients: &mut Gradients<B>) -> f64 {
+        self.backward_with(model, gradients, None)
+    }
+
+    /// The same with dropout of an update's pass.
+    pub fn backward_with<B: Backend>(
+        &self,
+        model: &Transformer<B>,
+        gradients: &mut Gradients<B>,
+        dropout: Option<(u64, usize)>,
+    ) -> f64 {
         let tape = Tape::new(model.backend());
+        let tape = dropout.into_iter().fold(tape, |tape, (update, pass)| tape.with_dropout(update, pass));
         let loss = self.record(model, &tape);
         let value = model.backend().read(loss.value())[0];
         tape.backward(&loss, gradients);

@@ -2,8 +2,10 @@
 //!
 //! [`ModelFolder::open`] reads the configuration and the table of tensors; the numbers are read tensor by tensor
 //! ([`ModelFolder::read_f32`]), so no more than one tensor is held at a time. [`ModelForm`] writes the same form again:
-//! files, formats of numbers, and every field of the configuration. Nothing here computes with a model.
+//! files, formats of numbers, and every field of the configuration. [`AdapterFolder`] and [`AdapterForm`] are the same for
+//! PEFT's low-rank adapters. Nothing here computes with a model.
 
+mod adapter;
 mod config;
 mod config_reader;
 mod family;
@@ -11,6 +13,7 @@ mod form;
 mod shape;
 mod weights;
 
+pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, AdapterFolder, AdapterForm, Targets};
 pub use config::ModelConfig;
 pub use form::{Format, ModelForm, write_config};
 pub use shape::{Activation, Head, ModelShape, Naming, Norm, Positions, RopeScaling};
