@@ -5,10 +5,12 @@
 
 use crate::error::{Error, Result};
 use crate::policy::{self, Numbers, Parts, save_model};
+use crate::run_record;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::optim::OptimizerState;
 use larpo_core::train::{ListMetrics, Trainer};
+use larpo_data::checksums::Checksum;
 use larpo_data::{checksums, files, state};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -29,6 +31,8 @@ pub struct TrainerState {
     pub data: u64,
     /// Sums of measurements that are not written yet.
     pub counters: Counters,
+    /// Length and checksum of the log so far.
+    pub log: (u64, u64),
 }
 
 /// Sums that a loop carries from update to update.
@@ -102,7 +106,20 @@ impl Kind {
     }
 }
 
-/// Writes `checkpoint-<updates>` in `folder`.
+/// Where a loop is in its data and its log.
+#[derive(Debug, Clone, Copy)]
+pub struct Cursor {
+    /// The order of the data.
+    pub plan: BatchPlan,
+    /// Checksum of what is trained on.
+    pub data: u64,
+    /// Sums of measurements that are not written yet.
+    pub counters: Counters,
+    /// Of the log so far.
+    pub log: Checksum,
+}
+
+/// Writes `checkpoint-<updates>` in `folder`, with a copy of the record of `run`, the run's folder.
 ///
 /// # Errors
 /// A weight that is not finite, a file that cannot be written; there is then no such checkpoint.
@@ -111,12 +128,17 @@ pub fn save<B: Backend>(
     trainer: &Trainer<B>,
     parts: &Parts,
     kind: Kind,
-    (plan, data, counters): (BatchPlan, u64, Counters),
+    Cursor { plan, data, counters, log }: Cursor,
+    run: Option<&Path>,
 ) -> Result<PathBuf> {
     let path = folder.join(format!("{PREFIX}{}", trainer.steps()));
     files::write_folder(&path, |folder| {
         save_model(&trainer.model, parts, Numbers::Exact, folder)?;
-        let state = TrainerState { optimizer: trainer.state(), plan, data, counters };
+        if let Some(run) = run {
+            run_record::copy(run, folder)?;
+        }
+        let log = (log.bytes, log.hash);
+        let state = TrainerState { optimizer: trainer.state(), plan, data, counters, log };
         state::save_state(folder.join(STATE), kind.name(), &state)?;
         Ok::<(), Error>(checksums::seal(folder)?)
     })?;

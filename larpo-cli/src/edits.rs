@@ -2,7 +2,8 @@
 //!
 //! `candidates.checksum` is there once the candidates are complete. It has a line for each row, `PROMPT_INDEX CHECKSUM`,
 //! and behind those that people changed, in sessions before, the word `edited`; of a row that they deleted the checksum is
-//! `-`. It is the one place that tells of edits: a row that differs from its checksum was edited since.
+//! `-`. It is the one place that tells of edits: a row that differs from its checksum was edited since. The last line is
+//! `checksum` and that of the lines before it.
 
 use crate::error::{Error, Result};
 use crate::messages::count;
@@ -57,18 +58,25 @@ impl Written {
         Self(known)
     }
 
-    /// Reads what is known of the candidates in an iteration's folder; none where they are not complete. A line that is
-    /// damaged is none, and its row then counts as edited: it is checked and ranked anew.
+    /// Reads what is known of the candidates in an iteration's folder; none where they are not complete.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read, or is damaged: then nothing tells which rows people edited.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(FILE);
-        match fs::read(&path) {
-            Ok(text) => Ok(Some(Self(String::from_utf8_lossy(&text).lines().filter_map(parse).collect()))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io(&path, "read")(error)),
-        }
+        let text = match fs::read(&path) {
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(&path, "read")(error)),
+        };
+        let rows = unsealed(&text).and_then(|rows| rows.lines().map(parse).collect::<Option<_>>());
+        rows.map(|rows| Some(Self(rows))).ok_or_else(|| {
+            Error::request(format!(
+                "{} is damaged: nothing tells any more which rows of the candidates people edited; restore it from a copy, or \
+                 move the iteration and those after it away to make them again",
+                path.display()
+            ))
+        })
     }
 
     /// Writes the file: from now on the candidates are complete.
@@ -80,7 +88,8 @@ impl Written {
             let sum = row.sum.map_or("-".into(), |sum| sum.to_string());
             format!("{index} {sum}{}\n", if row.edited { " edited" } else { "" })
         };
-        Ok(files::write_bytes(folder.join(FILE), self.0.iter().map(line).collect::<String>().as_bytes())?)
+        let rows: String = self.0.iter().map(line).collect();
+        Ok(files::write_bytes(folder.join(FILE), sealed(&rows).as_bytes())?)
     }
 
     /// Whether a row is as it was written.
@@ -130,6 +139,17 @@ pub fn numbering(n: u64, rows: &[(usize, CandidateList)], manifest: &Value) -> O
     Some(format!("iteration {n}: candidates.jsonl:{problem}. The run refuses to go on with it"))
 }
 
+/// The lines with their own checksum behind them.
+fn sealed(rows: &str) -> String {
+    format!("{rows}checksum {}\n", Checksum::of(rows.as_bytes()))
+}
+
+/// The lines of what [`sealed`] made; none where it is anything else.
+fn unsealed(text: &str) -> Option<&str> {
+    let rows = &text[..text.rfind("checksum ")?];
+    (sealed(rows) == text).then_some(rows)
+}
+
 fn parse(line: &str) -> Option<(usize, Row)> {
     let (index, rest) = line.split_once(' ')?;
     let (sum, edited) = rest.strip_suffix(" edited").map_or((rest, false), |sum| (sum, true));
@@ -141,7 +161,7 @@ fn parse(line: &str) -> Option<(usize, Row)> {
 /// when the run goes on. `rows` are the candidates as they are now.
 ///
 /// # Errors
-/// A file that cannot be read.
+/// As [`Written::read`].
 pub fn counts(folder: &Path, rows: &[CandidateList]) -> Result<(usize, usize)> {
     let written = Written::read(folder)?;
     Ok(written.map_or((0, 0), |written| (written.edited().len(), written.edits(rows).rows())))
@@ -191,10 +211,17 @@ mod tests {
         assert_eq!(counts(&folder, &edited).expect("reads"), (2, 0));
         assert_eq!(counts(&folder, &[&edited[..], &[row(3, "a")]].concat()).expect("reads"), (2, 1));
         let text = fs::read_to_string(folder.join(FILE)).expect("reads");
-        assert!(text.starts_with("3 - edited\n5 ") && text.lines().count() == 4, "{text}");
-        // Of a damaged line nothing is known: its row is looked at anew.
-        fs::write(folder.join(FILE), text.replacen("\n9 ", "\nx ", 1)).expect("writes");
-        assert_eq!(counts(&folder, &edited).expect("reads"), (2, 1));
+        assert!(text.starts_with("3 - edited\n5 ") && text.lines().count() == 5, "{text}");
+        // Damage is no edit.
+        for at in 0..text.len() {
+            let mut bad = text.clone().into_bytes();
+            bad[at] ^= 1 << (at % 8);
+            for bad in [&bad[..], &text.as_bytes()[..at]] {
+                fs::write(folder.join(FILE), bad).expect("writes");
+                let error = Written::read(&folder).expect_err("damaged").to_string();
+                assert!(error.contains("candidates.checksum is damaged"), "byte {at}: {error}");
+            }
+        }
         fs::remove_dir_all(&folder).expect("removes");
         assert_eq!(sentence(4, (0, 0)), None);
         assert_eq!(

@@ -1,7 +1,9 @@
 //! `metrics.jsonl`: one JSON object a line, readable while the run goes on.
 
 use crate::args::ReportTo;
+use crate::error::{Error, Result};
 use crate::tensorboard::EventFile;
+use larpo_data::checksums::Checksum;
 use serde_json::{Map, Number, Value};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -41,6 +43,8 @@ impl From<Row> for Map<String, Value> {
 #[derive(Debug)]
 pub struct MetricsLog {
     file: File,
+    /// Of all that is in the file.
+    written: Checksum,
     /// The same numbers for TensorBoard.
     events: Option<EventFile>,
 }
@@ -51,28 +55,44 @@ impl MetricsLog {
     /// # Errors
     /// Where the file cannot be created; the caller knows the path to name.
     pub fn create(path: &Path) -> io::Result<MetricsLog> {
-        Ok(MetricsLog { file: File::create(path)?, events: None })
+        Ok(MetricsLog { file: File::create(path)?, written: Checksum::default(), events: None })
     }
 
-    /// Continues the file after the update `step`: rows of later updates, and a line that was cut short, are dropped.
+    /// Continues the file after the update `step`, up to which it held what `written` says: rows of later updates, and a line
+    /// that was cut short, are dropped. A file that is not there begins anew, with a warning.
     ///
     /// # Errors
-    /// Where the file cannot be read or written; the caller knows the path to name.
-    pub fn resume(path: &Path, step: u64) -> io::Result<MetricsLog> {
+    /// Earlier rows that are not what was written; a file that cannot be read or written.
+    pub fn resume(path: &Path, step: u64, written: Checksum) -> Result<MetricsLog> {
         let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io(path, "read")(error)),
         };
-        let early = |line: &&[u8]| {
-            let row: Option<Value> = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice(line).ok());
-            row.and_then(|row| row.get("step")?.as_u64()).is_some_and(|at| at <= step)
+        let written = match &text {
+            Some(text) => {
+                let kept = &text[..text.len().min(usize::try_from(written.bytes).unwrap_or(usize::MAX))];
+                if Checksum::of(kept) != written {
+                    return Err(damaged(path, step, written, kept));
+                }
+                written
+            }
+            None => {
+                if written.bytes > 0 {
+                    warn!("{} is missing: the log begins after update {step}", path.display());
+                }
+                Checksum::default()
+            }
         };
-        let kept: Vec<u8> = text.split_inclusive(|&b| b == b'\n').take_while(early).flatten().copied().collect();
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io(path, "open"))?;
         // Nothing is lost if this is cut short: it is done again.
-        file.set_len(kept.len() as u64)?;
-        Ok(MetricsLog { file, events: None })
+        file.set_len(written.bytes).map_err(Error::io(path, "cut"))?;
+        Ok(MetricsLog { file, written, events: None })
+    }
+
+    /// Length and checksum of all that is in the file.
+    pub fn written(&self) -> Checksum {
+        self.written
     }
 
     /// Also writes what `to` asks for, into `folder`, from the update `first` on.
@@ -107,8 +127,27 @@ impl MetricsLog {
         let mut line = Value::Object(row).to_string();
         line.push('\n');
         self.file.write_all(line.as_bytes())?;
+        self.written.add(line.as_bytes());
         self.file.flush()
     }
+}
+
+/// The complaint about earlier rows that are not what was written: `kept` is what stands in their place.
+fn damaged(path: &Path, step: u64, written: Checksum, kept: &[u8]) -> Error {
+    let is_row = |line: &[u8]| serde_json::from_slice::<Map<String, Value>>(line).is_ok();
+    let mut lines = kept.strip_suffix(b"\n").unwrap_or(kept).split(|&b| b == b'\n');
+    let how = match lines.position(|line| !is_row(line)) {
+        _ if (kept.len() as u64) < written.bytes => {
+            format!("there should be {} bytes and are {}", written.bytes, kept.len())
+        }
+        Some(line) => format!("line {} is no JSON object", line + 1),
+        None => "their checksum does not fit".into(),
+    };
+    Error::request(format!(
+        "{} is damaged: its lines up to update {step} are not what was written ({how}); restore the file from a copy, or move \
+         it away, and the log begins after update {step}",
+        path.display()
+    ))
 }
 
 #[cfg(test)]
@@ -128,9 +167,25 @@ mod tests {
         // Later rows, another row of an early update, and a line that a crash cut short.
         std::fs::write(&path, format!("{first}{{\"step\":1,\"x\":1}}\n{{\"step\":2}}\n{{\"step\":1}}\n{{\"st"))
             .expect("writes");
-        let mut log = MetricsLog::resume(&path, 1).expect("opens");
+        let sum = Checksum::of(format!("{first}{{\"step\":1,\"x\":1}}\n").as_bytes());
+        let mut log = MetricsLog::resume(&path, 1, sum).expect("opens");
+        assert_eq!(log.written(), sum);
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), format!("{first}{{\"step\":1,\"x\":1}}\n"));
-        log = MetricsLog::resume(&path, 0).map(|_| log).expect("opens");
+        // Nothing of what stood there before may have changed: no line of it is dropped, no number taken as it is.
+        let whole = std::fs::read(&path).expect("reads");
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 1 << (at % 7);
+            std::fs::write(&path, &bad).expect("writes");
+            let error = MetricsLog::resume(&path, 1, sum).expect_err("changed").to_string();
+            assert!(error.contains(&path.display().to_string()) && error.contains("is damaged"), "{at}: {error}");
+            assert_eq!(std::fs::read(&path).expect("reads"), bad, "{at}: it is left as it is");
+        }
+        std::fs::write(&path, whole.strip_suffix(b"\n").expect("a line")).expect("writes");
+        let error = MetricsLog::resume(&path, 1, sum).expect_err("cut").to_string();
+        assert!(error.contains(&format!("{} bytes and are {}", whole.len(), whole.len() - 1)), "{error}");
+        std::fs::write(&path, &whole).expect("writes");
+        log = MetricsLog::resume(&path, 0, Checksum::default()).map(|_| log).expect("opens");
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "");
         log.write(row(1)).expect("writes");
         log.write(row(2)).expect("writes");

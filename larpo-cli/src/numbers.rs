@@ -17,6 +17,16 @@ pub fn number(value: f64) -> String {
     }
 }
 
+/// How to show the numbers of a column: all with as many decimals as the largest of `values` has in [`number`].
+pub fn alike(values: impl Iterator<Item = f64>) -> impl Fn(f64) -> String {
+    let largest = values.filter(|value| value.is_finite()).map(f64::abs).fold(0.0, f64::max);
+    let decimals = (1e-3..1e6).contains(&largest).then(|| (3 - largest.log10().floor() as i32).clamp(0, 6) as usize);
+    move |value| match decimals {
+        Some(decimals) if value.is_finite() => fixed(value, decimals),
+        _ => number(value),
+    }
+}
+
 /// A number with so many decimals, without the sign of one that rounds to zero.
 pub fn fixed(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
@@ -34,6 +44,17 @@ mod tests {
     fn what_rounds_to_zero_has_no_sign() {
         let shown = [-0.0004, -0.0, 0.0004, -0.0006, -1.0, f64::NEG_INFINITY].map(|value| fixed(value, 3));
         assert_eq!(shown, ["0.000", "0.000", "0.000", "-0.001", "-1.000", "-inf"]);
+    }
+
+    #[test]
+    fn numbers_of_a_column_have_the_same_decimals() {
+        let column = |values: &[f64]| {
+            let show = alike(values.iter().copied());
+            values.iter().map(|&value| show(value)).collect::<Vec<_>>()
+        };
+        assert_eq!(column(&[0.25, 0.123456, -0.00001, 0.0]), ["0.2500", "0.1235", "0.0000", "0.0000"]);
+        assert_eq!(column(&[12.5, 0.125, f64::NAN]), ["12.50", "0.12", "NaN"]);
+        assert_eq!(column(&[5e-5, 0.0]), ["5.00e-5", "0"]);
     }
 
     #[test]

@@ -26,6 +26,8 @@ const FILES: [&str; 11] = [
 ];
 /// Folders that it leaves there, one an iteration or checkpoint.
 const FOLDERS: [&str; 2] = [ITERATION, CHECKPOINT];
+/// What gives the folder.
+pub const FLAG: &str = "--output_dir";
 /// Locked by the run at work in the folder. The lock is the kernel's and ends with the process, however that ends; the file
 /// itself stays and says nothing.
 const LOCK: &str = ".larpo.lock";
@@ -60,13 +62,18 @@ impl<'a> OutputDir<'a> {
     /// An earlier run in the folder without `overwrite`; a run at work in it or in a folder around it; one of the `inputs` among what would be replaced or removed; a
     /// folder that cannot be created or written to.
     pub fn check(folder: &'a Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
+        Self::check_for(folder, overwrite, inputs, ", --resume_from_checkpoint latest to go on with it,")
+    }
+
+    /// [`OutputDir::check`]; `goes_on` is what else can be done with an earlier run, in the middle of a sentence.
+    fn check_for(folder: &'a Path, overwrite: bool, inputs: &[&Path], goes_on: &str) -> Result<Self> {
         let traces = traces(folder)?;
         if !traces.is_empty() && !overwrite {
             let shown: Vec<&str> = traces.iter().take(3).map(String::as_str).collect();
             let more = if traces.len() > shown.len() { ", …" } else { "" };
             return Err(Error::request(format!(
-                "{} holds an earlier run ({}{more}); give another --output_dir, --resume_from_checkpoint latest to go on \
-                 with it, or --overwrite_output_dir to replace it",
+                "{} holds an earlier run ({}{more}); give another --output_dir{goes_on} or --overwrite_output_dir to \
+                 replace it",
                 folder.display(),
                 shown.join(", ")
             )));
@@ -99,8 +106,8 @@ impl<'a> OutputDir<'a> {
     }
 
     fn lock(folder: &'a Path, overwrite: bool) -> Result<Self> {
-        free(&above(folder), folder)?;
-        let made = create(folder)?;
+        free(&above(folder), folder, FLAG)?;
+        let made = create(folder, FLAG)?;
         Ok(Self { folder, overwrite, made, _lock: lock(folder)? })
     }
 
@@ -123,7 +130,7 @@ impl<'a> OutputDir<'a> {
             |name: &String| name.starts_with(CHECKPOINT) || name == "metrics.jsonl" || name == "candidates.jsonl";
         let made = RunRecord::read(folder).is_ok_and(|record| record.is_some_and(|record| record.verb == DEMO));
         let demo = made && !traces.iter().any(foreign);
-        Self::check(folder, overwrite || demo, &[])
+        Self::check_for(folder, overwrite || demo, &[], "")
     }
 
     /// Makes room for the run, once everything it starts from has been read: an earlier run's iterations, checkpoints and
@@ -155,24 +162,32 @@ impl<'a> OutputDir<'a> {
     }
 }
 
-/// Creates a folder that gets one file, `name`.
+/// Creates a folder that gets one file, `name`; the folder is what was given as `flag`.
 ///
 /// # Errors
 /// The file is there already and `overwrite` is off; a run at work in the folder or in one around it; a folder that cannot be created or written to.
-pub fn prepare_file(folder: &Path, name: &str, overwrite: bool) -> Result<()> {
+pub fn prepare_file(folder: &Path, name: &str, overwrite: bool, flag: &str) -> Result<()> {
     let path = folder.join(name);
     if path.exists() && !overwrite {
         return Err(Error::request(format!(
-            "{} exists; give another --output_dir, or --overwrite_output_dir to replace it",
+            "{} exists; give another {flag}, or --overwrite_output_dir to replace it",
             path.display()
         )));
     }
     let mut folders = above(folder);
     folders.push(folder.to_path_buf());
-    free(&folders, folder)?;
-    create(folder)?;
+    free(&folders, folder, flag)?;
+    create(folder, flag)?;
     // What a killed process left half-written.
     larpo_data::files::remove_leftovers(folder)?;
+    probe(folder)
+}
+
+/// Whether a file can be written in a folder.
+///
+/// # Errors
+/// None can.
+pub fn probe(folder: &Path) -> Result<()> {
     // Called as other temporary files are, so that one which a killed process left goes with them.
     let probe = folder.join(format!(".probe.{}-0.tmp", std::process::id()));
     fs::write(&probe, "").map_err(Error::io(folder, "write to"))?;
@@ -203,10 +218,10 @@ pub fn traces(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// Creates the folder where it is not there; whether it was not.
-fn create(folder: &Path) -> Result<bool> {
+fn create(folder: &Path, flag: &str) -> Result<bool> {
     if folder.exists() && !folder.is_dir() {
         let path = folder.display();
-        return Err(Error::request(format!("--output_dir {path} is a file; give the name of a folder")));
+        return Err(Error::request(format!("{flag} {path} is a file; give the name of a folder")));
     }
     let made = !folder.exists();
     fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
@@ -223,12 +238,12 @@ fn above(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Refuses to write to `folder` while a run is at work in one of `folders`: what it left there could be taken for its own.
-fn free(folders: &[PathBuf], folder: &Path) -> Result<()> {
+fn free(folders: &[PathBuf], folder: &Path, flag: &str) -> Result<()> {
     for run in folders {
         let Ok(mut file) = File::open(run.join(LOCK)) else { continue };
         if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
             return Err(Error::request(format!(
-                "another run{} is at work in {}, and {} belongs to it; wait for its end, or give another --output_dir",
+                "another run{} is at work in {}, and {} belongs to it; wait for its end, or give another {flag}",
                 holder(&mut file),
                 run.display(),
                 folder.display()
@@ -314,17 +329,17 @@ mod tests {
                 error.contains("belongs to it") && error.contains(&format!("process {}", std::process::id())),
                 "{error}"
             );
-            assert!(prepare_file(&inside, "candidates.jsonl", false).is_err());
+            assert!(prepare_file(&inside, "candidates.jsonl", false, FLAG).is_err());
         }
-        assert!(prepare_file(&folder, "candidates.jsonl", false).is_err() && !has("new"));
+        assert!(prepare_file(&folder, "candidates.jsonl", false, FLAG).is_err() && !has("new"));
         checked.clear().expect("clears");
         drop(checked);
         OutputDir::go_on(&folder).expect("free again");
         let names = ["config.json", "notes.txt", "iteration-notes", "iteration-1", "metrics.jsonl"];
         assert_eq!(names.map(has), [true, true, true, false, false]);
-        prepare_file(&folder, "candidates.jsonl", false).expect("not there yet");
-        prepare_file(&folder, "notes.txt", false).expect_err("there");
-        prepare_file(&folder, "notes.txt", true).expect("may be replaced");
+        prepare_file(&folder, "candidates.jsonl", false, FLAG).expect("not there yet");
+        prepare_file(&folder, "notes.txt", false, FLAG).expect_err("there");
+        prepare_file(&folder, "notes.txt", true, FLAG).expect("may be replaced");
         fs::remove_dir_all(&folder).expect("removes");
     }
 
@@ -334,7 +349,9 @@ mod tests {
         let new = OutputDir::check_demo(&folder, false).expect("a new folder");
         fs::write(folder.join("config.json"), "{}").expect("writes");
         drop(new);
-        OutputDir::check_demo(&folder, false).expect_err("somebody's model");
+        let error = OutputDir::check_demo(&folder, false).expect_err("somebody's model").to_string();
+        // The demo has no such flag.
+        assert!(!error.contains("--resume") && error.contains("--output_dir or --overwrite_output_dir"), "{error}");
         let record = |verb: &str| RunRecord::new(verb, &Settings::default(), &[]).expect("no inputs");
         record("sft").write(&folder).expect("writes");
         OutputDir::check_demo(&folder, false).expect_err("another run");

@@ -1,7 +1,7 @@
 //! A training loop that can be interrupted: it starts anew or from a checkpoint, writes its log and its checkpoints, and
 //! ends early where it is asked to.
 
-use crate::checkpoint::{self, Counters, Kind, TrainerState};
+use crate::checkpoint::{self, Counters, Cursor, Kind, TrainerState};
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::metrics_log::{MetricsLog, Row};
@@ -40,12 +40,13 @@ impl<'a, B: Backend> Loop<'a, B> {
         journal: Journal,
     ) -> Result<Self> {
         let parts = policy.parts();
-        let mut counters = Counters::default();
+        let (mut counters, mut written) = (Counters::default(), Checksum::default());
         let mut trainer = match resumed_state(kind, (plan, data), config, &journal)? {
             None => Trainer::new(policy.model, config.optimizer, plan.steps),
             Some((checkpoint, state)) => {
                 let model = policy.reloaded(checkpoint, kind.model())?.model;
                 counters = state.counters;
+                written = Checksum { bytes: state.log.0, hash: state.log.1 };
                 status::set_checkpoint(checkpoint);
                 say!(
                     "{}: goes on from {}, after {} of {}",
@@ -62,11 +63,11 @@ impl<'a, B: Backend> Loop<'a, B> {
             None => None,
             Some(path) => {
                 let log = match trainer.steps() {
-                    0 => MetricsLog::create(path),
-                    step => MetricsLog::resume(path, step),
+                    0 => MetricsLog::create(path).map_err(Error::io(path, "write"))?,
+                    step => MetricsLog::resume(path, step, written)?,
                 };
                 let beside = path.parent().unwrap_or(path);
-                let log = log.and_then(|log| log.report_to(config.report_to, beside, trainer.steps() + 1));
+                let log = log.report_to(config.report_to, beside, trainer.steps() + 1);
                 Some((log.map_err(Error::io(path, "write"))?, path.clone()))
             }
         };
@@ -115,8 +116,10 @@ impl<'a, B: Backend> Loop<'a, B> {
         if let Some((log, path)) = &self.log {
             log.sync().map_err(Error::io(path, "write to disk"))?;
         }
-        let cursor = (self.plan, self.data, self.counters);
-        status::set_checkpoint(&checkpoint::save(folder, &self.trainer, &self.parts, self.kind, cursor)?);
+        let log = self.log.as_ref().map_or_else(Checksum::default, |(log, _)| log.written());
+        let cursor = Cursor { plan: self.plan, data: self.data, counters: self.counters, log };
+        let run = self.journal.run.as_deref();
+        status::set_checkpoint(&checkpoint::save(folder, &self.trainer, &self.parts, self.kind, cursor, run)?);
         // The new one is on disk; only then an old one may go.
         self.config.save_total_limit.map_or(Ok(()), |keep| checkpoint::rotate(&self.journal.checkpoints, keep))
     }

@@ -14,6 +14,9 @@ pub const ITERATION: &str = "iteration-";
 /// What tells that an iteration came to its end: written last.
 pub const MANIFEST: &str = "manifest.json";
 
+/// The log of an iteration's training, and that of a run of `sft`, `train` or `reward`.
+pub const LOG: &str = "metrics.jsonl";
+
 /// The value of `--resume_from_checkpoint`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResumeFrom {
@@ -165,11 +168,14 @@ pub fn finished(iteration: &Path) -> bool {
     iteration.join(MANIFEST).is_file()
 }
 
-/// Whether it came to its end and its model is what was written then.
+/// Whether it came to its end, and its manifest and its model are what was written then.
 fn whole_iteration(iteration: &Path) -> Result<()> {
     match finished(iteration) {
         true => match losses::model(iteration) {
-            None => Ok(checksums::verify(iteration.join("model"))?),
+            None => {
+                checksums::verify_file(iteration, MANIFEST)?;
+                Ok(checksums::verify(iteration.join("model"))?)
+            }
             Some(lost) => Err(Error::request(format!("{}: {lost}", iteration.display()))),
         },
         false => Err(Error::request(format!("{} is not finished", iteration.display()))),

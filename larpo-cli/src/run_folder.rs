@@ -59,16 +59,21 @@ impl<'a> RunFolder<'a> {
         let earlier = match from {
             None => None,
             Some(from) => {
-                let earlier = RunRecord::read(folder)?;
-                match &earlier {
-                    Some(earlier) => earlier.check(&record, folder)?,
+                let found = RunRecord::find(folder)?;
+                match &found {
+                    Some((earlier, note)) => {
+                        if let Some(note) = note {
+                            warn!("{note}");
+                        }
+                        earlier.check(&record, folder)?;
+                    }
                     // Looked at again now that the folder is locked.
                     None => {
                         nothing_yet(folder, from)?;
                         say!("nothing to go on from in {} yet: the run begins", folder.display());
                     }
                 }
-                earlier
+                found.map(|(earlier, _)| earlier)
             }
         };
         Ok(Self { output, folder, record, earlier })
@@ -143,8 +148,8 @@ fn nothing_yet(folder: &Path, from: &ResumeFrom) -> Result<()> {
         ))),
         ResumeFrom::Latest if output::traces(folder)?.is_empty() => Ok(()),
         ResumeFrom::Latest => Err(Error::request(format!(
-            "{} holds an earlier run without a record of its flags (run.json), which cannot be gone on with; give another \
-             --output_dir, or --overwrite_output_dir instead of --resume_from_checkpoint to replace it",
+            "{} holds an earlier run without a record of its flags (run.json, of which a checkpoint has a copy), which cannot \
+             be gone on with; give another --output_dir, or --overwrite_output_dir instead of --resume_from_checkpoint to replace it",
             folder.display()
         ))),
     }

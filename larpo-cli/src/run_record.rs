@@ -1,8 +1,13 @@
 //! `run.json`: what a run was started with, so that it goes on with the same or not at all.
+//!
+//! It ends with a checksum of what stands before it. Checkpoints and iterations keep copies, from which it is restored where it
+//! is damaged or missing.
 
 use crate::args::{Iterations, Settings};
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::policy::{check_folder, model_folder_of};
+use crate::resume::{ITERATION, LOG};
 use crate::version::Build;
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
@@ -14,7 +19,13 @@ use std::path::{Path, PathBuf};
 
 /// The file in the output folder.
 pub const FILE: &str = "run.json";
-const VERSION: u32 = 1;
+/// Its copy in a checkpoint or an iteration. The name is another one: what holds a copy is no run.
+pub const COPY: &str = "run.copy.json";
+const VERSION: u32 = 2;
+/// Without a checksum.
+const UNSEALED: u32 = 1;
+/// What stands before the checksum.
+const SEAL: &str = ",\n  \"checksum\": \"";
 /// The verb of a record whose folder the demo made, and may make again.
 pub const DEMO: &str = "demo";
 
@@ -141,6 +152,16 @@ pub struct RunResult {
     pub summary: Value,
     /// Checksum of the final model's weights.
     pub model: String,
+    /// Checksum of the log in the run's folder, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+}
+
+/// What a file that should be a record is.
+enum Found {
+    Whole(Box<RunRecord>),
+    Missing,
+    Damaged(String),
 }
 
 impl RunRecord {
@@ -180,23 +201,57 @@ impl RunRecord {
     /// The record of a folder; none where it has none.
     ///
     /// # Errors
-    /// A record that cannot be read, or of another version.
+    /// A record that is damaged and of which there is no copy; one of another version.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
+        Ok(Self::find(folder)?.map(|(record, _)| record))
+    }
+
+    /// The record of a folder. Where it is damaged or missing it is the newest copy that a checkpoint or an iteration has, with
+    /// a sentence about that.
+    ///
+    /// # Errors
+    /// As [`RunRecord::read`].
+    pub fn find(folder: &Path) -> Result<Option<(Self, Option<String>)>> {
         let path = folder.join(FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(&path, "read")(error)),
+        let (problem, missing) = match Self::load(&path)? {
+            Found::Whole(record) => return Ok(Some((*record, None))),
+            Found::Missing => ("is missing".to_string(), true),
+            Found::Damaged(how) => (format!("is damaged: {how}"), false),
         };
-        let record: Self = serde_json::from_slice(&text).map_err(|error| {
-            Error::request(format!(
-                "{}: {error}. The record of the run is damaged: restore it from a copy, or start anew with \
-                 --overwrite_output_dir",
+        for copy in copies(folder)? {
+            if let Found::Whole(record) = Self::load(&copy)? {
+                let note = format!("{} {problem}; it is restored from {}", path.display(), copy.display());
+                return Ok(Some((*record, Some(note))));
+            }
+        }
+        match missing {
+            true => Ok(None),
+            false => Err(Error::request(format!(
+                "{} {problem}, and no checkpoint has a copy of it; restore it from a copy, or start anew with \
+                 --overwrite_output_dir. It is not meant to be edited",
                 path.display()
-            ))
-        })?;
+            ))),
+        }
+    }
+
+    /// Reads one file.
+    fn load(path: &Path) -> Result<Found> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Missing),
+            Err(error) => return Err(Error::io(path, "read")(error)),
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let whole = is_sealed(&text);
+        let record: Self = match serde_json::from_str(&text) {
+            Ok(record) => record,
+            Err(_) if !whole && text.contains(SEAL) => return Ok(Found::Damaged(CHANGED.into())),
+            Err(error) => return Ok(Found::Damaged(error.to_string())),
+        };
         match record.version {
-            VERSION => Ok(Some(record)),
+            VERSION if whole => Ok(Found::Whole(Box::new(record))),
+            UNSEALED if !text.contains(SEAL) => Ok(Found::Whole(Box::new(record))),
+            _ if !whole => Ok(Found::Damaged(CHANGED.into())),
             other => Err(Error::request(format!(
                 "{} has version {other}, this program reads {VERSION}; use the version of larpo that wrote it ({})",
                 path.display(),
@@ -211,7 +266,9 @@ impl RunRecord {
     /// A file that cannot be read or written.
     pub fn finish(mut self, folder: &Path, summary: &Value) -> Result<()> {
         let model = weights(&checksums(folder)?);
-        self.result = Some(RunResult { summary: summary.clone(), model });
+        let log = folder.join(LOG);
+        let log = log.is_file().then(|| Checksum::of_file(&log)).transpose()?.map(|sum| sum.to_string());
+        self.result = Some(RunResult { summary: summary.clone(), model, log });
         self.write(folder)
     }
 
@@ -226,7 +283,7 @@ impl RunRecord {
     /// A file that cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(|error| Error::request(error.to_string()))?;
-        Ok(files::write_bytes(folder.join(FILE), format!("{text}\n").as_bytes())?)
+        Ok(files::write_bytes(folder.join(FILE), sealed(&text).as_bytes())?)
     }
 
     /// Whether the run in `folder` is one of `verb`.
@@ -299,6 +356,54 @@ impl Input {
             (None, None) => None,
         }
     }
+}
+
+/// What is wrong with a record whose checksum does not fit.
+const CHANGED: &str = "its checksum does not fit";
+
+/// Pretty-printed JSON with its checksum as the last field.
+fn sealed(object: &str) -> String {
+    let open = object.strip_suffix("\n}").unwrap_or(object);
+    format!("{open}{SEAL}{}\"\n}}\n", Checksum::of(object.as_bytes()))
+}
+
+/// Whether a text is what [`sealed`] makes.
+fn is_sealed(text: &str) -> bool {
+    text.rfind(SEAL).is_some_and(|at| sealed(&format!("{}\n}}", &text[..at])) == text)
+}
+
+/// Whether the record in `folder` is damaged, for people; none where it is not, or where there is none.
+pub fn damage(folder: &Path) -> Option<String> {
+    let text = String::from_utf8_lossy(&fs::read(folder.join(FILE)).ok()?).into_owned();
+    let version = serde_json::from_str::<Value>(&text).ok()?["version"].as_u64();
+    let without = version.is_none_or(|version| version == u64::from(UNSEALED)) && !text.contains(SEAL);
+    (!without && !is_sealed(&text))
+        .then(|| format!("{FILE} is damaged: {CHANGED}; the run restores it when it goes on"))
+}
+
+/// Keeps a copy of the record of `run` in `folder`; nothing where there is no record.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn copy(run: &Path, folder: &Path) -> Result<()> {
+    let path = run.join(FILE);
+    match fs::read(&path) {
+        Ok(bytes) => Ok(files::write_bytes(folder.join(COPY), &bytes)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(&path, "read")(error)),
+    }
+}
+
+/// Where copies of the record of a run may be, the newest first.
+fn copies(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut places = Vec::new();
+    for (_, iteration) in checkpoint::numbered(folder, ITERATION)? {
+        let checkpoints = checkpoint::list(&iteration)?;
+        places.push(iteration);
+        places.extend(checkpoints.into_iter().map(|(_, path)| path));
+    }
+    places.extend(checkpoint::list(folder)?.into_iter().map(|(_, path)| path));
+    Ok(places.into_iter().map(|place| place.join(COPY)).collect())
 }
 
 /// What stands before the names of the files of an adapter's base.
@@ -406,7 +511,7 @@ mod tests {
     fn more_iterations_are_counted_from_what_the_run_had() {
         let record = |iterations, more, base, finished: bool| RunRecord {
             goal: Some(Goal { iterations, more, base }),
-            result: finished.then(|| RunResult { summary: Value::Null, model: String::new() }),
+            result: finished.then(|| RunResult { summary: Value::Null, model: String::new(), log: None }),
             ..record(&[], &[])
         };
         let goal = |asked: &str, earlier: Option<&RunRecord>, done| {
@@ -427,13 +532,65 @@ mod tests {
         assert_eq!(goal("+2", Some(&record(5, Some(2), 3, true)), 5), Ok((7, 5)));
         // One of the three that were finished is damaged: it is made again, and two beside them.
         let summary = serde_json::json!({ "iterations": [{}, {}, {}] });
-        let damaged =
-            RunRecord { result: Some(RunResult { summary, model: String::new() }), ..record(3, None, 0, true) };
+        let damaged = RunRecord {
+            result: Some(RunResult { summary, model: String::new(), log: None }),
+            ..record(3, None, 0, true)
+        };
         assert_eq!(goal("+2", Some(&damaged), 2), Ok((5, 3)));
         // Ended early after two of three.
         assert_eq!(goal("+2", Some(&three), 2), Ok((4, 2)));
         let kept = Goal::new(Iterations::Total(3), false, Some(&five), 4).expect("as before");
         assert_eq!(kept, Goal { iterations: 5, more: Some(2), base: 3 });
+    }
+
+    #[test]
+    fn a_damaged_record_is_found_and_restored_from_the_newest_copy() {
+        let folder = std::env::temp_dir().join(format!("larpo-record-copies-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        for place in ["checkpoint-5", "checkpoint-40", "iteration-9/checkpoint-3", "iteration-10"] {
+            fs::create_dir_all(folder.join(place)).expect("creates");
+        }
+        assert_eq!(RunRecord::read(&folder).expect("none"), None);
+        let path = folder.join(FILE);
+        record(&[("beta", "0.1"), ("seed", "3")], &[]).write(&folder).expect("writes");
+        let old = RunRecord::read(&folder).expect("reads").expect("is there");
+        let whole = fs::read(&path).expect("reads");
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(&path, &bad).expect("writes");
+            let error = RunRecord::read(&folder).expect_err("damaged").to_string();
+            assert!(error.contains("run.json is damaged: "), "byte {at}: {error}");
+        }
+        // The newest copy that is whole.
+        let newest = |place: &str| {
+            for bytes in [Some(&whole[..9]), None] {
+                match bytes {
+                    Some(bytes) => fs::write(&path, bytes).expect("writes"),
+                    None => fs::remove_file(&path).expect("removes"),
+                }
+                let (found, note) = RunRecord::find(&folder).expect("a copy").expect("a copy");
+                assert_eq!(found, old);
+                let note = note.expect("said");
+                assert!(
+                    note.ends_with(&format!("restored from {}", folder.join(place).join(COPY).display())),
+                    "{note}"
+                );
+            }
+            fs::write(&path, &whole).expect("writes");
+        };
+        for place in ["checkpoint-5", "checkpoint-40", "iteration-9/checkpoint-3", "iteration-10"] {
+            copy(&folder, &folder.join(place)).expect("copies");
+            newest(place);
+        }
+        fs::write(folder.join("iteration-10").join(COPY), &whole[1..]).expect("writes");
+        newest("iteration-9/checkpoint-3");
+        // Records of a version that had no checksum.
+        let text = String::from_utf8(whole).expect("text").replacen("\"version\": 2", "\"version\": 1", 1);
+        let plain = format!("{}\n}}\n", &text[..text.rfind(SEAL).expect("a checksum")]);
+        fs::write(&path, plain).expect("writes");
+        assert_eq!(RunRecord::read(&folder).expect("reads").expect("is there").flags, old.flags);
+        fs::remove_dir_all(&folder).expect("removes");
     }
 
     #[test]

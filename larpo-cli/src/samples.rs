@@ -126,7 +126,7 @@ pub fn take_up<B: Backend>(
     check_prompts(&path, &lines, &rows, prompts)?;
     let edits = written.edits(&rows);
     let (mut lists, mut edited) = (Vec::with_capacity(rows.len()), written.edited());
-    let (mut encoded, mut replaced) = (0, 0);
+    let (mut encoded, mut replaced, mut open) = (0, 0, 0);
     for (line, row) in lines.iter().zip(&rows) {
         let at = |error: Error| Error::request(format!("{}:{line}: {error}", path.display()));
         let prompt_index = row.prompt_index.unwrap_or_default();
@@ -138,6 +138,9 @@ pub fn take_up<B: Backend>(
             let anew: Vec<bool> =
                 list.candidates.iter().enumerate().map(|(i, c)| row.token_ids.get(i) != Some(&c.ids)).collect();
             encoded += anew.iter().filter(|&&anew| anew).count();
+            // Nothing ended the text that stood there before.
+            let unended = |i: &usize| row.finish_reason.get(*i).is_some_and(|reason| reason != "stop");
+            open += (0..anew.len()).filter(|&i| anew[i]).filter(unended).count();
             for (i, candidate) in list.candidates.iter_mut().enumerate() {
                 let (tokens, total) = (candidate.ids.len(), list.prompt_ids.len() + candidate.ids.len());
                 if anew[i] && tokens > sampling.max_new_tokens && total > max_length {
@@ -174,6 +177,14 @@ pub fn take_up<B: Backend>(
         count(edits.changed.len(), "rows"),
         count(encoded, "responses")
     );
+    if open > 0 {
+        say!(
+            "note: {}: {} encoded anew with a `finish_reason` other than \"stop\", and so without an end-of-text token; write \
+             \"stop\" where such a response is complete",
+            path.display(),
+            count(open, "responses")
+        );
+    }
     if replaced > 0 {
         warn!(
             "{}: {} of responses whose texts are as they were drawn replaced by what --reward_funcs give them; a reward cannot be \

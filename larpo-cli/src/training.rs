@@ -111,11 +111,16 @@ pub fn list_training(args: &ListArgs, seed: u64) -> ListTraining {
 
 /// The selection of the flags, by default the one the paper uses with the loss.
 pub fn selection(args: &ListArgs) -> Select {
-    args.select.unwrap_or(match args.loss_type {
+    args.select.unwrap_or_else(|| default_selection(args.loss_type))
+}
+
+/// The selection that the paper uses with a loss.
+pub fn default_selection(loss: LossType) -> Select {
+    match loss {
         LossType::Pairwise => Select::MaxMin,
         LossType::Contrastive => Select::TopBottom { top: 1, bottom: 3 },
         _ => Select::TopBottom { top: 2, bottom: 2 },
-    })
+    }
 }
 
 /// Where a loop writes what happens, what it goes on from, and who may end it early.
@@ -127,6 +132,8 @@ pub struct Journal {
     pub metrics: Option<PathBuf>,
     /// Folder of `checkpoint-<step>`; behind it those of earlier loops of the run, which count when old ones are removed.
     pub checkpoints: Vec<PathBuf>,
+    /// The run's folder, whose record every checkpoint keeps a copy of.
+    pub run: Option<PathBuf>,
     /// The checkpoint to go on from.
     pub resume: Option<Resume>,
     /// Raised to end after the update that is under way, with a checkpoint.

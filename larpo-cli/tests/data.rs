@@ -303,6 +303,37 @@ fn inspect_tells_the_story_of_a_run() {
         }
         fs::rename(folder.0.join("away"), second.join(file)).expect("renames");
     }
+    // What is damaged is named as that. The log is for people only: the run goes on without it.
+    let flip = |path: &Path| {
+        let good = fs::read(path).expect("reads");
+        let mut bad = good.clone();
+        match good.iter().position(u8::is_ascii_digit) {
+            Some(digit) => bad[digit] ^= 1,
+            None => bad.push(b'\n'),
+        }
+        fs::write(path, bad).expect("writes");
+        good
+    };
+    for (file, damage, goes_on) in [
+        ("iteration-1/manifest.json", "manifest.json: its checksum does not fit", false),
+        ("iteration-2/metrics.jsonl", "metrics.jsonl: it", true),
+        ("iteration-2/candidates.checksum", "candidates.checksum is damaged", false),
+        ("run.json", "run.json is damaged: its checksum does not fit", true),
+    ] {
+        let path = folder.0.join("out").join(file);
+        let good = flip(&path);
+        let told = larpo(&["inspect", &out]).expect("inspects");
+        assert_eq!(told["notes"].as_array().map(Vec::len), Some(1), "{told}");
+        assert!(told["notes"][0].as_str().is_some_and(|note| note.contains(damage)), "{told}");
+        assert_eq!(told["iterations"][1]["edited_rows"], json!({ "taken_up": 0, "since": 0 }));
+        larpo(&["report", &out]).expect("reports");
+        assert!(fs::read_to_string(&page).expect("a page").contains(damage), "{damage}");
+        if !goes_on {
+            let error = larpo(&more).expect_err("damaged");
+            assert!(error.contains(damage) && error.to_lowercase().contains("restore"), "{error}");
+        }
+        fs::write(&path, good).expect("writes");
+    }
     fs::remove_file(&page).expect("removes");
     // Edited by hand, and cut off before its end.
     let rows = fs::read_to_string(second.join("candidates.jsonl")).expect("reads");
@@ -382,6 +413,9 @@ fn what_contradicts_itself_is_refused_by_both_places_or_counted() {
     assert!(both && error.contains("--on_bad_row skip"), "{error}");
     assert!(run(&folder, "sft", &file, &[]).expect_err("learned").contains("labels.jsonl:4: `label`"));
     let skip = ["--on_bad_row", "skip", "--max_steps", "1"];
+    let told = larpo(&["inspect", &file]).expect("inspects");
+    assert_eq!((told["refused"]["line"].as_u64(), told["data"]["used"].as_u64()), (Some(4), Some(4)), "{told}");
+    assert_eq!(told["data"]["left_out"], json!({ "contradictory labels": 2 }));
     let result = run(&folder, "train", &file, &skip).expect("trains");
     // What is left of the first prompt is one response.
     let reasons = json!({ "contradictory labels": 2, "fewer than two different responses": 1 });
@@ -444,7 +478,21 @@ fn rows_that_cannot_be_encoded_or_teach_nothing_are_named_reasons() {
         list(json!(["2"]), json!([1])),
         foreign,
     ];
-    assert_eq!(done("train", &rows), (4, 1, json!({ unencoded: 2, "fewer than two different responses": 1 })));
+    let unknown = "token ids that the tokenizer does not have";
+    let reasons = json!({ unencoded: 1, unknown: 1, "fewer than two different responses": 1 });
+    assert_eq!(done("train", &rows), (4, 1, reasons));
+    // Where none is left the reasons are told with their first rows, and what mends them, not what does not.
+    let mut odd = list(json!(["2", "3"]), json!([1, 0]));
+    odd["finish_reason"] = json!(["stop", "end"]);
+    let bad = [rows[1].clone(), odd, list(json!(["2", "2"]), json!([1, 0])), rows[3].clone()];
+    let file = folder.rows("rows.jsonl", &bad);
+    let error = run(&folder, "train", &file, &skip).expect_err("nothing is left");
+    for (reason, line) in [(unencoded, 1), ("malformed `finish_reason`", 2), ("contradictory rewards", 3), (unknown, 4)]
+    {
+        let told = format!("1 left out ({reason}), the first in {file}:{line}");
+        assert!(error.contains(&told), "{told}: {error}");
+    }
+    assert!(error.contains("remove `token_ids`") && !error.contains("--max_length"), "{error}");
     // Refused, the ids are named by their field.
     let file = folder.rows("rows.jsonl", &rows);
     let error = run(&folder, "train", &file, &[]).expect_err("Ω");

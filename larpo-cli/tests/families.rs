@@ -238,6 +238,8 @@ fn conversions_that_would_lose_something_are_refused() {
     assert!(refused(&[&folder.name("missing"), &out]).contains("no such folder"));
     assert!(refused(&[&model, &out, "--max_shard_size", "5"]).contains("5GB"));
     larpo(&["convert", &model, &out]).expect("converts");
+    let error = refused(&[&model, &out]);
+    assert!(error.contains("give another OUT, or --overwrite_output_dir"), "{error}");
     assert!(refused(&[&model, &out]).contains("--overwrite_output_dir"));
     larpo(&["convert", &model, &out, "--overwrite_output_dir"]).expect("converts again");
     assert!(tensors(Path::new(&out)) == tensors(Path::new(&model)));

@@ -6,6 +6,7 @@ mod common;
 use common::*;
 use larpo_cli::checkpoint;
 use larpo_cli::resume::{self, ResumeFrom, align_point};
+use larpo_cli::run_record::RunRecord;
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_data::checksums;
 use std::fs;
@@ -254,10 +255,59 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// Takes the mark of a finished run away, as if it had been killed at the end.
 fn unfinish(out: &Path) {
-    let path = out.join("run.json");
-    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("reads")).expect("JSON");
-    record.as_object_mut().expect("an object").remove("result").expect("was finished");
-    fs::write(&path, record.to_string()).expect("writes");
+    let mut record = RunRecord::read(out).expect("reads").expect("a run");
+    record.result.take().expect("was finished");
+    record.write(out).expect("writes");
+}
+
+#[test]
+fn a_damaged_log_is_named_and_a_damaged_record_restored() {
+    let folder = Folder::new("log-and-record");
+    let (data, _) = tiny(&folder);
+    let out = folder.path("out");
+    let name = out.display().to_string();
+    let words = words(sft(&data, &name, &["--max_steps", "12", "--save_steps", "4"]), &LATEST);
+    succeeds(&mut larpo(&words));
+    let expected = results(&out);
+    let (log, record) = (out.join("metrics.jsonl"), out.join("run.json"));
+    unfinish(&out);
+    // Two lines become one, which is none: neither it nor what follows it is dropped.
+    let good = fs::read(&log).expect("reads");
+    let mut bad = good.clone();
+    let end = bad.iter().position(|&b| b == b'\n').expect("a line");
+    bad[end] ^= 1;
+    fs::write(&log, &bad).expect("writes");
+    let error = fails(&mut larpo(&words));
+    assert!(error.contains("metrics.jsonl is damaged") && error.contains("line 1 is no JSON object"), "{error}");
+    assert_eq!(fs::read(&log).expect("reads"), bad);
+    // Moved away as it is told, the run goes on.
+    fs::remove_file(&log).expect("removes");
+    let text = String::from_utf8_lossy(&succeeds(&mut larpo(&words)).stderr).into_owned();
+    assert!(text.contains("metrics.jsonl is missing: the log begins after update 12"), "{text}");
+    assert_eq!(fs::read(out.join("model.safetensors")).expect("reads"), {
+        let model = expected.iter().find(|(name, _)| name == "model.safetensors");
+        model.expect("a model").1.clone()
+    });
+    fs::write(&log, &good).expect("writes");
+    // A record with a key that no flag has, cut off, or not there.
+    let whole = fs::read_to_string(&record).expect("reads");
+    for damage in [Some(whole.replacen("num_train_epochs", "num_trein_epochs", 1)), Some(whole[..40].into()), None] {
+        match &damage {
+            Some(text) => fs::write(&record, text).expect("writes"),
+            None => fs::remove_file(&record).expect("removes"),
+        }
+        let text = String::from_utf8_lossy(&succeeds(&mut larpo(&words)).stderr).into_owned();
+        let problem = if damage.is_some() { "run.json is damaged: " } else { "run.json is missing" };
+        assert!(text.contains(problem) && text.contains("it is restored from"), "{text}");
+        assert_same(&expected, &results(&out), problem);
+        assert_eq!(RunRecord::find(&out).expect("whole").expect("there").1, None, "{problem}");
+    }
+    // A log that changed after the end is told.
+    fs::write(&log, &bad).expect("writes");
+    let told = succeeds(&mut larpo(&["report", &name]));
+    let told = String::from_utf8_lossy(&told.stderr).into_owned() + &String::from_utf8_lossy(&told.stdout);
+    let page = fs::read_to_string(out.join("report.html")).expect("a page");
+    assert!(page.contains("metrics.jsonl is damaged: it is not what the run ended with"), "{told}");
 }
 
 #[test]

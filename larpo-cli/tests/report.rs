@@ -4,6 +4,7 @@ mod common;
 use common::{Folder, run_here as larpo};
 use larpo_cli::args::{self, Command};
 use larpo_cli::run_record::checksums;
+use larpo_data::checksums::Checksum;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
@@ -348,7 +349,9 @@ fn the_page_tells_how_a_watched_run_ended() {
         });
         folder.file(&format!("iteration-{n}/manifest.json"), manifest.to_string());
     }
-    folder.file("iteration-2/candidates.checksum", "1 - edited\n2 - edited\n7 - edited\n");
+    let edited = "1 - edited\n2 - edited\n7 - edited\n";
+    let sum = Checksum::of(edited.as_bytes());
+    folder.file("iteration-2/candidates.checksum", format!("{edited}checksum {sum}\n"));
     let record = json!({
         "verb": "align",
         "goal": { "iterations": 6 },

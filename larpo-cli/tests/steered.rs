@@ -359,7 +359,9 @@ fn the_best_iteration_is_kept() {
     let held_out = ["--validation_fraction", "0.2", "--split", "train", "--eval_prompts", "24"];
     let extra = ["--iterations", "6", "--learning_rate", "0.05", "--early_stopping_patience", "2"];
     let words = small(&data, &model, &name, &[&extra[..], &held_out].concat());
-    let ended = json_of(&succeeds(&mut larpo(&words)));
+    let output = succeeds(&mut larpo(&words));
+    assert!(stderr(&output).contains("left out (beyond --eval_prompts)"), "{}", stderr(&output));
+    let ended = json_of(&output);
     let reports = ended["iterations"].as_array().expect("reports");
     let start = read(out.join("start.json"))["held_out"]["mean_reward"].as_f64().expect("a number");
     let reward = |report: &Value| report["held_out"]["mean_reward"].as_f64().expect("a number");

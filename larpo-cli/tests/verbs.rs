@@ -575,6 +575,11 @@ fn without_references_only_what_needs_none_is_measured() {
     let nowhere = folder.name("none/eval.json");
     let error = larpo(&[&words[..], &["--ref_model", &model, "--output", &nowhere]].concat()).expect_err("no folder");
     assert!(error.contains("--output") && error.contains("none"), "{error}");
+    if cfg!(target_os = "linux") {
+        // A folder that nobody can write to.
+        let error = larpo(&[&words[..], &["--output", "/proc/eval.json"]].concat()).expect_err("not there");
+        assert!(error.contains("--output: cannot write to /proc") && error.contains("another place"), "{error}");
+    }
     let result = larpo(&[&words[..], &["--ref_model", &model], &to_file].concat()).expect("KL needs no reward");
     assert_eq!(serde_json::from_str::<Value>(&read(&file)).expect("JSON"), result);
     assert!(metric(&result, "kl_k1", None, 1.0)["mean"].is_number() && result["greedy"].is_null(), "{result}");

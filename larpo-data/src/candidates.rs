@@ -84,6 +84,9 @@ pub const PER_RESPONSE: [&str; 8] =
 
 const FINISH_REASONS: [&str; 3] = ["stop", "length", "stop_string"];
 
+/// What a log-probability may lie above 0 by rounding.
+const LOGP_SLACK: f32 = 1e-3;
+
 /// The f32 fields, read a second time from the text: by way of f64 a number can be rounded twice and come out as its
 /// neighbour.
 #[derive(Deserialize, Default)]
@@ -161,6 +164,11 @@ impl CandidateList {
         for (i, logps) in self.logps.iter().enumerate() {
             if let Some(t) = logps.iter().position(|x| !x.is_finite()) {
                 return fault(format!("logps[{i}][{t}]"), "a finite number", logps[t].to_string(), "Sample it again");
+            }
+            if let Some(t) = logps.iter().position(|x| *x > LOGP_SLACK) {
+                let found = logps[t].to_string();
+                let mend = "Write natural logarithms of probabilities, or remove the field";
+                return fault(format!("logps[{i}][{t}]"), "a log-probability, 0 or less", found, mend);
             }
             if let Some(ids) = self.token_ids.get(i).filter(|ids| ids.len() != logps.len()) {
                 let expected = format!("{} numbers, one per element of token_ids[{i}]", ids.len());

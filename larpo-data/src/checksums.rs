@@ -112,6 +112,16 @@ pub fn seal(folder: impl AsRef<Path>) -> Result<()> {
     files::write_bytes(folder.join(LIST), text(&sums(folder)?).as_bytes())
 }
 
+/// Writes a list of some files of a folder, with the checksums that they have: the others may change, and [`verify_listed`]
+/// compares these.
+///
+/// # Errors
+/// A list that cannot be written.
+pub fn list(folder: impl AsRef<Path>, files: &[(&str, Checksum)]) -> Result<()> {
+    let sums: Vec<(String, Checksum)> = files.iter().map(|(name, sum)| (name.to_string(), *sum)).collect();
+    files::write_bytes(folder.as_ref().join(LIST), text(&sums).as_bytes())
+}
+
 /// Compares every file of a sealed folder with the list.
 ///
 /// # Errors
@@ -144,17 +154,38 @@ pub fn verify(folder: impl AsRef<Path>) -> Result<()> {
 /// names, where there is one.
 ///
 /// # Errors
-/// The file that is changed, cut short or missing, by name.
+/// The file that is changed, cut short or missing, by name; a list that is no JSON.
 pub fn verify_listed(folder: impl AsRef<Path>) -> Result<()> {
-    let folder = folder.as_ref();
-    let Some(expected) = fs::read(folder.join(LIST)).ok().and_then(|stored| expected(&stored)) else {
-        return Ok(());
+    verify_some(folder.as_ref(), |_| true)
+}
+
+/// [`verify_listed`] for one file of the folder.
+///
+/// # Errors
+/// As [`verify_listed`].
+pub fn verify_file(folder: impl AsRef<Path>, name: &str) -> Result<()> {
+    verify_some(folder.as_ref(), |listed| listed == name)
+}
+
+fn verify_some(folder: &Path, looked_at: impl Fn(&str) -> bool) -> Result<()> {
+    let list = folder.join(LIST);
+    let stored = match fs::read(&list) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        stored => stored.map_err(Error::io(&list, "read"))?,
+    };
+    // JSON of another kind is a file of somebody else's.
+    let expected = match serde_json::from_slice::<Value>(&stored) {
+        Ok(list) => files_of(&list).unwrap_or_default(),
+        Err(_) => {
+            let mend = format!("Restore {LIST} from a copy, or remove it: then nothing is compared");
+            return Err(Error::State { path: list, problem: "the list of checksums is damaged".into(), mend });
+        }
     };
     let check = |(name, known): (&String, &Value)| match folder.join(name).is_file() {
         true => compare(folder, name, known, &Checksum::of_file(folder.join(name))?),
         false => Err(damaged(folder, name, "the file is missing".into())),
     };
-    expected.iter().try_for_each(check).map_err(|error| match error {
+    expected.iter().filter(|(name, _)| looked_at(name)).try_for_each(check).map_err(|error| match error {
         Error::State { path, problem, .. } => {
             let mend = format!("Restore the file from a copy; if it was changed on purpose, remove {LIST} beside it");
             Error::State { path, problem, mend }
@@ -170,7 +201,10 @@ fn damaged(folder: &Path, name: &str, problem: String) -> Error {
 
 /// Checksums by file of a list as it is stored; None where it is none of this version.
 fn expected(stored: &[u8]) -> Option<Map<String, Value>> {
-    let list: Value = serde_json::from_slice(stored).ok()?;
+    files_of(&serde_json::from_slice(stored).ok()?)
+}
+
+fn files_of(list: &Value) -> Option<Map<String, Value>> {
     list.get("files").and_then(Value::as_object).cloned()
 }
 
@@ -260,6 +294,42 @@ mod tests {
         }
         fs::remove_file(folder.join(LIST)).expect("removes");
         refused(LIST, "cannot read");
+        fs::remove_dir_all(&folder).expect("removes");
+    }
+
+    #[test]
+    fn of_some_files_every_change_is_found_and_the_others_may_change() {
+        let folder = std::env::temp_dir().join(format!("larpo-listed-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("creates");
+        let write = |name: &str, contents: &[u8]| fs::write(folder.join(name), contents).expect("writes");
+        let refused = |name: &str, problem: &str| {
+            let error = verify_listed(&folder).expect_err(problem).to_string();
+            assert!(error.contains(&folder.join(name).display().to_string()) && error.contains(problem), "{error}");
+        };
+        ["a", "b", "c"].into_iter().for_each(|name| write(name, b"alpha"));
+        verify_listed(&folder).expect("no list");
+        let sum = Checksum::of(b"alpha");
+        list(&folder, &[("b", sum), ("a", sum)]).expect("writes");
+        write("c", b"other");
+        verify_listed(&folder).expect("as listed");
+        for at in 0..5 {
+            let mut changed = *b"alpha";
+            changed[at] ^= 4;
+            write("b", &changed);
+            refused("b", "checksum");
+            verify_file(&folder, "b").expect_err("changed");
+            verify_file(&folder, "a").expect("as listed");
+        }
+        write("b", b"alph");
+        refused("b", "5 bytes and has 4");
+        fs::remove_file(folder.join("b")).expect("removes");
+        refused("b", "missing");
+        write("b", b"alpha");
+        write(LIST, b"{\"files\"");
+        refused(LIST, "damaged");
+        write(LIST, b"[1]");
+        verify_listed(&folder).expect("somebody else's");
         fs::remove_dir_all(&folder).expect("removes");
     }
 }

@@ -14,7 +14,8 @@ use crate::messages;
 use crate::numbers::fixed;
 use crate::policy::{Kind, Policy};
 use crate::references;
-use crate::resume::{AlignPoint, ITERATION, MANIFEST, Resume};
+use crate::resume::{AlignPoint, ITERATION, LOG, MANIFEST, Resume};
+use crate::run_record;
 use crate::samples::{self, Request, Stored};
 use crate::status;
 use crate::stop::Stop;
@@ -29,9 +30,11 @@ use larpo_core::reranker::Reranker;
 use larpo_core::retriever::SamplingConfig;
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::train::TrainingList;
-use larpo_data::{checksums, files};
+use larpo_data::checksums::{self, Checksum};
+use larpo_data::files;
 use report::reward_summary;
 use serde_json::{Value, json};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The policy after an iteration, in its folder.
@@ -222,6 +225,11 @@ impl<B: Backend> Run<'_, B> {
         }
         let mut reports = Vec::new();
         for n in 1..=done {
+            checksums::verify_file(place.iteration(n), MANIFEST)?;
+            if let Err(error) = checksums::verify_file(place.iteration(n), LOG) {
+                // Nothing is computed from it.
+                warn!("{error}. The run goes on, and leaves the file as it is");
+            }
             let path = place.iteration(n).join(MANIFEST);
             let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
             let manifest: Value = serde_json::from_slice(&text)
@@ -255,6 +263,9 @@ impl<B: Backend> Run<'_, B> {
         let folder = self.place.map(|place| place.iteration(iteration));
         if let Some(folder) = &folder {
             std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+        }
+        if let (Some(place), Some(folder)) = (self.place, &folder) {
+            run_record::copy(&place.folder, folder)?;
         }
         let stop = self.place.map(|place| place.stop.clone()).unwrap_or_default();
         let label = format!("{name}: sample");
@@ -295,7 +306,7 @@ impl<B: Backend> Run<'_, B> {
             outcome: None,
             held_out: None,
         };
-        let metrics = folder.as_ref().map(|folder| folder.join("metrics.jsonl"));
+        let metrics = folder.as_ref().map(|folder| folder.join(LOG));
         let policy = match lists.is_empty() {
             true => {
                 warn!(
@@ -316,7 +327,8 @@ impl<B: Backend> Run<'_, B> {
                 let label = format!("{name}: train");
                 let checkpoints =
                     self.place.map_or(Vec::new(), |place| (1..=iteration).rev().map(|n| place.iteration(n)).collect());
-                let journal = Journal { label, metrics, checkpoints, resume, stop };
+                let run = self.place.map(|place| place.folder.clone());
+                let journal = Journal { label, metrics, checkpoints, run, resume, stop };
                 self.train(policy, &name, &mut lists, journal, &mut report)?
             }
         };
@@ -384,6 +396,11 @@ impl<B: Backend> Run<'_, B> {
             "prompts": prompts.iter().map(|p| p.index).collect::<Vec<_>>(),
             "report": report.json(),
         });
-        Ok(files::write_bytes(folder.join(MANIFEST), format!("{manifest:#}\n").as_bytes())?)
+        let manifest = format!("{manifest:#}\n");
+        let log = folder.join(LOG);
+        File::open(&log).and_then(|log| log.sync_all()).map_err(Error::io(&log, "write to disk"))?;
+        // The candidates are not listed: they may be edited.
+        checksums::list(folder, &[(MANIFEST, Checksum::of(manifest.as_bytes())), (LOG, Checksum::of_file(&log)?)])?;
+        Ok(files::write_bytes(folder.join(MANIFEST), manifest.as_bytes())?)
     }
 }

@@ -94,6 +94,7 @@ pub(super) fn reward_summary(lists: &[CandidateList]) -> (f64, f64) {
 pub fn describe(proofs: &ProofReport) -> String {
     let mut parts = Vec::new();
     match (proofs.constant_lists, proofs.constant_skipped) {
+        (Some(1), _) => parts.push("1 list loss at γ = 0 equals its constant".into()),
         (Some(n), _) => parts.push(format!("{n} list losses at γ = 0 equal their constants")),
         (None, Some(why)) => parts.push(format!("constants at γ = 0 skipped ({why})")),
         (None, None) => {}

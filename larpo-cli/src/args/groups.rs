@@ -101,6 +101,9 @@ pub struct DataArgs {
     /// Use only the first N rows
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub max_samples: Option<usize>,
+    /// The flag that said so, where it is another one.
+    #[arg(skip)]
+    pub samples_flag: Option<&'static str>,
 }
 
 /// Prompts for the verbs that sample.

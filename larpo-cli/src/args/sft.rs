@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
 pub struct SftArgs {
-    /// GSM8K rows, prompt/completion rows (JSONL, a JSON array, CSV, each also .gz) or plain text
+    /// GSM8K rows, prompt/completion rows (JSONL, a JSON array, CSV, TSV, each also .gz, or Parquet) or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Where the final model goes: itself a model folder

@@ -33,7 +33,7 @@ pub struct SampleArgs {
     /// The policy.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows whose prompts to answer: JSONL, a JSON array, CSV, each also .gz, or plain text
+    /// Rows whose prompts to answer: JSONL, a JSON array, CSV, TSV, each also .gz, Parquet, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data", conflicts_with = "prompt")]
     pub dataset_name: Option<PathBuf>,
     /// A prompt to answer; may be repeated
@@ -384,7 +384,7 @@ pub struct AlignArgs {
     /// The policy to start from.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows whose prompts to use: JSONL, a JSON array, CSV, each also .gz, or plain text
+    /// Rows whose prompts to use: JSONL, a JSON array, CSV, TSV, each also .gz, Parquet, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Where the final model goes: itself a model folder, with iteration-N/ beside the weights
@@ -513,7 +513,7 @@ pub struct EvalArgs {
     /// rewards (NDCG, MRR, Kendall τ)
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub ref_model: Option<PathBuf>,
-    /// Rows with prompts and reference solutions: JSONL, a JSON array, CSV, each also .gz, or plain text
+    /// Rows with prompts and reference solutions: JSONL, a JSON array, CSV, TSV, each also .gz, Parquet, or plain text
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub dataset_name: PathBuf,
     /// Every N of Recall@N, maj@N and best-of-N, all unbiased over the subsets of the samples [default: 1,5,20 as far
@@ -668,7 +668,7 @@ impl BenchArgs {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
 pub struct InspectArgs {
-    /// A data file (JSONL, a JSON array, CSV, each also .gz, or plain text), or the folder of a run
+    /// A data file (JSONL, a JSON array, CSV, TSV, each also .gz, Parquet, or plain text), or the folder of a run
     #[arg(value_name = "FILE|DIR")]
     pub path: PathBuf,
     /// Folder of a tokenizer, to count and show tokens too

@@ -132,7 +132,8 @@ fn watched<B: Backend>(
         None if args.holds_out() => (&args.dataset_name, held_out),
         None => return Ok(prompts.iter().take(iterate.eval_prompts).cloned().collect()),
     };
-    let data = DataArgs { max_samples: Some(iterate.eval_prompts), ..args.data.clone() };
+    let (max_samples, samples_flag) = (Some(iterate.eval_prompts), Some("--eval_prompts"));
+    let data = DataArgs { max_samples, samples_flag, ..args.data.clone() };
     say!("held-out prompts:");
     let (rows, _) = read_prompts(policy, path, &data, &split, args.sampling.max_new_tokens, needs_reference)?;
     match rows.is_empty() {

@@ -24,7 +24,7 @@ pub fn run(args: &ConvertArgs) -> Result<Value> {
         return Err(Error::request("OUT is the folder that is converted; give another one, the model stays as it is"));
     }
     let files = check_model(&args.input)?;
-    output::prepare_file(&args.output, "config.json", args.overwrite_output_dir)?;
+    output::prepare_file(&args.output, "config.json", args.overwrite_output_dir, "OUT")?;
     let mut form = files.form()?;
     if let Some(format) = args.dtype {
         form = form.with_format(format);

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
 use crate::generate::sampling_config;
 use crate::messages;
+use crate::output;
 use crate::policy::{Opened, Policy};
 use crate::reward::RewardSource;
 use crate::run_record::checksums;
@@ -23,11 +24,16 @@ use std::path::Path;
 /// # Errors
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &EvalArgs, settings: &Settings, backend: &B) -> Result<Value> {
-    if let Some(folder) = args.output.as_deref().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty())
-        && !folder.is_dir()
-    {
+    if let Some(path) = &args.output {
         // Before the work, not after it.
-        return Err(Error::request(format!("--output: {} is no folder; create it first", folder.display())));
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            return Err(Error::request(format!("--output: {} is no folder; create it first", folder.display())));
+        }
+        if path.is_dir() {
+            return Err(Error::request(format!("--output: {} is a folder; give the name of a file", path.display())));
+        }
+        output::probe(folder).map_err(|error| Error::request(format!("--output: {error}; give another place")))?;
     }
     let reward = RewardSource::read(&args.reward)?;
     let reference = args.ref_model.as_deref().map(|folder| Policy::open(backend, folder)).transpose()?;

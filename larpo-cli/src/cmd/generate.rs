@@ -23,7 +23,7 @@ const FILE: &str = "generations.jsonl";
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &GenerateArgs, backend: &B) -> Result<Value> {
     if let Some(folder) = &args.output_dir {
-        output::prepare_file(folder, FILE, args.overwrite_output_dir)?;
+        output::prepare_file(folder, FILE, args.overwrite_output_dir, output::FLAG)?;
     }
     let reward = args.best_of.map(|_| RewardSource::read(&args.reward)).transpose()?;
     let folder = &args.model.model_name_or_path;

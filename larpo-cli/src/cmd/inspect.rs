@@ -8,7 +8,7 @@ mod spread;
 mod tests;
 
 use crate::args::{BadRow, InspectArgs};
-use crate::dataset::{RowReport, read_options, window_lengths, with_flag};
+use crate::dataset::{RowReport, contradictions, read_options, window_lengths, with_flag};
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::policy::{encode_prompt, prompt_prefix};
@@ -52,13 +52,28 @@ fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Resul
     let records =
         read_dataset(path, &read_options(&args.read)).map_err(|error| with_flag(error, args.read.on_bad_row))?;
     let mut report = RowReport::new(if records.schema == Schema::Text { "text" } else { "rows" }, records.rows());
-    records.bad.iter().for_each(|bad| report.leave_out(bad.reason()));
+    records.bad.iter().for_each(|bad| report.leave_out_at(bad.reason(), 1, bad.line));
+    let all: Vec<usize> = (0..records.dataset.len()).collect();
+    let refused = contradictions(&records.dataset, path, &all);
+    report.leave_out_several(refused.reason, refused.rows.len());
     show!("file        {}", path.display());
     show!("form        {}", records.format);
     show!("schema      {} ({})", records.schema, records.why);
     show!("data        {report}");
     if let Some(first) = records.bad.first() {
         show!("malformed   the first of {}: {first}", records.bad.len());
+    }
+    if let Some((line, problem)) = &refused.first {
+        let fate = match args.read.on_bad_row {
+            BadRow::Error => "the verbs that learn refuse the file; --on_bad_row skip leaves such rows out",
+            BadRow::Skip => "left out",
+        };
+        show!(
+            "refused     {} with {} ({fate}); the first: {}:{line}: {problem}",
+            count(refused.rows.len(), "rows"),
+            refused.reason,
+            path.display()
+        );
     }
     if !records.unread.is_empty() {
         let fate = if records.schema == Schema::RankedList { "kept, not read" } else { "not read" };
@@ -71,6 +86,7 @@ fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Resul
         ("schema", json!(records.schema.name())),
         ("why", json!(records.why)),
         ("data", json!(report)),
+        ("refused", json!(refused.first.as_ref().map(|(line, problem)| json!({ "line": line, "problem": problem })))),
         ("unread", json!(records.unread)),
     ] {
         summary.insert(name.into(), value);
@@ -85,7 +101,7 @@ fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Resul
 
 fn whole_text(args: &InspectArgs, text: &str, tokenizer: Option<&Tokenizer>) -> Result<Map<String, Value>> {
     let (characters, lines) = (text.chars().count(), text.lines().count());
-    show!("text        {characters} characters in {lines} lines");
+    show!("text        {} in {}", count(characters, "characters"), count(lines, "lines"));
     let mut summary = Map::new();
     summary.insert("characters".into(), json!(characters));
     summary.insert("lines".into(), json!(lines));
@@ -98,7 +114,10 @@ fn whole_text(args: &InspectArgs, text: &str, tokenizer: Option<&Tokenizer>) -> 
         if let Some(max_length) = args.max_length {
             let windows = window_lengths(&ids, prompt_prefix(tokenizer)?, max_length)?;
             let last = windows.last().map_or(String::new(), |last| format!(", the last of {last} tokens"));
-            show!("windows     {} of at most {max_length} tokens{last}; every token is learned once", windows.len());
+            show!(
+                "windows     {} of at most {max_length} tokens{last}; every token is learned once",
+                count(windows.len(), "windows")
+            );
             summary.insert(
                 "windows".into(),
                 json!({ "max_length": max_length, "count": windows.len(), "last": windows.last() }),
@@ -151,7 +170,8 @@ fn rows(
                 let why = rows[i].as_ref().err().map_or_else(String::new, ToString::to_string);
                 let (all, left_out) = (items.len(), bad.iter().filter(|&&bad| bad).count());
                 show!(
-                    "not encoded {left_out} of {all} rows, left out here too; the first: {}:{}: {why}",
+                    "not encoded {left_out} of {}, left out here too; the first: {}:{}: {why}",
+                    count(all, "rows"),
                     path.display(),
                     items[i].line
                 );
@@ -184,9 +204,9 @@ fn rows(
             };
             let hopeless = tokens.iter().filter(no_room).count();
             show!(
-                "too long    {longer} of {} rows have more than {max_length} tokens: --truncation_mode skip leaves them out, \
+                "too long    {longer} of {} have more than {max_length} tokens: --truncation_mode skip leaves them out, \
                  keep_end and keep_start cut their prompts but for {hopeless} whose response leaves no room",
-                items.len()
+                count(items.len(), "rows")
             );
             summary.insert(
                 "too_long".into(),
@@ -206,8 +226,8 @@ fn rows(
         let implicit = pairs.iter().filter(|pair| pair.implicit_prompt).count();
         if implicit > 0 {
             show!(
-                "prompts     {implicit} of {} rows have no `prompt`: it is what `chosen` and `rejected` both begin with",
-                pairs.len()
+                "prompts     {implicit} of {} without `prompt`: it is what `chosen` and `rejected` both begin with",
+                count(pairs.len(), "rows")
             );
         }
         summary.insert("implicit_prompts".into(), json!(implicit));

@@ -1,6 +1,7 @@
 //! What is missing of a finished iteration, and what is lost by it: for `inspect` and `report`, and for the run that goes on.
 
-use larpo_data::checksums::Checksum;
+use crate::resume::LOG;
+use larpo_data::checksums::{self, Checksum};
 use larpo_data::model_folder::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use serde_json::Value;
 use std::path::Path;
@@ -29,7 +30,7 @@ pub fn model(iteration: &Path) -> Option<String> {
         true => [ADAPTER_CONFIG, ADAPTER_WEIGHTS],
         false => ["config.json", "model.safetensors"],
     };
-    let files = [config, weights, "tokenizer.json", larpo_data::checksums::LIST];
+    let files = [config, weights, "tokenizer.json", checksums::LIST];
     let missing = match model.is_dir() {
         false => "model/ is".to_string(),
         true => format!("model/{} is", files.into_iter().find(|name| !model.join(name).is_file())?),
@@ -55,8 +56,24 @@ pub fn final_model(folder: &Path, record: &Value) -> Option<String> {
     })
 }
 
-/// All that is missing of the finished iteration `n`.
+/// Whether the log in the folder is the one that the finished run of `record` ended with; none where it is, or where nothing
+/// tells.
+pub fn final_log(folder: &Path, record: &Value) -> Option<String> {
+    let known = record["result"]["log"].as_str()?;
+    match Checksum::of_file(folder.join(LOG)) {
+        Ok(sum) if sum.to_string() == known => None,
+        Ok(_) => Some(format!("{LOG} is damaged: it is not what the run ended with; restore it from a copy")),
+        Err(error) => Some(format!("the log of the run is lost: {error}")),
+    }
+}
+
+/// What is damaged of the files that tell of a finished iteration; none where they are what was written.
+pub fn written(iteration: &Path) -> Option<String> {
+    checksums::verify_listed(iteration).err().map(|error| error.to_string())
+}
+
+/// All that is missing or damaged of the finished iteration `n`.
 pub fn sentences(n: u64, iteration: &Path) -> Vec<String> {
-    let all = [candidates(iteration), model(iteration)];
+    let all = [candidates(iteration), model(iteration), written(iteration)];
     all.into_iter().flatten().map(|lost| format!("iteration {n}: {lost}")).collect()
 }

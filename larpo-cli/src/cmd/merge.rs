@@ -27,7 +27,7 @@ pub fn run<B: Backend>(args: &MergeArgs, backend: &B) -> Result<Value> {
     if same(input) || same(opened.model_folder()) {
         return Err(Error::request("OUT is a folder that is merged; give another one, both stay as they are"));
     }
-    output::prepare_file(output, "config.json", args.overwrite_output_dir)?;
+    output::prepare_file(output, "config.json", args.overwrite_output_dir, "OUT")?;
     let policy = opened.load(backend)?;
     let (mut parts, merged) = (policy.parts(), policy.model.merged()?);
     drop(policy);

@@ -23,7 +23,7 @@ pub fn run<B: Backend>(args: &RankArgs, backend: &B) -> Result<Value> {
     let reward = RewardSource::read(&args.reward)?;
     let path = args.path().ok_or_else(|| Error::request("name the file with the candidates"))?;
     if let Some(folder) = &args.output_dir {
-        output::prepare_file(folder, "candidates.jsonl", args.overwrite_output_dir)?;
+        output::prepare_file(folder, "candidates.jsonl", args.overwrite_output_dir, output::FLAG)?;
     }
     let tokenizer = args.tokenizer.as_ref().map(Tokenizer::open).transpose()?;
     let keys = Keys {

@@ -51,6 +51,7 @@ pub fn run<B: Backend>(args: &RewardVerbArgs, settings: &Settings, stop: &Stop, 
         label: "reward".into(),
         metrics: Some(args.output_dir.join("metrics.jsonl")),
         checkpoints: vec![args.output_dir.clone()],
+        run: Some(args.output_dir.clone()),
         resume,
         stop: stop.clone(),
     };
@@ -168,14 +169,11 @@ fn encoded(
             Ok(None) if args.data.truncation_mode == TruncationMode::Error => {
                 return Err(located(&args.dataset_name, line, &longer));
             }
-            Ok(None) => report.leave_out_several(longer, rows),
+            Ok(None) => report.leave_out_at(longer, rows, line),
         }
     }
     match lists.is_empty() {
-        true => Err(Error::request(format!(
-            "{}: no rows left: {report}; --max_length and --validation_fraction decide which rows are used",
-            args.dataset_name.display()
-        ))),
+        true => Err(Error::request(report.nothing_left(&args.dataset_name))),
         false => Ok((lists, report)),
     }
 }

@@ -21,7 +21,7 @@ const SHOWN_PROMPTS: usize = 10;
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &SampleArgs, backend: &B) -> Result<Value> {
     if let Some(folder) = &args.output_dir {
-        output::prepare_file(folder, "candidates.jsonl", args.overwrite_output_dir)?;
+        output::prepare_file(folder, "candidates.jsonl", args.overwrite_output_dir, output::FLAG)?;
     }
     let policy = Policy::open(backend, &args.model.model_name_or_path)?;
     let (prompts, report) = prompts(args, &policy)?;

@@ -26,7 +26,7 @@ const WIDTH: usize = 40;
 /// What any of its stages reports.
 pub fn run<B: Backend>(args: &ScoreArgs, backend: &B) -> Result<Value> {
     if let Some(folder) = &args.output_dir {
-        output::prepare_file(folder, FILE, args.overwrite_output_dir)?;
+        output::prepare_file(folder, FILE, args.overwrite_output_dir, output::FLAG)?;
     }
     let policy = args.model_name_or_path.as_ref().map(|folder| Policy::open(backend, folder)).transpose()?;
     let judge = args.reward_model.as_ref().map(|folder| OpenedRewardModel::read(folder)).transpose()?;
@@ -39,6 +39,7 @@ pub fn run<B: Backend>(args: &ScoreArgs, backend: &B) -> Result<Value> {
             max_length: args.data.max_length.unwrap_or(usize::MAX),
             max_prompt_length: args.data.max_prompt_length.unwrap_or(usize::MAX),
             max_samples: args.data.max_samples.unwrap_or(usize::MAX),
+            samples_flag: "--max_samples",
             truncation_mode: args.data.truncation_mode,
         },
     };

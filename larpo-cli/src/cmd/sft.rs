@@ -63,6 +63,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         label: "sft".into(),
         metrics: Some(args.output_dir.join("metrics.jsonl")),
         checkpoints: vec![args.output_dir.clone()],
+        run: Some(args.output_dir.clone()),
         resume,
         stop: stop.clone(),
     };
@@ -142,8 +143,8 @@ pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
 /// Why no row is left, and what decides it.
 fn nothing_left(purpose: &str, path: &Path, report: &RowReport) -> Error {
     Error::request(format!(
-        "{}: no rows left to {purpose}: {report}. --max_length, --max_prompt_length, --truncation_mode, --max_samples and \
-         --validation_fraction decide which rows are used; `larpo inspect {0}` shows their lengths",
+        "no rows left to {purpose}: {}; `larpo inspect {}` shows what they hold",
+        report.nothing_left(path),
         path.display()
     ))
 }

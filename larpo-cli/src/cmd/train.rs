@@ -59,6 +59,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
         label: "train".into(),
         metrics: Some(args.output_dir.join("metrics.jsonl")),
         checkpoints: vec![args.output_dir.clone()],
+        run: Some(args.output_dir.clone()),
         resume,
         stop: stop.clone(),
     };

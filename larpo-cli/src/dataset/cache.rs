@@ -71,7 +71,10 @@ impl TokenCache {
         vocab_size: usize,
         make: impl FnOnce() -> Result<Vec<Encoded>>,
     ) -> Result<Vec<Encoded>> {
-        let Some(folder) = &self.folder else { return make() };
+        let Some(folder) = &self.folder else {
+            debug!("tokenised data: not kept");
+            return make();
+        };
         let mut key = self.data;
         key.add(tokenizer.as_bytes());
         key.add(settings.as_bytes());
@@ -82,6 +85,7 @@ impl TokenCache {
                     // The time of the file tells when it was used. A read-only cache does without.
                     let file = std::fs::File::options().append(true).open(&path);
                     let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
+                    debug!("tokenised data: taken from {}", path.display());
                     return Ok(stored.rows);
                 }
                 Ok(_) => say!("note: {} belongs to other data and is made anew", path.display()),
@@ -91,6 +95,7 @@ impl TokenCache {
                 }
             }
         }
+        debug!("tokenised data: made, for {}", path.display());
         let stored = Stored { key: key.0, rows: make()? };
         // A full or read-only disk costs time at the next run, and nothing else.
         let kept = std::fs::create_dir_all(folder).map_err(|error| error.to_string());

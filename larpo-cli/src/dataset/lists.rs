@@ -1,7 +1,7 @@
 //! Ranked lists, pairs and labelled completions as lists of candidates.
 
 use super::{Dataset, Encoded, Fit, Limits, Part, RowReport, Source, Text, Texts};
-use super::{NOT_ENCODED, NOTHING_TO_LEARN, nothing_to_learn};
+use super::{NOT_ENCODED, NOTHING_TO_LEARN, UNKNOWN_IDS, nothing_to_learn};
 use crate::args::BadRow;
 use crate::candidate_rows::{Known, from_row};
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use larpo_core::train::TrainingList;
 use larpo_data::candidates::CandidateList as CandidateRow;
 use larpo_data::records::Labelled;
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 /// Lists to train on, and where they come from.
 pub struct Lists {
@@ -85,13 +86,16 @@ impl Source {
         let (mut lists, mut rows_of) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
         let front = policy.prompt_prefix()?.len();
         for (draft, list) in drafts.iter().zip(self.encode_lists(policy, chosen, &drafts)?) {
-            let Some(mut list) = list else {
-                report.leave_out_several(NOT_ENCODED, draft.rows);
-                continue;
+            let mut list = match list {
+                Ok(list) => list,
+                Err(reason) => {
+                    report.leave_out_at(reason, draft.rows, draft.line);
+                    continue;
+                }
             };
             let ids: Vec<&[u32]> = list.candidates.iter().map(|c| &c.ids[..]).collect();
             if nothing_to_learn(&list.prompt_ids, &ids) {
-                report.leave_out_several(NOTHING_TO_LEARN, draft.rows);
+                report.leave_out_at(NOTHING_TO_LEARN, draft.rows, draft.line);
                 continue;
             }
             let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
@@ -102,7 +106,7 @@ impl Source {
                     list.prompt_ids = ids;
                 }
                 Fit::LeftOut(reason) => {
-                    report.leave_out_several(reason, draft.rows);
+                    report.leave_out_at(reason, draft.rows, draft.line);
                     continue;
                 }
                 Fit::Refused(problem) => return Err(self.refused(draft.line, &problem)),
@@ -111,10 +115,7 @@ impl Source {
             rows_of.push(draft.rows);
         }
         match lists.is_empty() {
-            true => Err(Error::request(format!(
-                "{}: every row is left out ({report}); raise --max_length or --max_prompt_length, or shorten the texts",
-                self.path.display()
-            ))),
+            true => Err(Error::request(report.nothing_left(&self.path))),
             false => Ok(Lists { lists, rows_of, report, ranks_only }),
         }
     }
@@ -232,60 +233,18 @@ impl Source {
         Ok((texts, report))
     }
 
-    /// The rows of `chosen` that do not contradict one another: a response of a prompt that is labelled good and bad, or that
-    /// has two rewards in a list, would be learned as whichever comes first.
+    /// The rows of `chosen` that do not contradict one another ([`contradictions`]).
     ///
     /// # Errors
     /// The first contradiction, by both its places, unless such rows are to be left out.
     pub(super) fn consistent(&self, chosen: &[usize], report: &mut RowReport) -> Result<Vec<usize>> {
-        let refused = |line: usize, problem: String| match self.on_bad_row {
-            BadRow::Error => Err(self.skippable(line, &problem)),
-            BadRow::Skip => Ok(()),
-        };
-        let mut kept = chosen.to_vec();
-        match &self.records.dataset {
-            Dataset::Unpaired(all) => {
-                let (mut first, mut contradicted) = (HashMap::new(), HashSet::new());
-                for row in chosen.iter().map(|&i| &all[i]) {
-                    let key = (&row.prompt, &row.completion);
-                    let known: &Labelled = first.entry(key).or_insert(row);
-                    if known.label != row.label {
-                        let place = format!("{}:{}", self.path.display(), known.line);
-                        let problem = format!(
-                            "`label` is {}, and {} in {place} for the same completion of the same prompt; correct one, or \
-                             delete both",
-                            row.label, known.label
-                        );
-                        refused(row.line, problem)?;
-                        contradicted.insert(key);
-                    }
-                }
-                kept.retain(|&i| !contradicted.contains(&(&all[i].prompt, &all[i].completion)));
-                report.leave_out_several("contradictory labels", chosen.len() - kept.len());
-            }
-            Dataset::RankedLists(all) => {
-                let mut contradicted = HashSet::new();
-                for &i in chosen {
-                    let (row, list) = (&all[i], &all[i].list);
-                    if let Some((a, b)) = contradiction(list) {
-                        let problem = format!(
-                            "`rewards[{b}]` is {}, and `rewards[{a}]` in {}:{} is {} for the same response; correct one, or \
-                             delete the response from every array",
-                            list.rewards[b],
-                            self.path.display(),
-                            row.line,
-                            list.rewards[a]
-                        );
-                        refused(row.line, problem)?;
-                        contradicted.insert(i);
-                    }
-                }
-                kept.retain(|i| !contradicted.contains(i));
-                report.leave_out_several("contradictory rewards", chosen.len() - kept.len());
-            }
-            Dataset::Examples(_) | Dataset::Pairs(_) | Dataset::Text(_) => {}
+        let found = contradictions(&self.records.dataset, &self.path, chosen);
+        let Some((line, problem)) = &found.first else { return Ok(chosen.to_vec()) };
+        if self.on_bad_row == BadRow::Error {
+            return Err(self.skippable(*line, problem));
         }
-        Ok(kept)
+        report.leave_out_at(found.reason, found.rows.len(), *line);
+        Ok(chosen.iter().copied().filter(|i| !found.rows.contains(i)).collect())
     }
 
     fn encode_lists<B: Backend>(
@@ -293,7 +252,7 @@ impl Source {
         policy: &Policy<B>,
         chosen: &[usize],
         drafts: &[Draft],
-    ) -> Result<Vec<Option<CandidateList>>> {
+    ) -> Result<Vec<std::result::Result<CandidateList, &'static str>>> {
         if matches!(self.records.dataset, Dataset::RankedLists(_)) {
             let list = |draft: &Draft| match draft.row {
                 Some(row) => from_row(
@@ -302,10 +261,11 @@ impl Source {
                     Some(&draft.scores),
                     Known { prompt_index: draft.index, iteration: 0, untouched: false },
                 )
-                .map(Some)
+                .map(Ok)
                 .or_else(|error| match self.on_bad_row {
                     BadRow::Error => Err(self.skippable(draft.line, &error)),
-                    BadRow::Skip => Ok(None),
+                    BadRow::Skip if has_unknown_ids(row, policy.tokenizer.vocab_size()) => Ok(Err(UNKNOWN_IDS)),
+                    BadRow::Skip => Ok(Err(NOT_ENCODED)),
                 }),
                 None => unreachable!("ranked lists keep their rows"),
             };
@@ -325,7 +285,7 @@ impl Source {
                 ids.extend(policy.eos_ids.first());
                 made_elsewhere(ids, text.text, reward)
             };
-            Some(CandidateList {
+            Ok(CandidateList {
                 prompt_index: draft.index,
                 prompt: draft.prompt.into(),
                 prompt_ids: row.prompt,
@@ -361,6 +321,75 @@ impl Lists {
         }
         Ok((training, counts))
     }
+}
+
+/// Whether a row has ids for which the tokenizer has no token.
+fn has_unknown_ids(row: &CandidateRow, vocab_size: usize) -> bool {
+    row.token_ids.iter().chain(&row.prompt_token_ids).flatten().any(|&id| id as usize >= vocab_size)
+}
+
+/// Rows that contradict themselves or one another.
+#[derive(Debug, Default)]
+pub struct Contradictions {
+    /// What they are counted by.
+    pub reason: &'static str,
+    /// The rows, by their number in the data set.
+    pub rows: HashSet<usize>,
+    /// The line that the first was found in, and what is wrong, with the other place.
+    pub first: Option<(usize, String)>,
+}
+
+/// The rows among `chosen` of the data set in `path` that contradict one another: a response of a prompt that is labelled good
+/// and bad, or that has two rewards in a list, would be learned as whichever comes first.
+pub fn contradictions(dataset: &Dataset, path: &Path, chosen: &[usize]) -> Contradictions {
+    let mut found = Contradictions::default();
+    match dataset {
+        Dataset::Unpaired(all) => {
+            found.reason = "contradictory labels";
+            let (mut first, mut contradicted) = (HashMap::new(), HashSet::new());
+            for row in chosen.iter().map(|&i| &all[i]) {
+                let key = (&row.prompt, &row.completion);
+                let known: &Labelled = first.entry(key).or_insert(row);
+                if known.label != row.label {
+                    contradicted.insert(key);
+                    found.first.get_or_insert_with(|| {
+                        let problem = format!(
+                            "`label` is {}, and {} in {}:{} for the same completion of the same prompt; correct one, or \
+                             delete both",
+                            row.label,
+                            known.label,
+                            path.display(),
+                            known.line
+                        );
+                        (row.line, problem)
+                    });
+                }
+            }
+            found.rows.extend(chosen.iter().filter(|&&i| contradicted.contains(&(&all[i].prompt, &all[i].completion))));
+        }
+        Dataset::RankedLists(all) => {
+            found.reason = "contradictory rewards";
+            for &i in chosen {
+                let (row, list) = (&all[i], &all[i].list);
+                if let Some((a, b)) = contradiction(list) {
+                    found.rows.insert(i);
+                    found.first.get_or_insert_with(|| {
+                        let problem = format!(
+                            "`rewards[{b}]` is {}, and `rewards[{a}]` in {}:{} is {} for the same response; correct one, or \
+                             delete the response from every array",
+                            list.rewards[b],
+                            path.display(),
+                            row.line,
+                            list.rewards[a]
+                        );
+                        (row.line, problem)
+                    });
+                }
+            }
+        }
+        Dataset::Examples(_) | Dataset::Pairs(_) | Dataset::Text(_) => {}
+    }
+    found
 }
 
 /// Two places in a list whose responses are the same, their ids included, and whose rewards are not.

@@ -7,7 +7,7 @@ mod report;
 mod tests;
 mod windows;
 
-pub use lists::{Lists, RankedTexts};
+pub use lists::{Contradictions, Lists, RankedTexts, contradictions};
 pub use report::RowReport;
 pub use windows::window_lengths;
 
@@ -60,6 +60,8 @@ pub struct Limits {
     pub max_prompt_length: usize,
     /// First rows to take.
     pub max_samples: usize,
+    /// The flag that says so.
+    pub samples_flag: &'static str,
     /// What becomes of longer rows.
     pub truncation_mode: TruncationMode,
 }
@@ -79,7 +81,8 @@ impl Limits {
         }
         let max_prompt_length = args.max_prompt_length.unwrap_or(max_length);
         let max_samples = args.max_samples.unwrap_or(usize::MAX);
-        Ok(Self { max_length, max_prompt_length, max_samples, truncation_mode: args.truncation_mode })
+        let samples_flag = args.samples_flag.unwrap_or("--max_samples");
+        Ok(Self { max_length, max_prompt_length, max_samples, samples_flag, truncation_mode: args.truncation_mode })
     }
 
     /// The prompt of `ids`, `front` of them the tokenizer's own, beside a response of `longest` tokens; `total` limits
@@ -214,13 +217,13 @@ impl Source {
     fn select(&self, unit: &'static str, part: Part, limits: Limits) -> (&[usize], RowReport) {
         let mut report = RowReport::new(unit, self.records.rows());
         for bad in &self.records.bad {
-            report.leave_out(bad.reason());
+            report.leave_out_at(bad.reason(), 1, bad.line);
         }
         let range = part.range(self.order.len());
-        let other = if part.split == Split::Validation { "kept for training" } else { "held back for validation" };
+        let other = if part.split == Split::Validation { FOR_TRAINING } else { HELD_BACK };
         report.leave_out_several(other, self.order.len() - range.len());
         let taken = range.start..range.end.min(range.start.saturating_add(limits.max_samples));
-        report.leave_out_several("beyond --max_samples", range.len() - taken.len());
+        report.leave_out_several(format!("beyond {}", limits.samples_flag), range.len() - taken.len());
         (&self.order[taken], report)
     }
 
@@ -255,9 +258,21 @@ impl Source {
             return chosen.to_vec();
         }
         let whole = |&i: &usize| texts(i).into_iter().all(|text| tokenizer.encode(text).is_ok());
-        let kept: Vec<usize> = chosen.par_iter().copied().filter(whole).collect();
-        report.leave_out_several(NOT_ENCODED, chosen.len() - kept.len());
+        let (kept, others): (Vec<usize>, Vec<usize>) = chosen.par_iter().copied().partition(whole);
+        let line = others.iter().map(|&i| self.line(i)).min().unwrap_or_default();
+        report.leave_out_at(NOT_ENCODED, others.len(), line);
         kept
+    }
+
+    /// The line that row `i` of the data set begins in; 0 of a text.
+    fn line(&self, i: usize) -> usize {
+        match &self.records.dataset {
+            Dataset::Examples(all) => all[i].line,
+            Dataset::Pairs(all) => all[i].line,
+            Dataset::Unpaired(all) => all[i].line,
+            Dataset::RankedLists(all) => all[i].line,
+            Dataset::Text(_) => 0,
+        }
     }
 
     /// What decides, beside file and tokenizer, which rows are tokenised.
@@ -347,7 +362,7 @@ impl Source {
                 for row in chosen.iter().map(|&i| &all[i]) {
                     match &row.completion {
                         Some(completion) => rows.push(texts(row.line, &row.prompt, completion_field, completion)),
-                        None => report.leave_out("no completion"),
+                        None => report.leave_out_at("no completion", 1, row.line),
                     }
                 }
             }
@@ -360,7 +375,7 @@ impl Source {
                 for row in chosen.iter().map(|&i| &all[i]) {
                     match row.label {
                         true => rows.push(texts(row.line, &row.prompt, completion_field, &row.completion)),
-                        false => report.leave_out("label false"),
+                        false => report.leave_out_at("label false", 1, row.line),
                     }
                 }
             }
@@ -372,7 +387,7 @@ impl Source {
             let mut response = row.responses.into_iter().next().unwrap_or_default();
             response.extend(policy.eos_ids.first());
             if nothing_to_learn(&row.prompt, &[&response]) {
-                report.leave_out(NOTHING_TO_LEARN);
+                report.leave_out_at(NOTHING_TO_LEARN, 1, texts.prompt.line);
                 continue;
             }
             match limits.fit(&row.prompt, front, response.len(), limits.max_length) {
@@ -381,7 +396,7 @@ impl Source {
                     report.shortened += 1;
                     result.push(SftRow { prompt, response });
                 }
-                Fit::LeftOut(reason) => report.leave_out(reason),
+                Fit::LeftOut(reason) => report.leave_out_at(reason, 1, texts.prompt.line),
                 Fit::Refused(problem) => return Err(self.refused(texts.prompt.line, &problem)),
             }
         }
@@ -540,6 +555,12 @@ impl Source {
 
 /// Why a row with a text that has no tokens is left out.
 const NOT_ENCODED: &str = "text that the tokenizer cannot encode";
+/// Why a row with ids of its own is left out.
+const UNKNOWN_IDS: &str = "token ids that the tokenizer does not have";
+/// Why a row is left out of a training part.
+const HELD_BACK: &str = "held back for validation";
+/// Why a row is left out of a held-out part.
+const FOR_TRAINING: &str = "kept for training";
 /// Why a row is left out of whose responses no token is scored: the first token of a text has nothing before it.
 const NOTHING_TO_LEARN: &str = "nothing to learn";
 

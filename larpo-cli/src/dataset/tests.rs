@@ -1,7 +1,12 @@
 use super::*;
 
-const LIMITS: Limits =
-    Limits { max_length: 4, max_prompt_length: 2, max_samples: usize::MAX, truncation_mode: TruncationMode::Skip };
+const LIMITS: Limits = Limits {
+    max_length: 4,
+    max_prompt_length: 2,
+    max_samples: usize::MAX,
+    samples_flag: "--max_samples",
+    truncation_mode: TruncationMode::Skip,
+};
 
 #[test]
 fn windows_score_every_token_once() {
@@ -36,13 +41,23 @@ fn the_report_adds_up() {
     report.leave_out_several("never", 0);
     let text = "10 rows in = 7 used + 2 left out (longer than 4 tokens) + 1 left out (no completion)";
     assert_eq!(report.to_string(), text);
+    report.leave_out_at("contradictory labels", 2, 9);
+    report.leave_out_at("contradictory labels", 1, 4);
+    let told = report.nothing_left(Path::new("d.jsonl"));
+    assert!(told.contains("3 left out (contradictory labels), the first in d.jsonl:4"), "{told}");
+    assert!(told.contains("To mend it: correct the rows that") && told.contains("raise --max_length"), "{told}");
+    report.left_out.remove("longer than 4 tokens");
+    assert!(!report.nothing_left(Path::new("d.jsonl")).contains("--max_length"));
+    report = RowReport::new("rows", 10);
+    report.leave_out_several("longer than 4 tokens", 2);
+    report.leave_out("no completion");
     report.shortened = 3;
     assert!(report.to_string().starts_with("10 rows in = 7 used (3 of them with a shortened prompt) + 2"));
 }
 
 #[test]
 fn prompts_are_cut_at_one_end_and_never_wholly() {
-    let limits = |truncation_mode| Limits { max_length: 8, max_prompt_length: 5, max_samples: 1, truncation_mode };
+    let limits = |truncation_mode| Limits { max_length: 8, max_prompt_length: 5, truncation_mode, ..LIMITS };
     let ids = [90, 1, 2, 3, 4, 5];
     let fit = |mode, longest| limits(mode).fit(&ids, 1, longest, 8);
     let (start, end) = (TruncationMode::KeepStart, TruncationMode::KeepEnd);

@@ -15,6 +15,8 @@ pub(super) struct Windows<'a> {
     pub(super) texts: Vec<&'a [u32]>,
     /// First windows to take.
     max_samples: usize,
+    /// The flag that says so.
+    samples_flag: &'static str,
 }
 
 impl<'a> Windows<'a> {
@@ -30,7 +32,8 @@ impl<'a> Windows<'a> {
         // A last window of one token that only repeats the end of the one before predicts nothing and is none.
         let starts = (0..ids.len().saturating_sub(overlap)).step_by(size - overlap);
         let texts = starts.map(|start| &ids[start..(start + size).min(ids.len())]).collect();
-        Ok(Self { prefix, texts, max_samples: limits.max_samples })
+        let Limits { max_samples, samples_flag, .. } = limits;
+        Ok(Self { prefix, texts, max_samples, samples_flag })
     }
 
     pub(super) fn used(&self) -> &[&'a [u32]] {
@@ -39,7 +42,7 @@ impl<'a> Windows<'a> {
 
     pub(super) fn report(&self) -> RowReport {
         let mut report = RowReport::new("windows", self.texts.len());
-        report.leave_out_several("beyond --max_samples", self.texts.len() - self.used().len());
+        report.leave_out_several(format!("beyond {}", self.samples_flag), self.texts.len() - self.used().len());
         report
     }
 }
@@ -50,6 +53,12 @@ impl<'a> Windows<'a> {
 /// No room for text.
 pub fn window_lengths(ids: &[u32], prefix: Vec<u32>, max_length: usize) -> Result<Vec<usize>> {
     let (front, truncation_mode) = (prefix.len(), TruncationMode::Skip);
-    let limits = Limits { max_length, max_prompt_length: max_length, max_samples: usize::MAX, truncation_mode };
+    let limits = Limits {
+        max_length,
+        max_prompt_length: max_length,
+        max_samples: usize::MAX,
+        samples_flag: "--max_samples",
+        truncation_mode,
+    };
     Ok(Windows::cut(ids, prefix, limits)?.texts.iter().map(|window| front + window.len()).collect())
 }

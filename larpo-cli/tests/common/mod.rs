@@ -2,6 +2,7 @@
 //! tiny model, for the tests that end them.
 #![allow(dead_code, reason = "each test target uses a part")]
 
+use larpo_cli::run_record::COPY;
 use larpo_cli::{args, cmd};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -142,7 +143,7 @@ pub fn results(out: &Path) -> Vec<(String, Vec<u8>)> {
         for entry in fs::read_dir(&folder).expect("a folder") {
             let path = entry.expect("an entry").path();
             let name = path.strip_prefix(out).expect("inside").display().to_string();
-            if name.contains("checkpoint-") || name == ".larpo.lock" || name == "run.json" {
+            if name.contains("checkpoint-") || name == ".larpo.lock" || name == "run.json" || name.ends_with(COPY) {
                 continue;
             }
             match path.is_dir() {

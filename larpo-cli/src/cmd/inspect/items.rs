@@ -174,7 +174,7 @@ impl fmt::Display for Ranking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "direction   {}", self.direction)?;
         if self.unscored > 0 {
-            write!(f, "\nunscored    {} rows", self.unscored)?;
+            write!(f, "\nunscored    {}", count(self.unscored, "rows"))?;
         }
         if self.too_short > 0 {
             write!(f, "\ntoo short   {} with fewer than two different responses", count(self.too_short, "rows"))?;
@@ -182,16 +182,23 @@ impl fmt::Display for Ranking {
         if self.lists > 0 {
             write!(
                 f,
-                "\nties        of {} lists {} have equal scores only and {} some equal ones",
-                self.lists, self.all_equal, self.some_equal
+                "\nties        of {} {} with equal scores only and {} with some equal ones",
+                count(self.lists, "lists"),
+                self.all_equal,
+                self.some_equal
             )?;
-            write!(f, "\norder       best first in {} lists, worst first in {}", self.best_first, self.worst_first)?;
+            write!(
+                f,
+                "\norder       best first in {}, worst first in {}",
+                count(self.best_first, "lists"),
+                self.worst_first
+            )?;
         }
         if self.repeat_prompt > 0 {
             write!(
                 f,
-                "\nnote        in {} rows `chosen` and `rejected` both begin with `prompt`, which then stands there twice",
-                self.repeat_prompt
+                "\nnote        in {} `chosen` and `rejected` both begin with `prompt`, which then stands there twice",
+                count(self.repeat_prompt, "rows")
             )?;
         }
         Ok(())

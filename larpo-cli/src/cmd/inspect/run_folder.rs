@@ -5,6 +5,7 @@ use crate::edits;
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::numbers::number;
+use crate::resume;
 use crate::run_record;
 use crate::table::Table;
 use larpo_data::candidates;
@@ -166,7 +167,11 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
             notes.extend(losses::sentences(n, &iteration));
         }
         // Rows of a file that is missing are not deleted by hand.
-        let edited = lists.as_deref().map_or(Ok((0, 0)), |lists| edits::counts(&iteration, lists))?;
+        let edited = lists.as_deref().map_or(Ok((0, 0)), |lists| edits::counts(&iteration, lists));
+        let edited = edited.unwrap_or_else(|error| {
+            notes.push(format!("iteration {n}: {error}"));
+            (0, 0)
+        });
         notes.extend(edits::sentence(n, edited));
         rows.push(json!({
             "iteration": n,
@@ -183,6 +188,7 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
     let done = manifests.iter().filter(|manifest| manifest.is_object()).count();
     let record = read("run.json")?;
     let ended = ending::sentences(&record, done, &looks);
+    notes.extend(run_record::damage(folder));
     notes.extend(losses::final_model(folder, &record));
     show!("{}", folder.display());
     show!("{}", table.to_string().trim_end());
@@ -270,8 +276,16 @@ pub(super) fn metrics(path: &Path) -> Result<Value> {
     if !ended.is_empty() {
         show!("{}", ended.join(" "));
     }
-    let lost = path.parent().and_then(|folder| losses::final_model(folder, &record));
-    let notes: Vec<String> = lost.into_iter().collect();
+    let lost = |folder: &Path| {
+        [
+            run_record::damage(folder),
+            losses::final_log(folder, &record),
+            losses::final_model(folder, &record),
+            // Of an iteration that is named itself.
+            resume::finished(folder).then(|| losses::written(folder)).flatten(),
+        ]
+    };
+    let notes: Vec<String> = path.parent().map(lost).into_iter().flatten().flatten().collect();
     notes.iter().for_each(|note| show!("note: {note}"));
     Ok(
         json!({ "path": path, "rows": rows.len(), "first": rows.first(), "last": rows.last(), "ended": ended, "notes": notes }),

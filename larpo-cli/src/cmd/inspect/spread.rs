@@ -1,5 +1,6 @@
 //! How long things are: a few numbers and a histogram.
 
+use crate::messages::count;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -59,8 +60,8 @@ impl Spread {
 
     pub(super) fn show(&self, name: &str) -> String {
         let mut text = format!(
-            "{name}: {} values, min {}, median {}, mean {:.1}, 95 % up to {}, 99 % up to {}, max {}",
-            self.sorted.len(),
+            "{name}: {}, min {}, median {}, mean {:.1}, 95 % up to {}, 99 % up to {}, max {}",
+            count(self.sorted.len(), "values"),
             self.sorted[0],
             self.quantile(0.5),
             self.mean(),

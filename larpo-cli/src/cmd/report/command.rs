@@ -3,7 +3,7 @@
 use super::run::{EVAL, Run};
 use crate::args::declarations;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Flags that say how a session of a run went, not what the run is.
 pub const OF_A_SESSION: [&str; 8] = [
@@ -17,7 +17,7 @@ pub const OF_A_SESSION: [&str; 8] = [
     "resume_from_checkpoint",
 ];
 
-/// The command of `run.json`: its verb with every flag that is not at its default.
+/// The command of `run.json`: its verb with every flag that is not at its default, into a folder of its own beside the run's.
 pub fn of_record(record: &Value, folder: &Path) -> Option<Vec<String>> {
     let (verb, flags) = (record["verb"].as_str()?, record["flags"].as_object()?);
     let mut declared = declarations();
@@ -36,8 +36,19 @@ pub fn of_record(record: &Value, folder: &Path) -> Option<Vec<String>> {
             words.extend(values.iter().map(|value| format!("--{name}={value}")));
         }
     }
-    words.push(format!("--output_dir={}", folder.display()));
+    words.push(format!("--output_dir={}", again(folder).display()));
     Some(words)
+}
+
+/// Beside a run's folder, where it can be repeated without being replaced.
+fn again(folder: &Path) -> PathBuf {
+    let real = match folder.file_name() {
+        Some(_) => folder.to_path_buf(),
+        None => folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf()),
+    };
+    let mut name = real.file_name().unwrap_or_default().to_os_string();
+    name.push("-again");
+    real.with_file_name(name)
 }
 
 /// Flags of `eval` that are the run's own: its rewards, how long responses may be and how the data are read.
@@ -151,7 +162,7 @@ mod tests {
         });
         let words = of_record(&record, Path::new("o")).expect("a command");
         let line = "larpo align '--dataset_name=a b.jsonl' --iterations=5 --model_name_or_path=m --shuffle_seed=7 \
-                    '--stop_strings=-\n' --stop_strings=x --temperature=1.0 --temperature=0.7 --until_kl=0.5 --output_dir=o";
+                    '--stop_strings=-\n' --stop_strings=x --temperature=1.0 --temperature=0.7 --until_kl=0.5 --output_dir=o-again";
         assert_eq!(joined(&words), line);
         crate::args::parse(words.into_iter().map(std::ffi::OsString::from).collect::<Vec<_>>()).expect("is understood");
         for other in [json!({ "verb": "align", "flags": { "no_such": ["1"] } }), json!({ "verb": "x", "flags": {} })] {
@@ -159,6 +170,6 @@ mod tests {
         }
         let demo = json!({ "verb": "demo", "flags": { "quick": ["true"], "seed": ["7"] } });
         let demo = of_record(&demo, Path::new("o")).expect("a demo");
-        assert_eq!(joined(&demo), "larpo demo --quick --seed=7 --output_dir=o");
+        assert_eq!(joined(&demo), "larpo demo --quick --seed=7 --output_dir=o-again");
     }
 }

@@ -85,6 +85,7 @@ pub fn header(run: &Run, points: &[Point], body: &mut String) {
         if run.iterations.iter().any(|i| i.edited != (0, 0)) {
             body.push_str("<p class=\"soft\">It repeats the run without the rows that were edited by hand: it draws them anew.</p>");
         }
+        body.push_str("<p class=\"soft\">It writes to a folder of its own; this one stays as it is.</p>");
         if let Some(directory) = run.record["directory"].as_str() {
             put(body, format_args!("<p class=\"soft\">Relative paths begin in {}.</p>", escape(directory)));
         }

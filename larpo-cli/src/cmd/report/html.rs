@@ -41,7 +41,7 @@ pub fn percent(share: f64) -> String {
 }
 
 /// A mean with its interval, as HTML.
-pub fn with_interval(e: &Estimate, show: fn(f64) -> String) -> String {
+pub fn with_interval(e: &Estimate, show: impl Fn(f64) -> String) -> String {
     match e.interval {
         Some((low, high)) => format!("{} <small>[{}, {}]</small>", show(e.mean), show(low), show(high)),
         None => show(e.mean),

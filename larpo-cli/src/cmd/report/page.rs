@@ -9,7 +9,8 @@ use super::settings::Settings;
 use super::story::{self, Point};
 use super::{command, evaluation};
 use crate::error::Result;
-use crate::numbers::number;
+use crate::numbers::{alike, number};
+use larpo_core::metrics::Estimate;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -107,9 +108,14 @@ fn numbers(points: &[Point]) -> String {
         points.iter().map(|p| &p.recall).max_by_key(|r| r.len()).into_iter().flatten().map(|r| r.0).collect();
     let fixed = ["iteration", "prompts", "samples", "mean reward", "best of k"].map(String::from);
     let headings: Vec<String> = fixed.into_iter().chain(ns.iter().map(|n| format!("Recall@{n}"))).collect();
+    let column = |of: fn(&Point) -> &Estimate| {
+        let bounds = |e: &Estimate| e.interval.map_or([e.mean; 3], |(low, high)| [e.mean, low, high]);
+        alike(points.iter().flat_map(move |p| bounds(of(p))))
+    };
+    let (reward, best) = (column(|p| &p.reward), column(|p| &p.best));
     let row = |p: &Point| {
         let mut cells = vec![p.iteration.to_string(), thousands(p.prompts), thousands(p.samples)];
-        cells.extend([with_interval(&p.reward, number), with_interval(&p.best, number)]);
+        cells.extend([with_interval(&p.reward, &reward), with_interval(&p.best, &best)]);
         let recall = |n: &usize| p.recall.iter().find(|r| r.0 == *n).map(|r| with_interval(&r.1, percent));
         cells.extend(ns.iter().map(|n| recall(n).unwrap_or_default()));
         cells

@@ -8,6 +8,7 @@ use crate::align::START;
 use crate::cmd::losses;
 use crate::edits;
 use crate::error::{Error, Result};
+use crate::run_record;
 use larpo_data::candidates::{self, CandidateList};
 use serde_json::{Map, Value};
 use std::fs;
@@ -73,6 +74,8 @@ impl Run {
                 folder.display()
             )));
         }
+        notes.extend(run_record::damage(folder));
+        notes.extend(losses::final_log(folder, &record));
         notes.extend(losses::final_model(folder, &record));
         let command = command::of_record(&record, folder).map(|words| command::joined(&words));
         let mut run =
@@ -167,7 +170,11 @@ fn read_iteration(number: u32, folder: &Path, notes: &mut Vec<String>) -> Result
         false => notes.extend(losses::sentences(number.into(), folder)),
     }
     // Of candidates that cannot be read nothing can be told.
-    let edited = if lists.is_empty() { (0, 0) } else { edits::counts(folder, &lists)? };
+    let edited = if lists.is_empty() { Ok((0, 0)) } else { edits::counts(folder, &lists) };
+    let edited = edited.unwrap_or_else(|error| {
+        notes.push(format!("iteration {number}: {error}"));
+        (0, 0)
+    });
     Ok(Iteration { number, manifest, lists, training: training.unwrap_or_default(), edited })
 }
 
@@ -197,8 +204,9 @@ fn read_metrics(path: &Path, notes: &mut Vec<String>) -> Result<Option<Vec<Map<S
     if rows.len() < lines.len() {
         let count = lines.len() - rows.len();
         notes.push(format!(
-            "{}: {count} of {} lines are no JSON objects and are left out",
+            "{}: {} no JSON object, of {}; left out",
             path.display(),
+            if count == 1 { "1 line is".to_string() } else { format!("{count} lines are") },
             lines.len()
         ));
     }

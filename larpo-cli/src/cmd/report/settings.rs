@@ -3,8 +3,9 @@
 use super::command::OF_A_SESSION;
 use super::html::{escape, words};
 use super::run::Run;
-use crate::args::{declarations, default_of};
+use crate::args::{LIST_LEARNING_RATE, REWARD_LEARNING_RATE, SFT_LEARNING_RATE, declarations, default_of};
 use crate::run_record::DEMO;
+use crate::training::default_selection;
 use serde_json::Value;
 
 /// A flag and its value.
@@ -62,7 +63,11 @@ impl Settings {
                 true => vec!["false".into()],
                 false => arg.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect(),
             };
-            let default = if defaults.is_empty() { default_of(arg) } else { defaults.join(", ") };
+            let of_the_verb = default_by_verb(run, name);
+            let default = match defaults.is_empty() {
+                true => of_the_verb.unwrap_or_else(|| default_of(arg)),
+                false => defaults.join(", "),
+            };
             let given = flags.get(name).map(texts).filter(|values| !values.is_empty());
             let at_default = given.as_ref().is_none_or(|values| *values == defaults);
             let value = match (name, given) {
@@ -87,6 +92,20 @@ impl Settings {
             settings.changed.push(Setting { group: String::new(), name: name.clone(), value, default: String::new() });
         }
         settings
+    }
+}
+
+/// The default of a flag for which it depends on the verb or on another flag, so that the help names several.
+fn default_by_verb(run: &Run, name: &str) -> Option<String> {
+    match (name, run.record["verb"].as_str()?) {
+        ("learning_rate", "sft") => Some(format!("{SFT_LEARNING_RATE:e}")),
+        ("learning_rate", "reward") => Some(format!("{REWARD_LEARNING_RATE:e}")),
+        ("learning_rate", "train" | "align") => Some(format!("{LIST_LEARNING_RATE:e}")),
+        ("select", _) => {
+            let loss = run.flag("loss_type").into_iter().next()?.parse().ok()?;
+            Some(default_selection(loss).to_string())
+        }
+        _ => None,
     }
 }
 
