@@ -98,9 +98,9 @@ impl<B: Backend> Policy<B> {
     /// As [`Opened::read_as`] and [`Opened::load`]; another adapter than this one.
     pub fn reloaded(mut self, folder: &Path, kind: Kind) -> Result<Self> {
         let Some(own) = self.adapter.clone() else {
-            let backend = self.model.backend().clone();
+            let (backend, recompute) = (self.model.backend().clone(), self.model.config().gradient_checkpointing);
             drop(self);
-            return Opened::read_as(folder, kind)?.load(&backend);
+            return Opened::read_as(folder, kind)?.recomputing(recompute).load(&backend);
         };
         let files = AdapterFolder::open(folder)?;
         let settings =
@@ -507,6 +507,12 @@ impl Opened {
         let form = ModelForm::fresh(json, &config.checkpoint_tensors());
         let form = Arc::new(format.map_or(form.clone(), |format| form.with_format(format)));
         Ok(Self { config, form, new_head: true, ..opened })
+    }
+
+    /// The same, with blocks computed once more for the gradients, or not.
+    pub fn recomputing(mut self, on: bool) -> Self {
+        self.config.gradient_checkpointing = on;
+        self
     }
 
     /// The folder that holds the model, which is the base's where there is an adapter.

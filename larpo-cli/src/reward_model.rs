@@ -37,6 +37,11 @@ impl OpenedRewardModel {
         Self::of(Opened::read_for_rewards(folder)?, folder)
     }
 
+    /// As [`Opened::recomputing`].
+    pub fn recomputing(self, on: bool) -> Self {
+        Self { opened: self.opened.recomputing(on), ..self }
+    }
+
     fn of(opened: Opened, folder: &Path) -> Result<Self> {
         let texts = Texts {
             folder: folder.into(),

@@ -39,7 +39,7 @@ pub fn no_run(n: usize) -> String {
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-pub(crate) const FREE: [&str; 23] = [
+pub(crate) const FREE: [&str; 24] = [
     "cache_dir",
     "color",
     "config",
@@ -48,6 +48,7 @@ pub(crate) const FREE: [&str; 23] = [
     "deterministic",
     "early_stopping_patience",
     "eval_dataset",
+    "gradient_checkpointing",
     "iterations",
     "json",
     "log_level",

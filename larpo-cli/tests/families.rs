@@ -454,3 +454,26 @@ fn more_iterations_take_up_the_flags_of_the_adapter() {
         larpo(&["config", "align", "--config", &file]).unwrap_or_else(|error| panic!("{error}: {text}"));
     }
 }
+
+#[test]
+fn recomputed_blocks_change_no_bit() {
+    let folder = Folder::new("recompute");
+    let data = folder.rows("rows.jsonl", &rows());
+    let model = folder.name("model");
+    make(Path::new(&model), configurations().remove(3).1, Format::F32);
+    let mut found = Vec::new();
+    for (n, flags) in
+        [&[][..], &["--gradient_checkpointing"], &["--use_peft"], &["--use_peft", "--gradient_checkpointing"]]
+            .into_iter()
+            .enumerate()
+    {
+        let out = folder.name(&format!("out-{n}"));
+        let words = ["sft", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &out];
+        larpo(&[&words[..], &["--max_steps", "4", "--save_steps", "2", "--learning_rate", "1e-2"], flags].concat())
+            .expect("sft");
+        let mut written = files(Path::new(&out));
+        written.retain(|name, _| name.ends_with(".safetensors"));
+        found.push(written);
+    }
+    assert!(found[0] == found[1] && found[2] == found[3] && found[0] != found[2]);
+}

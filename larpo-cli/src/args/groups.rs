@@ -148,6 +148,10 @@ pub struct TrainArgs {
     /// Passes whose gradients make one update; equal to one batch that much larger
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     pub gradient_accumulation_steps: usize,
+    /// Keep only what enters each block and compute the rest once more for the gradients: less memory, about a third more time,
+    /// the same bits
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
     /// Passes over the data; for align, over the lists of each iteration
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = epochs)]
     pub num_train_epochs: f64,

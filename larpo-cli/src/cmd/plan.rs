@@ -140,7 +140,8 @@ fn in_passes(args: &mut TrainArgs, micro: usize, accumulation: usize) {
 }
 
 fn train(args: &TrainVerbArgs) -> Result<Plan> {
-    let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?;
+    let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?
+        .recomputing(args.train.gradient_checkpointing);
     let mut lists = super::train::read(args, &opened.blank()?)?.training;
     let resume = goes_on(&args.output_dir, args.train.resume_from_checkpoint.as_ref())?;
     plan_train(args, &opened.config, &mut lists, resume.as_ref().map_or(0, Resume::updates))
@@ -189,7 +190,8 @@ fn selected(select: Select, k: usize) -> usize {
 }
 
 fn reward(args: &RewardVerbArgs) -> Result<Plan> {
-    let opened = OpenedRewardModel::read_to_train(&args.model.model_name_or_path)?;
+    let opened = OpenedRewardModel::read_to_train(&args.model.model_name_or_path)?
+        .recomputing(args.train.gradient_checkpointing);
     let lists = super::reward::read(args, &opened)?.lists;
     let resume = goes_on(&args.output_dir, args.train.resume_from_checkpoint.as_ref())?;
     plan_reward(args, opened.config(), &lists, resume.as_ref().map_or(0, Resume::updates))
@@ -227,7 +229,8 @@ fn align(args: &AlignArgs, settings: &Settings) -> Result<Plan> {
     };
     let given = settings.given().contains("iterations");
     let goal = Goal::new(args.iterate.iterations, given, earlier.as_ref(), point.done as usize)?;
-    let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?;
+    let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?
+        .recomputing(args.train.gradient_checkpointing);
     let reward = RewardSource::read(&args.reward)?;
     let (config, prompts, _) = super::align::read(args, goal, &opened.blank()?, false)?;
     plan_align(args, &config, (&opened.config, reward.model()), &prompts, &point)

@@ -41,7 +41,7 @@ pub fn run<B: Backend>(args: &RewardVerbArgs, settings: &Settings, stop: &Stop, 
     if let Some(resume) = &resume {
         status::set_checkpoint(&resume.checkpoint);
     }
-    let opened = OpenedRewardModel::read_to_train(start)?;
+    let opened = OpenedRewardModel::read_to_train(start)?.recomputing(args.train.gradient_checkpointing);
     let Read { lists, held_out, report } = read(args, &opened)?;
     let done = resume.as_ref().map_or(0, Resume::updates);
     super::plan::admit_reward(args, opened.config(), &lists, done)?;

@@ -117,15 +117,19 @@ pub(super) struct Read {
 /// Reads the data for the model in `folder`, or for a fresh one.
 pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
     let source = Source::open(&args.dataset_name, &args.data)?;
+    let recompute = args.train.gradient_checkpointing;
     let start = match folder {
-        // A checkpoint has its adapter already.
-        Some(folder) if args.model.model_name_or_path.as_deref() == Some(folder) => {
-            Start::Folder(Box::new(Opened::read_to_train(folder, &args.lora, args.common.seed)?))
+        Some(folder) => {
+            // A checkpoint has its adapter already.
+            let opened = match args.model.model_name_or_path.as_deref() == Some(folder) {
+                true => Opened::read_to_train(folder, &args.lora, args.common.seed)?,
+                false => Opened::read(folder)?,
+            };
+            Start::Folder(Box::new(opened.recomputing(recompute)))
         }
-        Some(folder) => Start::Folder(Box::new(Opened::read(folder)?)),
         None => {
             let (config, parts) = recipe(args, &source)?;
-            Start::Fresh(Box::new(config), parts)
+            Start::Fresh(Box::new(ModelConfig { gradient_checkpointing: recompute, ..config }), parts)
         }
     };
     let policy = start.blank()?;

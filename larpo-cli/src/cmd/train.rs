@@ -41,7 +41,8 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
     if let Some(resume) = &resume {
         status::set_checkpoint(&resume.checkpoint);
     }
-    let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?;
+    let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?
+        .recomputing(args.train.gradient_checkpointing);
     let Read { mut training, counts, report } = read(args, &opened.blank()?)?;
     let done = resume.as_ref().map_or(0, Resume::updates);
     super::plan::admit_train(args, &opened.config, &mut training, done)?;
