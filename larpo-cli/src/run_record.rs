@@ -363,13 +363,13 @@ impl Input {
 const CHANGED: &str = "its checksum does not fit";
 
 /// Pretty-printed JSON with its checksum as the last field.
-fn sealed(object: &str) -> String {
+pub(crate) fn sealed(object: &str) -> String {
     let open = object.strip_suffix("\n}").unwrap_or(object);
     format!("{open}{SEAL}{}\"\n}}\n", Checksum::of(object.as_bytes()))
 }
 
 /// Whether a text is what [`sealed`] makes.
-fn is_sealed(text: &str) -> bool {
+pub(crate) fn is_sealed(text: &str) -> bool {
     text.rfind(SEAL).is_some_and(|at| sealed(&format!("{}\n}}", &text[..at])) == text)
 }
 
@@ -563,6 +563,7 @@ mod tests {
             let error = RunRecord::read(&folder).expect_err("damaged").to_string();
             assert!(error.contains("run.json is damaged: "), "byte {at}: {error}");
         }
+        fs::write(&path, &whole).expect("writes");
         // The newest copy that is whole.
         let newest = |place: &str| {
             for bytes in [Some(&whole[..9]), None] {

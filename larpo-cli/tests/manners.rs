@@ -190,7 +190,7 @@ fn refusals_say_what_to_do() {
         (&["--seed=-1"], &["expected a whole number from 0 to 18446744073709551615"]),
         (
             &[&fresh[..], &["--max_length", "2"]].concat(),
-            &["no rows left to train on: 1 row in = 0 used + 1 left out", "--max_length", "larpo inspect"],
+            &["no rows left to train on: ", "1 row in, 1 left out (", "rows.jsonl:1", "--max_length", "larpo inspect"],
         ),
     ];
     for (extra, parts) in cases {

@@ -46,8 +46,9 @@ fn lists_come_back_bit_for_bit_and_the_same_bytes() {
     many.temperature.truncate(1);
     many.seed.truncate(1);
     many.finish_reason.truncate(1);
-    let numbers: Vec<f32> =
-        (0..200_000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761))).filter(|x| x.is_finite()).collect();
+    // Log-probabilities are negative.
+    let bits = |i: u32| i.wrapping_mul(2_654_435_761) | 1 << 31;
+    let numbers: Vec<f32> = (0..200_000u32).map(|i| f32::from_bits(bits(i))).filter(|x| x.is_finite()).collect();
     many.token_ids = vec![vec![3; numbers.len()]];
     many.logps = vec![numbers];
     let lists = vec![full(), bare, many];
@@ -153,6 +154,7 @@ fn what_could_not_be_read_back_is_not_written() {
     };
     refused(|l| l.rewards[1] = f64::NAN, &["`rewards[1]`", "finite", "NaN"]);
     refused(|l| l.logps[0][1] = f32::NEG_INFINITY, &["`logps[0][1]`", "finite", "-inf"]);
+    refused(|l| l.logps[0][1] = 0.5, &["`logps[0][1]`", "0 or less", "0.5"]);
     refused(|l| l.temperature[0] = f32::INFINITY, &["`temperature[0]`"]);
     refused(|l| l.seed.truncate(1), &["`seed`", "2 elements", "found 1"]);
     refused(|l| drop(l.extra.insert("rewards".into(), 1.into())), &["`rewards`", "another name"]);
