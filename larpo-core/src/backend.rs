@@ -230,6 +230,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn copy(&self, x: &Self::Buffer, y: &mut Self::Buffer, store: Store);
     /// Hands memory kept for reuse back to the system.
     fn trim(&self);
+    /// From now on memory kept for reuse is handed back rather than that all arrays take more than `bytes` together. Arrays in
+    /// use may take more.
+    fn limit(&self, bytes: u64);
 
     // ---- embedding and products --------------------------------------------------------------------------------------
 

@@ -219,6 +219,10 @@ impl<B: Backend> Backend for Profiled<B> {
         self.inner.trim();
     }
 
+    fn limit(&self, bytes: u64) {
+        self.inner.limit(bytes);
+    }
+
     fn embed(&self, table: &B::Buffer, ids: &Self::Index, channels: usize, y: &mut B::Buffer) {
         let work = Self::gathered(ids.host.len(), channels);
         self.timed("embed", work, |b| b.embed(table, &ids.inner, channels, y));

@@ -65,7 +65,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?
         .recomputing(args.train.gradient_checkpointing);
     let (config, prompts, report) = read(args, goal, &opened.blank()?, reward.needs_reference())?;
-    super::plan::admit_align(args, &config, (&opened.config, reward.model()), &prompts, &point)?;
+    backend.limit(super::plan::admit_align(args, &config, (&opened.config, reward.model()), &prompts, &point)?);
     let policy = opened.load(backend)?.written_in(args.train.dtype);
     let mut reranker = reward.load(backend)?;
     // Before anything is written: a refusal changes nothing.

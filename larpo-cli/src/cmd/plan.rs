@@ -121,7 +121,7 @@ pub(super) fn admit_sft(
     rows: &[SftRow],
     held_out: Option<&[SftRow]>,
     done: u64,
-) -> Result<()> {
+) -> Result<u64> {
     let plan = plan_sft(args, start, rows, held_out, done)?;
     admit(&plan, advice(&args.train, &["--max_length"]), |micro, accumulation| {
         let mut args = args.clone();
@@ -170,7 +170,7 @@ pub(super) fn admit_train(
     model: &ModelConfig,
     lists: &mut [TrainingList],
     done: u64,
-) -> Result<()> {
+) -> Result<u64> {
     let plan = plan_train(args, model, lists, done)?;
     let lists = std::cell::RefCell::new(lists);
     admit(&plan, advice(&args.train, &["--max_length", "--select"]), |micro, accumulation| {
@@ -209,7 +209,7 @@ fn plan_reward(args: &RewardVerbArgs, model: &ModelConfig, lists: &[RewardList],
 ///
 /// # Errors
 /// As [`admit`].
-pub(super) fn admit_reward(args: &RewardVerbArgs, model: &ModelConfig, lists: &[RewardList], done: u64) -> Result<()> {
+pub(super) fn admit_reward(args: &RewardVerbArgs, model: &ModelConfig, lists: &[RewardList], done: u64) -> Result<u64> {
     let plan = plan_reward(args, model, lists, done)?;
     admit(&plan, advice(&args.train, &["--max_length"]), |micro, accumulation| {
         let mut args = args.clone();
@@ -315,7 +315,7 @@ pub(super) fn admit_align(
     models: (&ModelConfig, Option<&ModelConfig>),
     prompts: &[PromptRow],
     point: &AlignPoint,
-) -> Result<()> {
+) -> Result<u64> {
     let plan = plan_align(args, config, models, prompts, point)?;
     let shorter = &["--max_new_tokens", "--num_generations", "--max_prompt_length"];
     admit(&plan, advice(&args.train, shorter), |micro, accumulation| {

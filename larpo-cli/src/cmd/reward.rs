@@ -44,7 +44,7 @@ pub fn run<B: Backend>(args: &RewardVerbArgs, settings: &Settings, stop: &Stop, 
     let opened = OpenedRewardModel::read_to_train(start)?.recomputing(args.train.gradient_checkpointing);
     let Read { lists, held_out, report } = read(args, &opened)?;
     let done = resume.as_ref().map_or(0, Resume::updates);
-    super::plan::admit_reward(args, opened.config(), &lists, done)?;
+    backend.limit(super::plan::admit_reward(args, opened.config(), &lists, done)?);
     let policy = opened.load_to_train(backend)?.written_in(args.train.dtype);
     folder.begin()?;
     let journal = Journal {

@@ -51,7 +51,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
     let start = resume.as_ref().map(|resume| &resume.checkpoint).or(args.model.model_name_or_path.as_ref());
     let Read { start, rows, held_out, report } = read(args, start.map(PathBuf::as_path))?;
     let done = resume.as_ref().map_or(0, Resume::updates);
-    super::plan::admit_sft(args, &start, &rows, held_out.as_deref(), done)?;
+    backend.limit(super::plan::admit_sft(args, &start, &rows, held_out.as_deref(), done)?);
     let policy = match start {
         Start::Folder(opened) => opened.load(backend)?,
         Start::Fresh(config, parts) => fresh(*config, parts, args.common.seed, backend)?,

@@ -45,7 +45,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
         .recomputing(args.train.gradient_checkpointing);
     let Read { mut training, counts, report } = read(args, &opened.blank()?)?;
     let done = resume.as_ref().map_or(0, Resume::updates);
-    super::plan::admit_train(args, &opened.config, &mut training, done)?;
+    backend.limit(super::plan::admit_train(args, &opened.config, &mut training, done)?);
     let policy = opened.load(backend)?.written_in(args.train.dtype);
     let objective = list_training(&args.list, args.common.seed);
     let config = LoopConfig::lists(&args.train, args.common.seed);

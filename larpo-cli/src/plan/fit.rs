@@ -28,11 +28,11 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// Says in one line what a run is going to hold. `with` plans the run with another number of rows of a pass, and of passes
-/// of an update.
+/// of an update. The result is what the run's backend is to keep within ([`Plan::arrays`]).
 ///
 /// # Errors
 /// A run that cannot fit into the machine, with the flags that would change it, and what `with` reports.
-pub fn admit(plan: &Plan, advice: Advice, with: impl Fn(usize, usize) -> Result<Plan>) -> Result<()> {
+pub fn admit(plan: &Plan, advice: Advice, with: impl Fn(usize, usize) -> Result<Plan>) -> Result<u64> {
     let limit = machine::total_memory();
     let of = limit.map_or_else(String::new, |limit| format!(" of the machine's {}", bytes(limit)));
     let parts: Vec<String> = plan
@@ -48,7 +48,7 @@ pub fn admit(plan: &Plan, advice: Advice, with: impl Fn(usize, usize) -> Result<
             let total = |micro, accumulation| with(micro, accumulation).map(|plan| plan.total());
             Err(Error::request(refusal(plan.total(), limit, advice, total)?))
         }
-        _ => Ok(()),
+        _ => Ok(plan.arrays()),
     }
 }
 

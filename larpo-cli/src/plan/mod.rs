@@ -120,6 +120,11 @@ impl Plan {
         self.peak().map_or(0, Phase::total) + self.data + self.other
     }
 
+    /// Bytes of the backend's arrays at the peak, in use or kept to be used again: what [`Backend::limit`] takes.
+    pub fn arrays(&self) -> u64 {
+        self.phases.iter().map(|phase| phase.memory.total() - phase.memory.scratch).max().unwrap_or(0)
+    }
+
     /// What `phase` holds, by kind.
     pub fn parts(&self, phase: Option<&Phase>) -> Vec<(&'static str, u64)> {
         let (memory, copies) = phase.map_or_else(Default::default, |phase| (phase.memory, phase.copies));

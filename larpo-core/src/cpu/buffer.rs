@@ -31,12 +31,20 @@ impl Block for Vec<Line> {
 /// Blocks of memory to be used again, by size. Which block comes next, and when a new one is made, is decided here, for
 /// the arrays themselves and for the dry run that only counts them.
 pub(super) struct Pool<M = Vec<Line>> {
-    free: Mutex<BTreeMap<usize, Vec<M>>>,
+    state: Mutex<State<M>>,
+}
+
+struct State<M> {
+    free: BTreeMap<usize, Vec<M>>,
+    /// Lines of all blocks, free or in use.
+    held: usize,
+    /// Lines beyond which a new block takes the place of free ones.
+    limit: usize,
 }
 
 impl<M> Default for Pool<M> {
     fn default() -> Self {
-        Self { free: Mutex::default() }
+        Self { state: Mutex::new(State { free: BTreeMap::new(), held: 0, limit: usize::MAX }) }
     }
 }
 
@@ -53,26 +61,54 @@ fn size_class(lines: usize) -> usize {
     lines.div_ceil(step) * step
 }
 
+impl<M: Block> State<M> {
+    /// Drops free blocks until there is room for `lines` more, or none is left: the next larger one, whose place the new one
+    /// takes, or else the largest.
+    fn make_room(&mut self, lines: usize) {
+        while self.held + lines > self.limit {
+            let larger = self.free.range_mut(lines..).find_map(|(_, free)| free.pop());
+            let dropped = larger.or_else(|| self.free.range_mut(..lines).rev().find_map(|(_, free)| free.pop()));
+            let Some(block) = dropped else { break };
+            self.held -= block.lines();
+        }
+    }
+}
+
 impl<M: Block> Pool<M> {
     /// A block for `len` floats, a free one or one that `make` gives for a number of lines.
     pub(super) fn block(&self, len: usize, make: impl FnOnce(usize) -> M) -> M {
         let class = size_class(len.div_ceil(16));
-        let reused = self.lock().range_mut(class..=class + class / REACH).find_map(|(_, free)| free.pop());
-        reused.unwrap_or_else(|| make(class))
+        {
+            let mut state = self.lock();
+            let reused = state.free.range_mut(class..=class + class / REACH).find_map(|(_, free)| free.pop());
+            if let Some(block) = reused {
+                return block;
+            }
+            state.make_room(class);
+            state.held += class;
+        }
+        make(class)
     }
 
     /// Takes a block back.
     pub(super) fn give(&self, block: M) {
-        self.lock().entry(block.lines()).or_default().push(block);
+        self.lock().free.entry(block.lines()).or_default().push(block);
     }
 
     pub(super) fn trim(&self) {
-        self.lock().clear();
+        let mut state = self.lock();
+        let blocks = std::mem::take(&mut state.free);
+        state.held -= blocks.values().flatten().map(M::lines).sum::<usize>();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Vec<M>>> {
-        // The map is never left half-changed, so a panic elsewhere does not spoil it.
-        self.free.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Free blocks are dropped rather than that all blocks take more than `bytes` together.
+    pub(super) fn limit(&self, bytes: usize) {
+        self.lock().limit = bytes / LINE;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State<M>> {
+        // The state is never left half-changed, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -130,6 +166,31 @@ mod tests {
         assert_eq!(second.as_slice().as_ptr(), address);
         assert_eq!(second.len(), 99_000);
         assert_eq!(address as usize % 64, 0);
+    }
+
+    #[test]
+    fn within_a_limit_a_new_block_takes_the_place_of_free_ones() {
+        let pool = Arc::new(Pool::default());
+        let held = |pool: &Pool| pool.lock().held * 16;
+        let lens = [1 << 10, 1 << 12, 1 << 14, 1 << 16];
+        let give_back = |pool: &Arc<Pool>| drop(lens.map(|len| pool.take(len)));
+        give_back(&pool);
+        let all = lens.iter().sum::<usize>();
+        assert_eq!(held(&pool), all);
+        pool.limit(4 * all);
+        // The next larger one goes, and what is free of another size stays.
+        let x = pool.take(1 << 13);
+        assert_eq!(held(&pool), all - (1 << 14) + (1 << 13));
+        // Smaller ones go, the largest first, where there is no larger one.
+        let y = pool.take(1 << 16);
+        let z = pool.take(3 << 12);
+        assert_eq!(held(&pool), (1 << 13) + (1 << 16) + (3 << 12) + (1 << 10));
+        // What is in use stays, whatever the limit.
+        let w = pool.take(1 << 17);
+        assert_eq!(held(&pool), (1 << 13) + (1 << 16) + (3 << 12) + (1 << 17));
+        drop((w, x, y, z));
+        pool.trim();
+        assert_eq!(held(&pool), 0);
     }
 
     #[test]

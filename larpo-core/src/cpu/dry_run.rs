@@ -233,6 +233,10 @@ impl Backend for DryRun {
         self.pool.trim();
     }
 
+    fn limit(&self, bytes: u64) {
+        self.pool.limit(bytes as usize);
+    }
+
     fn embed(&self, table: &DryBuffer, _: &Vec<u32>, _: usize, _: &mut DryBuffer) {
         self.mark(table, Kind::Weights);
     }

@@ -118,6 +118,10 @@ impl Backend for Cpu {
         self.pool.trim();
     }
 
+    fn limit(&self, bytes: u64) {
+        self.pool.limit(bytes as usize);
+    }
+
     fn embed(&self, table: &Buffer, ids: &Vec<u32>, channels: usize, y: &mut Buffer) {
         assert_eq!(y.len(), ids.len() * channels, "embed: y is (ids, channels)");
         embed::gather_rows(table.as_slice(), ids, channels, y.as_mut_slice());

@@ -94,6 +94,8 @@ impl Backend for Reference {
 
     fn trim(&self) {}
 
+    fn limit(&self, _: u64) {}
+
     fn embed(&self, table: &Buffer, ids: &Index, channels: usize, y: &mut Buffer) {
         self.gather_rows(table, ids, channels, y);
     }
