@@ -38,7 +38,7 @@ struct State<M> {
     free: BTreeMap<usize, Vec<M>>,
     /// Lines of all blocks, free or in use.
     held: usize,
-    /// Lines beyond which a new block takes the place of free ones.
+    /// Lines that a new block does not exceed while blocks are free.
     limit: usize,
 }
 
@@ -62,15 +62,17 @@ fn size_class(lines: usize) -> usize {
 }
 
 impl<M: Block> State<M> {
-    /// Drops free blocks until there is room for `lines` more, or none is left: the next larger one, whose place the new one
-    /// takes, or else the largest.
+    /// Drops all free blocks where there is no room for `lines` more. Fewer would leave holes in the system's allocator, which
+    /// blocks of other sizes do not fit.
     fn make_room(&mut self, lines: usize) {
-        while self.held + lines > self.limit {
-            let larger = self.free.range_mut(lines..).find_map(|(_, free)| free.pop());
-            let dropped = larger.or_else(|| self.free.range_mut(..lines).rev().find_map(|(_, free)| free.pop()));
-            let Some(block) = dropped else { break };
-            self.held -= block.lines();
+        if self.held + lines > self.limit {
+            self.drop_free();
         }
+    }
+
+    fn drop_free(&mut self) {
+        let blocks = std::mem::take(&mut self.free);
+        self.held -= blocks.values().flatten().map(M::lines).sum::<usize>();
     }
 }
 
@@ -96,9 +98,7 @@ impl<M: Block> Pool<M> {
     }
 
     pub(super) fn trim(&self) {
-        let mut state = self.lock();
-        let blocks = std::mem::take(&mut state.free);
-        state.held -= blocks.values().flatten().map(M::lines).sum::<usize>();
+        self.lock().drop_free();
     }
 
     /// Free blocks are dropped rather than that all blocks take more than `bytes` together.
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn within_a_limit_a_new_block_takes_the_place_of_free_ones() {
+    fn beyond_a_limit_what_is_free_goes_first() {
         let pool = Arc::new(Pool::default());
         let held = |pool: &Pool| pool.lock().held * 16;
         let lens = [1 << 10, 1 << 12, 1 << 14, 1 << 16];
@@ -178,17 +178,15 @@ mod tests {
         let all = lens.iter().sum::<usize>();
         assert_eq!(held(&pool), all);
         pool.limit(4 * all);
-        // The next larger one goes, and what is free of another size stays.
+        drop(pool.take(1 << 16));
+        assert_eq!(held(&pool), all, "what fits is used again");
         let x = pool.take(1 << 13);
-        assert_eq!(held(&pool), all - (1 << 14) + (1 << 13));
-        // Smaller ones go, the largest first, where there is no larger one.
-        let y = pool.take(1 << 16);
-        let z = pool.take(3 << 12);
-        assert_eq!(held(&pool), (1 << 13) + (1 << 16) + (3 << 12) + (1 << 10));
-        // What is in use stays, whatever the limit.
+        assert_eq!(held(&pool), 1 << 13, "no room: what is free goes");
+        let y = pool.take(1 << 14);
+        assert_eq!(held(&pool), (1 << 13) + (1 << 14), "room");
         let w = pool.take(1 << 17);
-        assert_eq!(held(&pool), (1 << 13) + (1 << 16) + (3 << 12) + (1 << 17));
-        drop((w, x, y, z));
+        assert_eq!(held(&pool), (1 << 13) + (1 << 14) + (1 << 17), "what is in use stays");
+        drop((w, x, y));
         pool.trim();
         assert_eq!(held(&pool), 0);
     }
