@@ -6,14 +6,14 @@ use crate::backend::{Backend, Store};
 
 const LENGTHS: [usize; 8] = [1, 2, 15, 16, 17, 1021, 65_537, 262_147];
 
-/// What goes up comes down again, also after the kept memory was given back.
+/// What goes up comes down again, also after the kept memory was given back or limited.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer {
     len: usize,
 }
 
 impl Operation for Transfer {
-    const METHODS: &'static [&'static str] = &["upload", "download", "read", "len", "alloc", "trim", "name"];
+    const METHODS: &'static [&'static str] = &["upload", "download", "read", "len", "alloc", "trim", "limit", "name"];
 
     fn cases() -> Vec<Self> {
         LENGTHS.map(|len| Self { len }).to_vec()
@@ -27,10 +27,13 @@ impl Operation for Transfer {
         let (first, second) = (x.floats(self.len, 1.0), x.floats(self.len, 1.0));
         let wide = |x: &[f32]| x.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
         let kept = b.upload(&first);
-        // Memory that is reused, and memory taken after a trim, must not disturb what is still held.
+        // Memory that is reused, and memory taken after a trim or beyond a limit, must not disturb what is still held.
         drop(b.upload(&second));
         b.trim();
+        b.limit(1);
+        drop(b.upload(&second));
         let other = b.upload(&second);
+        b.limit(u64::MAX);
         let mut down = vec![0f32; self.len];
         b.download(&kept, &mut down);
         let lengths = vec![b.len(&kept) as f64, b.len(&b.alloc(self.len)) as f64];
