@@ -173,7 +173,7 @@ impl<S: Simd, const N: usize> Lanes<S, N> {
         let p = r.mul_add(c(1.322_570_7e-3), c(9.671_763e-3));
         let p = p.mul_add(r, c(5.550_891_5e-2));
         let p = p.mul_add(r, c(2.402_223_6e-1));
-        let p = p.mul_add(r, c(6.931_468_2e-1));
+        let p = p.mul_add(r, c(6.931_468e-1));
         let p = p.mul_add(r, c(1.0));
         let to_exponent = simd.splat_u32s(23);
         each!(self, k => {
