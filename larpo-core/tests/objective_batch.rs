@@ -150,6 +150,32 @@ fn lists_of_sixteen_between_order_and_disorder() {
 }
 
 #[test]
+fn lists_of_sixteen_with_a_gamma_that_is_not_finite() {
+    // At every place of a list, in a block of lists that are fine.
+    for loss_type in [LossType::Contrastive, LossType::Listmle] {
+        let objective = Objective { loss: loss_type, ..Objective::default() };
+        let mut lists = Ragged::new([16; 96].into_iter(), 3.0, 0, 6);
+        for (at, list) in lists.gamma.chunks_mut(16).enumerate().filter(|(at, _)| at % 2 == 0) {
+            list[at / 2 % 16] = [f32::NAN, INF, -INF][at / 32];
+        }
+        let wide: Vec<f64> = lists.gamma.iter().map(|&g| f64::from(g)).collect();
+        let (mut want, mut want_d) = (vec![0.0; 96], vec![0.0; wide.len()]);
+        objective.evaluate_batch_f64(&RankedBatch::uniform(&wide, 16), &mut want, &mut want_d).unwrap();
+        let (loss, d_gamma) = evaluate(&objective, &RankedBatch::uniform(&lists.gamma, 16));
+        assert!(want.iter().any(|want| want.is_nan()) && want.iter().any(|want| want.is_finite()));
+        for list in 0..96 {
+            let (got, want) = (f64::from(loss[list]), want[list]);
+            let close = got == want || (got - want).abs() <= TOLERANCE * want.abs() || got.is_nan() && want.is_nan();
+            assert!(close, "{objective:?} of list {list}: {got} against {want}");
+            for item in 16 * list..16 * (list + 1) {
+                let (got, want) = (f64::from(d_gamma[item]), want_d[item]);
+                assert!((got - want).abs() <= TOLERANCE, "{objective:?} of list {list}: {got} against {want}");
+            }
+        }
+    }
+}
+
+#[test]
 fn long_lists_agree_with_the_losses_in_f64() {
     for length in [64, 121, 200, 337] {
         let lists = Ragged::new([length; 3].into_iter(), 4.0, 0, 5);

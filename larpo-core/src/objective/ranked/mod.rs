@@ -337,31 +337,36 @@ impl Task<'_> {
         let mut left = Vec::new();
         // Room for lists that lie apart or do not fill a block.
         let (mut apart, mut d_apart) = ([[0.0; SIDE_BY_SIDE]; BLOCK], [[0.0; SIDE_BY_SIDE]; BLOCK]);
-        let mut loss = [0.0; BLOCK];
+        let mut loss_apart = [0.0; BLOCK];
         for at in (0..lists.len()).step_by(BLOCK) {
             let part = lists.part(at, lists.len().min(at + BLOCK));
-            if let Lists::Run { first, count: BLOCK } = part {
+            let loss: &[f32] = if let Lists::Run { first, count: BLOCK } = part {
                 let items = first * SIDE_BY_SIDE..(first + BLOCK) * SIDE_BY_SIDE;
                 let d_items = items.start - self.start..items.end - self.start;
                 let gamma: &[List] = bytemuck::cast_slice(&self.batch.gamma[items]);
                 let d_gamma: &mut [List] = bytemuck::cast_slice_mut(&mut self.d_gamma[d_items]);
-                let blocks = (gamma.as_chunks().0.iter()).zip(d_gamma.as_chunks_mut().0);
-                blocks.for_each(|(gamma, d_gamma)| sixteen::evaluate(self.objective.loss, gamma, d_gamma, &mut loss));
+                let loss = &mut self.loss[first - self.first..][..BLOCK];
+                // One block each.
+                let blocks = gamma.as_chunks().0.iter().zip(d_gamma.as_chunks_mut().0).zip(loss.as_chunks_mut().0);
+                for ((gamma, d_gamma), loss) in blocks {
+                    sixteen::evaluate(self.objective.loss, gamma, d_gamma, loss);
+                }
+                loss
             } else {
                 for (lane, apart) in apart.iter_mut().take(part.len()).enumerate() {
                     apart.copy_from_slice(&self.batch.gamma[self.batch.items(part.get(lane))]);
                 }
-                sixteen::evaluate(self.objective.loss, &apart, &mut d_apart, &mut loss);
-                for (lane, d_apart) in d_apart.iter().take(part.len()).enumerate() {
+                sixteen::evaluate(self.objective.loss, &apart, &mut d_apart, &mut loss_apart);
+                for (lane, (d_apart, &loss)) in d_apart.iter().zip(&loss_apart).take(part.len()).enumerate() {
                     self.d_gamma_of(part.get(lane)).copy_from_slice(d_apart);
+                    self.loss[part.get(lane) - self.first] = loss;
                 }
-            }
-            for (lane, &loss) in loss.iter().take(part.len()).enumerate() {
-                let list = part.get(lane);
-                self.loss[list - self.first] = loss;
-                if !loss.is_finite() {
-                    left.push((SIDE_BY_SIDE, Way::Lanes(Tied::Ordered), list));
-                }
+                &loss_apart[..part.len()]
+            };
+            // Asked of all together: one at a time would take as long as a quarter of a kernel.
+            if !all_finite(loss) {
+                let unusable = (0..loss.len()).filter(|&lane| !loss[lane].is_finite());
+                left.extend(unusable.map(|lane| (SIDE_BY_SIDE, Way::Lanes(Tied::Ordered), part.get(lane))));
             }
         }
         left
@@ -430,7 +435,7 @@ impl Task<'_> {
                 }
             }
         }
-        if loss.iter().fold(0, |largest: u32, x| largest.max(x.abs().to_bits())) >= f32::INFINITY.to_bits() {
+        if !all_finite(loss) {
             self.repair(loss, lists);
         }
     }
@@ -443,6 +448,12 @@ impl Task<'_> {
             self.evaluate_f64(lists.get(at));
         }
     }
+}
+
+/// Whether there is neither NaN nor infinity among `losses`, without a branch for each.
+#[inline(always)]
+fn all_finite(losses: &[f32]) -> bool {
+    losses.iter().fold(0, |largest: u32, x| largest.max(x.abs().to_bits())) < f32::INFINITY.to_bits()
 }
 
 /// Some lists of a batch.

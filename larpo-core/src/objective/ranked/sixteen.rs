@@ -17,6 +17,11 @@ const AHEAD: usize = BLOCK * SIDE_BY_SIDE;
 /// One register.
 type Row<S> = Lanes<S, 1>;
 
+/// On a cache line of its own, and with it the frame of the function: registers of 512 bits that are kept there would
+/// otherwise all lie across two lines.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
 /// Whether there is a kernel for a loss, lists of m items and these registers: a list must fill whole ones, and their parts
 /// of 128 bits are turned.
 pub fn has<S: Simd>(loss: LossType, m: usize) -> bool {
@@ -78,7 +83,8 @@ fn contrastive<S: Simd>(simd: S, gamma: &[List; BLOCK], d_gamma: &mut [List; BLO
     let (zero, one) = (Row::splat(simd, 0.0), Row::splat(simd, 1.0));
     let mut rivals = one;
     rivals.as_mut_slice()[0] = 0.0;
-    let mut e = [[0.0; SIDE_BY_SIDE]; BLOCK];
+    let mut e = Aligned([[0.0; SIDE_BY_SIDE]; BLOCK]);
+    let e = &mut e.0;
     let mut parts = [zero.x[0]; BLOCK];
     for list in 0..BLOCK {
         prefetch(gamma.as_flattened(), list * SIDE_BY_SIDE + AHEAD);
@@ -161,12 +167,15 @@ fn listmle<S: Simd>(simd: S, gamma: &[List; BLOCK], d_gamma: &mut [List; BLOCK],
             prefetch(gamma.as_flattened(), list * SIDE_BY_SIDE + AHEAD);
             prefetch(d_gamma.as_flattened(), list * SIDE_BY_SIDE + AHEAD);
         }
-        let zero_or_nan = load_side_by_side(simd, gamma[lists.clone()].as_flattened(), &mut g);
-        let (mut max, mut min) = (g[0], g[0]);
-        for &g in &g[1..] {
-            max = g.max(max);
-            min = g.min(min);
+        load_side_by_side(simd, gamma[lists.clone()].as_flattened(), &mut g);
+        // By fours, and then the fours: a chain of fifteen is what everything would wait for.
+        let (mut max, mut min) = ([zero; QUAD], [zero; QUAD]);
+        for k in 0..QUAD {
+            max[k] = g[k].max(g[k + QUAD]).max(g[k + 2 * QUAD].max(g[k + 3 * QUAD]));
+            min[k] = g[k].min(g[k + QUAD]).min(g[k + 2 * QUAD].min(g[k + 3 * QUAD]));
         }
+        let max = max[0].max(max[1]).max(max[2].max(max[3]));
+        let min = min[0].min(min[1]).min(min[2].min(min[3]));
         let mut linear = zero;
         for k in (0..SIDE_BY_SIDE).rev() {
             let x = g[k] - max;
@@ -194,7 +203,8 @@ fn listmle<S: Simd>(simd: S, gamma: &[List; BLOCK], d_gamma: &mut [List; BLOCK],
         let nan = zero.all(f32::NAN);
         let total = zero.all(SPAN).greater(max - min).select(total, nan);
         let total = product.greater(zero.all(LOWEST_PRODUCT)).select(total, nan);
-        let total = total.greater(least).select(total + zero_or_nan, nan);
+        // `linear` is not finite where one of its items is not, and the comparison fails; the last item is not in it.
+        let total = total.greater(least).select(g[LAST].mul_add(zero, total), nan);
         loss[lists].copy_from_slice(total.as_slice());
     }
 }
