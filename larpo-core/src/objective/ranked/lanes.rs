@@ -17,6 +17,9 @@ pub const MAX_LANES: usize = 16 * REGISTERS;
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 
+/// 1.5·2^23: adding it rounds to the nearest integer, which then sits in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// One `f32` for each of [`Lanes::COUNT`] lists, in N registers, two as a rule: the chains of dependent operations are long,
 /// and two of them side by side keep a processor busy that one leaves waiting.
 #[derive(Clone, Copy)]
@@ -136,7 +139,6 @@ impl<S: Simd, const N: usize> Lanes<S, N> {
     /// `2^n · e^r` with `|r| ≤ ln 2 / 2` and `e^r = 1 + r + r²·p(r)`, p minimax of degree 4 (error 3.1e-9).
     #[inline(always)]
     pub fn exp_of_normal(self) -> Self {
-        const ROUND: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to the nearest integer
         let simd = self.simd;
         let shifted = self.mul_add(self.all(std::f32::consts::LOG2_E), self.all(ROUND));
         let n = shifted - self.all(ROUND);
@@ -164,7 +166,6 @@ impl<S: Simd, const N: usize> Lanes<S, N> {
     /// is taken as its `f32`.
     #[inline(always)]
     pub fn exp_of_near(self) -> Self {
-        const ROUND: f32 = 12_582_912.0; // as above
         let simd = self.simd;
         let c = |x: f32| self.all(x);
         let log2_e = c(std::f32::consts::LOG2_E);

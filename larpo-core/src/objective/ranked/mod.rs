@@ -316,6 +316,9 @@ impl Task<'_> {
             lists
         };
         let count = lists.len();
+        if count == 0 {
+            return;
+        }
         let mut tile = Tile::new(simd, m);
         let lipo = LipoTables::new(self.objective, m);
         if self.objective.loss == LossType::LipoLambda && self.batch.rewards.is_none() {
