@@ -62,11 +62,31 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ctrl-C and SIGTERM: the first one ends the run where it can be gone on with, a second one at once.
+/// SIGHUP, which comes when the terminal is closed. Not where it is ignored, as `nohup` has it for its command: a handler would
+/// take that back. Where nothing tells, the signal is left as it is.
+#[cfg(unix)]
+fn hangup() -> Option<i32> {
+    use signal_hook::consts::SIGHUP;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    let ignored = u64::from_str_radix(mask.trim(), 16).ok()?;
+    (ignored >> (SIGHUP - 1) & 1 == 0).then_some(SIGHUP)
+}
+
+#[cfg(not(unix))]
+fn hangup() -> Option<i32> {
+    None
+}
+
+/// Ctrl-C, SIGTERM and a closed terminal: the first one ends the run where it can be gone on with, a second one at once.
 fn on_interrupt(stop: &Stop) -> std::io::Result<()> {
     for signal in [SIGINT, SIGTERM] {
         // In this order: the first signal raises the flag after this has looked at it.
         flag::register_conditional_shutdown(signal, exit_code::INTERRUPTED.into(), stop.flag())?;
+        flag::register(signal, stop.flag())?;
+    }
+    // A closed terminal may say so twice: to its foreground job, and through the shell.
+    if let Some(signal) = hangup() {
         flag::register(signal, stop.flag())?;
     }
     // A signal handler may not print.

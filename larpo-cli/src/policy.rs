@@ -1,9 +1,11 @@
 //! A policy: a transformer with its tokenizer, as a Hugging Face folder on disk.
 
 use crate::args::LoraArgs;
+use crate::cmd::losses;
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::plan::{self, Dry};
+use crate::run_record;
 use larpo_core::backend::Backend;
 use larpo_core::cpu::DryRun;
 use larpo_core::model::{CheckpointTensor, Head, Lora, ModelConfig, Naming, Transformer};
@@ -14,6 +16,7 @@ use larpo_data::model_folder::{
 use larpo_data::tokenizer::Tokenizer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -543,9 +546,9 @@ impl Opened {
     pub fn load<B: Backend>(self, backend: &B) -> Result<Policy<B>> {
         let Self { files, folder, config, tokenizer, eos_ids, form, new_head, adapter } = self;
         check_memory(&config)?;
-        larpo_data::checksums::verify_listed(&folder)?;
+        check_written(&folder)?;
         if let Some(OpenedAdapter { numbers: AdapterNumbers::Files(_, folder), .. }) = &adapter {
-            larpo_data::checksums::verify_listed(folder)?;
+            check_written(folder)?;
         }
         let adapter_numbers = adapter.as_ref().map(|adapter| &adapter.numbers);
         let read = |tensor: &CheckpointTensor| match (files.shape(&tensor.name), adapter_numbers) {
@@ -647,6 +650,18 @@ pub fn check_model(folder: &Path) -> Result<ModelFolder> {
     config.validate().map_err(|error| Error::request(format!("{}: {error}", folder.display())))?;
     files.check(&config.checkpoint_tensors())?;
     Ok(files)
+}
+
+/// Compares a folder with the checksums in it. Where a finished run left it, and its weights are others now, that is a warning:
+/// people may put a model of their own there.
+fn check_written(folder: &Path) -> Result<()> {
+    larpo_data::checksums::verify_listed(folder)?;
+    let record = std::fs::read(folder.join(run_record::FILE)).ok();
+    let record: Option<Value> = record.and_then(|text| serde_json::from_slice(&text).ok());
+    if let Some(problem) = record.and_then(|record| losses::final_model(folder, &record)) {
+        warn!("{}: {problem}", folder.display());
+    }
+    Ok(())
 }
 
 /// Refuses what is no folder with a model in it, with what to do about it.

@@ -183,7 +183,7 @@ fn whole_iteration(iteration: &Path) -> Result<()> {
 }
 
 fn pass_over(error: &Error) {
-    warn!("{error}. It is passed over; the run goes on from the one before it");
+    warn!("{error}. It is passed over; the run goes on from what is whole before it, or begins that training again");
 }
 
 /// Adds to `error` what can be gone on from instead.

@@ -206,9 +206,14 @@ fn check_prompts(path: &Path, lines: &[usize], rows: &[CandidateRow], prompts: &
     }
     for (line, row) in lines.iter().zip(rows) {
         let index = row.prompt_index.unwrap_or_default();
-        if by_index[&index].text != row.prompt {
+        let prompt = by_index[&index];
+        let changed = match prompt.text != row.prompt {
+            true => Some("prompt"),
+            false => (prompt.reference != row.reference).then_some("reference"),
+        };
+        if let Some(field) = changed {
             return Err(Error::request(format!(
-                "{}:{line}: `prompt` is not row {index} of the data any more; restore it, or delete the row",
+                "{}:{line}: `{field}` is not that of row {index} of the data any more; restore it, or delete the row",
                 path.display()
             )));
         }

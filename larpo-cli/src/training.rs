@@ -323,10 +323,9 @@ pub fn train_lists<B: Backend>(
     let label = training.label().to_string();
     let policy = training.finish();
     say!(
-        "{label}: over the last quarter of the updates loss {loss:.4}, rewards/accuracies {:.3}, rewards/margins {}, kl {}",
+        "{label}: over the last quarter of the updates loss {loss:.4}, rewards/accuracies {:.3}, rewards/margins {}",
         metrics.reward_accuracy,
-        fixed(metrics.reward_chosen - metrics.reward_rejected, 3),
-        fixed(metrics.kl, 4)
+        fixed(metrics.reward_chosen - metrics.reward_rejected, 3)
     );
     let winners = metrics.reward_chosen / settings.beta;
     if winners < -NOTABLE_FALL {
@@ -428,5 +427,4 @@ pub fn list_row(loss: f64, m: &ListMetrics) -> Row {
         .number("logps/rejected", m.logp_rejected)
         .number("rank/ndcg", m.ndcg)
         .number("rank/kendall_tau", m.kendall_tau)
-        .number("kl", m.kl)
 }

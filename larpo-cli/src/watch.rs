@@ -1,5 +1,6 @@
-//! A look at the policy after each iteration, on prompts that are not trained on: its mean reward and how far it has moved
-//! from the first policy. What a run ends early for, and which iteration was the best.
+//! How far an iteration moved the policy; and, where it is asked for, a look at the policy after each iteration, on the same
+//! prompts: its mean reward and how far it is from the first policy. What a run ends early for, and which iteration was the
+//! best.
 
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
@@ -7,12 +8,15 @@ use crate::evaluate::token_logps;
 use crate::generate::candidates;
 use crate::policy::Policy;
 use larpo_core::backend::Backend;
-use larpo_core::metrics::{KlEstimator, kl, mean_estimate};
+use larpo_core::candidates::CandidateList;
+use larpo_core::metrics::{Estimate, KlEstimator, kl, mean_estimate};
 use larpo_core::model::Transformer;
 use larpo_core::reranker::Reranker;
 use larpo_core::retriever::SamplingConfig;
 use serde_json::{Value, json};
 
+/// How many of an iteration's prompts tell how far it moved the policy.
+pub const MOVED_PROMPTS: usize = 32;
 /// Responses to a prompt in a look.
 const RESPONSES: usize = 4;
 /// The stream of a look's random numbers, which no iteration has: every look draws with the same ones, so that the noise of
@@ -97,28 +101,46 @@ pub fn look<B: Backend>(
     let config = sampling_of(sampling);
     let mut lists = candidates(policy, prompts, &config, stop, label)?;
     lists.iter_mut().try_for_each(|list| list.rank(reranker))?;
-    let under_first = token_logps(first, &lists)?;
-    let (mut rewards, mut moved) = (Vec::new(), Vec::new());
-    for (list, under_first) in lists.iter().zip(&under_first) {
-        rewards.push(list.candidates.iter().map(|c| c.reward).sum::<f64>() / RESPONSES as f64);
-        let mut sum = 0.0;
-        for (candidate, under_first) in list.candidates.iter().zip(under_first) {
-            // With an empty prompt the first token is not scored.
-            let skipped = candidate.logps.len() - under_first.len();
-            let own: Vec<f64> = candidate.logps[skipped..].iter().map(|&logp| f64::from(logp)).collect();
-            let estimate = kl(KlEstimator::K1, &own, under_first);
-            sum += estimate.map_err(|error| Error::request(error.to_string()))?.value;
-        }
-        moved.push(sum / RESPONSES as f64);
-    }
-    let none = || Error::request("no held-out prompts to look at");
-    let (reward, moved) = (mean_estimate(&rewards).ok_or_else(none)?, mean_estimate(&moved).ok_or_else(none)?);
+    let reward = |list: &CandidateList| list.candidates.iter().map(|c| c.reward).sum::<f64>() / RESPONSES as f64;
+    let none = || Error::request("no prompts to look at");
+    let reward = mean_estimate(&lists.iter().map(reward).collect::<Vec<f64>>()).ok_or_else(none)?;
+    let moved = divergence(&lists, first, KlEstimator::K1)?.ok_or_else(none)?;
     Ok(Look {
         mean_reward: reward.mean,
         standard_error: reward.standard_error,
         kl: moved.mean,
         kl_standard_error: moved.standard_error,
     })
+}
+
+/// How far an iteration moved the policy: KL(policy before ‖ policy after) a response, in nats, by k3 on what the policy before
+/// drew at temperature 1. None where nothing was drawn.
+///
+/// # Errors
+/// Lists that the model cannot take.
+pub fn moved<B: Backend>(before: &[CandidateList], after: &Transformer<B>) -> Result<Option<Estimate>> {
+    divergence(before, after, KlEstimator::K3)
+}
+
+/// KL(the policy that drew `lists` ‖ `other`) a response, in nats: mean over the lists.
+fn divergence<B: Backend>(
+    lists: &[CandidateList],
+    other: &Transformer<B>,
+    estimator: KlEstimator,
+) -> Result<Option<Estimate>> {
+    let mut values = Vec::new();
+    for (list, under_other) in lists.iter().zip(token_logps(other, lists)?) {
+        let mut sum = 0.0;
+        for (candidate, under_other) in list.candidates.iter().zip(&under_other) {
+            // With an empty prompt the first token is not scored.
+            let skipped = candidate.logps.len() - under_other.len();
+            let own: Vec<f64> = candidate.logps[skipped..].iter().map(|&logp| f64::from(logp)).collect();
+            let estimate = kl(estimator, &own, under_other);
+            sum += estimate.map_err(|error| Error::request(error.to_string()))?.value;
+        }
+        values.push(sum / list.candidates.len().max(1) as f64);
+    }
+    Ok(mean_estimate(&values))
 }
 
 impl Watch {
@@ -140,7 +162,7 @@ impl Watch {
         let without = last - best.max(self.base as usize);
         (without >= patience).then(|| {
             format!(
-                "the held-out mean reward is {:.4} after iteration {last} and was {:.4} after iteration {best}: \
+                "the mean reward of the watched prompts is {:.4} after iteration {last} and was {:.4} after iteration {best}: \
                  {without} without a better one, --early_stopping_patience is {patience}",
                 looks[last].mean_reward, looks[best].mean_reward
             )

@@ -340,15 +340,15 @@ fn the_page_tells_how_a_watched_run_ended() {
     let folder = Folder::new("watched");
     let run = folder.0.display().to_string();
     let look = |reward: f64, kl: f64| json!({ "mean_reward": reward, "standard_error": 0.05, "kl": kl });
-    folder.file("start.json", json!({ "held_out": look(0.25, 0.0) }).to_string());
+    folder.file("start.json", json!({ "watched": look(0.25, 0.0) }).to_string());
     let rewards = [0.5, 0.375, 0.3125];
     for (n, reward) in (1..).zip(rewards) {
         let row = |i: usize| json!({ "prompt": format!("p{i}"), "responses": ["a", "b"], "rewards": [1.0, 1.0] });
         folder.file(&format!("iteration-{n}/candidates.jsonl"), format!("{}\n{}\n", row(1), row(2)));
         let held_out = look(reward, n as f64);
         let manifest = json!({
-            "config": { "held_out_prompts": 17, "source": {} },
-            "report": { "held_out": held_out },
+            "config": { "watched_prompts": 17, "source": {} },
+            "report": { "watched": held_out },
         });
         folder.file(&format!("iteration-{n}/manifest.json"), manifest.to_string());
     }
@@ -367,7 +367,7 @@ fn the_page_tells_how_a_watched_run_ended() {
     assert_tame(&page);
     for part in [
         "Ended early, after 3 of 6 iterations: 2 without a better one.",
-        "The best iteration on the held-out prompts is 1, with a mean reward of 0.5.",
+        "The best iteration on the watched prompts is 1, with a mean reward of 0.5.",
         "The model in the folder is that of iteration 1.",
         "Candidates of iteration 2: 3 rows edited by hand, taken up.",
         "aria-label=\"Held-out mean reward\"",

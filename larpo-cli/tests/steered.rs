@@ -336,7 +336,7 @@ fn the_policy_moves_so_far_and_no_farther() {
     let ended = json_of(&succeeds(&mut larpo(&small(&data, &model, &name, &extra))));
     assert!(ended["ended_early"].as_str().is_some_and(|why| why.contains("--until_kl")), "{ended}");
     let reports = ended["iterations"].as_array().expect("reports");
-    let kl = |report: &Value| report["held_out"]["kl"].as_f64().expect("a number");
+    let kl = |report: &Value| report["watched"]["kl"].as_f64().expect("a number");
     assert!(reports.len() < 4 && reports.last().is_some_and(|report| kl(report) >= 1e-6), "{ended}");
     assert!(reports.iter().rev().skip(1).all(|report| kl(report) < 1e-6), "{ended}");
     let start = kl(&read(out.join("start.json")));
@@ -365,8 +365,8 @@ fn the_best_iteration_is_kept() {
     assert!(stderr(&output).contains("left out (beyond --eval_prompts)"), "{}", stderr(&output));
     let ended = json_of(&output);
     let reports = ended["iterations"].as_array().expect("reports");
-    let start = read(out.join("start.json"))["held_out"]["mean_reward"].as_f64().expect("a number");
-    let reward = |report: &Value| report["held_out"]["mean_reward"].as_f64().expect("a number");
+    let start = read(out.join("start.json"))["watched"]["mean_reward"].as_f64().expect("a number");
+    let reward = |report: &Value| report["watched"]["mean_reward"].as_f64().expect("a number");
     let rewards: Vec<f64> = std::iter::once(start).chain(reports.iter().map(reward)).collect();
     let best = (0..rewards.len()).rev().max_by(|&a, &b| rewards[a].total_cmp(&rewards[b])).expect("a start");
     let best = rewards.iter().position(|r| *r == rewards[best]).expect("there");

@@ -130,7 +130,6 @@ fn align_leaves_its_iterations_and_repeats_itself() {
         "learning_rate",
         "rank/ndcg",
         "rank/kendall_tau",
-        "kl",
     ] {
         assert!(metrics[key].is_number(), "{key} in {metrics}");
     }

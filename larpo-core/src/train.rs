@@ -150,9 +150,6 @@ pub struct ListMetrics {
     pub ndcg: f64,
     /// Kendall's τ-b between γ and rewards; lists where it is undefined (γ all equal) count as 0.
     pub kendall_tau: f64,
-    /// Mean per response of an estimate of KL(policy ‖ reference), summed over tokens; unbiased for tokens that the reference
-    /// sampled.
-    pub kl: f64,
 }
 
 /// What a micro-batch has to know of the batch it belongs to.
@@ -453,27 +450,12 @@ fn winner_weights(lists: &[&TrainingList], packed: &PackedLists, weight: f32) ->
     weights
 }
 
-/// What a token of the reference's adds to KL(policy ‖ reference), of d = ln(policy / reference) at it: k3 (Schulman 2020) as
-/// often as the policy would have drawn the token, `e^d·(e^-d - 1 + d)`. Never negative; at most 1 for a token that the policy
-/// has given up, where k3 alone grows without bound.
-fn kl_by_reference(d: f64) -> f64 {
-    // Bounded so that one impossible token does not make the average infinite.
-    let d = d.min(20.0);
-    if d == f64::NEG_INFINITY { 1.0 } else { d * d.exp() - d.exp_m1() }
-}
-
 impl ListMetrics {
     fn observe<'a>(&mut self, list: &TrainingList, gamma: &[f64], logps: impl Iterator<Item = &'a [f64]>) {
         let best = list.best();
-        let mut sums = Vec::with_capacity(gamma.len());
-        let mut kl = 0.0;
-        for (logp, response) in logps.zip(&list.responses) {
-            sums.push(logp.iter().sum::<f64>());
-            kl += logp.iter().zip(&response.reference).map(|(l, r)| kl_by_reference(l - f64::from(*r))).sum::<f64>();
-        }
+        let sums: Vec<f64> = logps.map(|logp| logp.iter().sum()).collect();
         self.logp_chosen += sums[best];
         self.logp_rejected += mean_but(&sums, best);
-        self.kl += kl / gamma.len() as f64;
         self.observe_order(gamma, &list.rewards());
     }
 
@@ -503,7 +485,6 @@ impl ListMetrics {
             &mut self.logp_rejected,
             &mut self.ndcg,
             &mut self.kendall_tau,
-            &mut self.kl,
         ]
         .into_iter()
     }
@@ -543,19 +524,6 @@ impl std::ops::Add for ListMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tokens_of_the_reference_estimate_the_divergence_of_the_policy() {
-        // What the reference's own tokens give on average is the sum that defines the divergence, whatever it has given up.
-        let reference = [0.5f64, 0.25, 0.125, 0.125];
-        for policy in [[0.5f64, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [0.999, 1e-3, 1e-12, 0.0]] {
-            let pairs = || policy.iter().zip(&reference);
-            let exact: f64 = pairs().filter(|(p, _)| **p > 0.0).map(|(p, r)| p * (p / r).ln()).sum();
-            let mean: f64 = pairs().map(|(p, r)| r * kl_by_reference((p / r).ln())).sum();
-            let missing = policy.iter().sum::<f64>() - 1.0;
-            assert!((mean - exact + missing).abs() < 1e-12, "{mean} is not {exact}");
-        }
-    }
 
     #[test]
     fn ndcg_of_tied_scores_is_its_mean_over_their_orders() {

@@ -123,7 +123,7 @@ impl AlignConfig {
             "max_steps": self.training.max_steps,
             "until_kl": self.watch.until_kl,
             "early_stopping_patience": self.watch.patience,
-            "held_out_prompts": self.watch.prompts.len(),
+            "watched_prompts": self.watch.prompts.len(),
             "seed": self.seed,
             "source": self.source,
         })

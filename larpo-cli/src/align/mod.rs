@@ -21,7 +21,7 @@ use crate::status;
 use crate::stop::Stop;
 use crate::tensorboard::EventFile;
 use crate::training::{Journal, train_lists};
-use crate::watch::{self, Look};
+use crate::watch::{self, Look, MOVED_PROMPTS};
 use larpo_core::backend::Backend;
 use larpo_core::candidates::{CandidateList, CandidateMemory, training_lists};
 use larpo_core::model::Transformer;
@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 
 /// The policy after an iteration, in its folder.
 const MODEL: &str = "model";
-/// The first policy on the held-out prompts.
+/// The first policy on the watched prompts.
 pub const START: &str = "start.json";
 
 /// Why a run cannot be watched from its middle on.
@@ -70,13 +70,13 @@ impl Place {
 
 /// How the loop ended.
 pub struct Aligned<B: Backend> {
-    /// The last policy, or the best one where the run ends on held-out rewards.
+    /// The last policy, or the best one where the run ends on the rewards of watched prompts.
     pub policy: Policy<B>,
     /// The iterations' reports ([`IterationReport::json`]), those of earlier sessions of the run among them.
     pub reports: Vec<Value>,
     /// Why it ended before the last iteration, where it did.
     pub ended: Option<String>,
-    /// The iteration that `policy` comes from where that was chosen by held-out rewards; 0 is the start.
+    /// The iteration that `policy` comes from where that was chosen by them; 0 is the start.
     pub kept: Option<u32>,
 }
 
@@ -114,7 +114,7 @@ pub fn align<B: Backend>(
     let mut run = Run { config, initial, memory: CandidateMemory::default(), place };
     let mut looks = run.first_look(&policy, reranker)?;
     let (mut policy, mut reports) = run.take_up(policy, chosen, reranker)?;
-    looks.extend(reports.iter().filter_map(|report| Look::from_json(&report["held_out"])));
+    looks.extend(reports.iter().filter_map(|report| Look::from_json(&report["watched"])));
     if config.watch.is_on() && looks.len() != reports.len() + 1 {
         return Err(Error::request(NOT_LOOKED_AT));
     }
@@ -129,7 +129,7 @@ pub fn align<B: Backend>(
         }
         let (next, report) = run.iteration(policy, iteration, &chosen(iteration), reranker)?;
         policy = next;
-        looks.extend(report.held_out);
+        looks.extend(report.watched);
         reports.push(report.json());
     }
     let kept = config.watch.patience.map(|_| watch::best(&looks) as u32);
@@ -138,6 +138,12 @@ pub fn align<B: Backend>(
         _ => {}
     }
     Ok(Aligned { policy, reports, ended, kept })
+}
+
+/// Whether samples are drawn from what the model gives, neither sharpened nor cut.
+fn sampling_is_plain(sampling: &SamplingConfig) -> bool {
+    let SamplingConfig { temperature, top_k, top_p, min_p, .. } = *sampling;
+    temperature == 1.0 && top_k == 0 && top_p == 1.0 && min_p == 0.0
 }
 
 /// BOS tokens at the start of every prompt: as many as the tokenizer puts there, never two.
@@ -163,7 +169,7 @@ struct Run<'a, B: Backend> {
 }
 
 impl<B: Backend> Run<'_, B> {
-    /// The first policy on the held-out prompts. It is kept in the folder: a run that goes on compares with the same.
+    /// The first policy on the watched prompts. It is kept in the folder: a run that goes on compares with the same.
     fn first_look(&self, policy: &Policy<B>, reranker: &mut dyn Reranker) -> Result<Vec<Look>> {
         if !self.config.watch.is_on() {
             return Ok(Vec::new());
@@ -172,14 +178,14 @@ impl<B: Backend> Run<'_, B> {
         if let Some((path, text)) = path.as_ref().and_then(|path| Some((path, std::fs::read(path).ok()?))) {
             let text = String::from_utf8_lossy(&text);
             let stored = serde_json::from_str(&text).ok().filter(|_| run_record::is_sealed(&text));
-            if let Some(look) = stored.and_then(|value: Value| Look::from_json(&value["held_out"])) {
+            if let Some(look) = stored.and_then(|value: Value| Look::from_json(&value["watched"])) {
                 return Ok(vec![look]);
             }
             warn!("{} is damaged: its checksum does not fit. It is measured again", path.display());
         }
         let look = self.look(policy, reranker, "start")?;
         if let Some(path) = path {
-            let text = format!("{:#}", json!({ "held_out": look.json() }));
+            let text = format!("{:#}", json!({ "watched": look.json() }));
             files::write_bytes(path, run_record::sealed(&text).as_bytes())?;
         }
         Ok(vec![look])
@@ -188,11 +194,11 @@ impl<B: Backend> Run<'_, B> {
     fn look(&self, policy: &Policy<B>, reranker: &mut dyn Reranker, name: &str) -> Result<Look> {
         let (config, watch) = (self.config, &self.config.watch);
         let first = self.initial.as_ref().unwrap_or(&policy.model);
-        let label = format!("{name}: held-out prompts");
+        let label = format!("{name}: watched prompts");
         let look = watch::look(policy, first, &watch.prompts, (&config.sampling, &config.stop), reranker, &label)?;
         say!(
-            "{name}: on {} held-out prompts mean reward {}, KL from the first policy {} nats a response",
-            watch.prompts.len(),
+            "{name}: on {} mean reward {}, KL from the first policy {} nats a response",
+            messages::count(watch.prompts.len(), "watched prompts"),
             fixed(look.mean_reward, 3),
             fixed(look.kl, 3)
         );
@@ -278,6 +284,9 @@ impl<B: Backend> Run<'_, B> {
         let fresh = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
         policy.model.backend().trim();
         let (mean_reward, best_reward) = reward_summary(&fresh);
+        let own_distribution = sampling_is_plain(&sampling);
+        let before: Vec<CandidateList> =
+            fresh.iter().take(if own_distribution { MOVED_PROMPTS } else { 0 }).cloned().collect();
         self.memory.add(fresh);
         self.memory.forget(self.config.memory, iteration);
         // Lists that grew are scored as a whole again: a ranker may compare their members.
@@ -309,7 +318,8 @@ impl<B: Backend> Run<'_, B> {
             counts,
             proofs: None,
             outcome: None,
-            held_out: None,
+            moved: None,
+            watched: None,
         };
         let metrics = folder.as_ref().map(|folder| folder.join(LOG));
         let policy = match lists.is_empty() {
@@ -334,11 +344,16 @@ impl<B: Backend> Run<'_, B> {
                     self.place.map_or(Vec::new(), |place| (1..=iteration).rev().map(|n| place.iteration(n)).collect());
                 let run = self.place.map(|place| place.folder.clone());
                 let journal = Journal { label, metrics, checkpoints, run, resume, stop };
-                self.train(policy, &name, &mut lists, journal, &mut report)?
+                let policy = self.train(policy, &name, &mut lists, journal, &mut report)?;
+                report.moved = watch::moved(&before, &policy.model)?;
+                if let Some(kl) = report.moved {
+                    say!("{name}: moved the policy by {} nats a response (KL)", fixed(kl.mean, 3));
+                }
+                policy
             }
         };
         if self.config.watch.is_on() {
-            report.held_out = Some(self.look(&policy, reranker, &name)?);
+            report.watched = Some(self.look(&policy, reranker, &name)?);
         }
         if let (Some(place), ReportTo::Tensorboard) = (self.place, self.config.training.report_to) {
             // Before the manifest: an iteration that is done again drops its events, one that is done would lack them.

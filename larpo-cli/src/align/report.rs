@@ -4,6 +4,7 @@ use crate::metrics_log::Row;
 use crate::training::ListOutcome;
 use crate::watch::Look;
 use larpo_core::candidates::{CandidateList, ListCounts};
+use larpo_core::metrics::Estimate;
 use larpo_core::proofs::ProofReport;
 use serde_json::{Value, json};
 
@@ -26,8 +27,11 @@ pub struct IterationReport {
     pub proofs: Option<ProofReport>,
     /// Training; none where no list contributes.
     pub outcome: Option<ListOutcome>,
-    /// The policy after it on held-out prompts; none where nothing is watched.
-    pub held_out: Option<Look>,
+    /// How far it moved the policy ([`crate::watch::moved`]); none where nothing was trained, or the fresh candidates were not
+    /// drawn from the policy's own distribution (another temperature than 1, or a truncated one).
+    pub moved: Option<Estimate>,
+    /// The policy after it on the watched prompts; none where nothing is watched.
+    pub watched: Option<Look>,
 }
 
 impl IterationReport {
@@ -38,10 +42,10 @@ impl IterationReport {
             .number("iteration/mean_reward", self.mean_reward)
             .number("iteration/best_reward", self.best_reward)
             .count("iteration/lists", self.counts.contributing);
+        let row = self.moved.iter().fold(row, |row, moved| row.number("iteration/kl", moved.mean));
         match self.outcome {
             Some(o) => row
                 .number("iteration/loss", o.loss)
-                .number("iteration/kl", o.metrics.kl)
                 .number("iteration/ndcg", o.metrics.ndcg)
                 .number("iteration/kendall_tau", o.metrics.kendall_tau),
             None => row,
@@ -72,9 +76,9 @@ impl IterationReport {
                 "rewards/margins": o.metrics.reward_chosen - o.metrics.reward_rejected,
                 "rank/ndcg": o.metrics.ndcg,
                 "rank/kendall_tau": o.metrics.kendall_tau,
-                "kl": o.metrics.kl,
             })),
-            "held_out": self.held_out.map(|look| look.json()),
+            "kl": self.moved.map(|kl| json!({ "mean": kl.mean, "standard_error": kl.standard_error })),
+            "watched": self.watched.map(|look| look.json()),
         })
     }
 }

@@ -12,8 +12,8 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// A positional argument and the flag that means the same.
-const SAME: (&str, &str) = ("input", "dataset_name");
+/// Positional arguments and the flags that mean the same.
+const SAME: [(&str, &str); 2] = [("input", "dataset_name"), ("models", "model_name_or_path")];
 /// Arguments that a file cannot give.
 const NOT_SETTINGS: [&str; 3] = ["config", "help", "version"];
 
@@ -141,7 +141,9 @@ pub(super) fn typed(words: &[OsString], verb: &Command) -> BTreeMap<String, OsSt
         let Some(flag) = text.strip_prefix("--") else {
             // The first word that is no value of a flag.
             if !text.starts_with('-') {
-                found.insert(SAME.1.to_string(), word.clone());
+                let has = |id: &str| verb.get_arguments().any(|arg| arg.get_id() == id);
+                let flag = SAME.iter().find(|(positional, _)| has(positional)).map_or(SAME[0].1, |(_, flag)| flag);
+                found.insert(flag.to_string(), word.clone());
             }
             continue;
         };
@@ -291,14 +293,19 @@ impl Given {
     fn setting(&self, verb: &Command, arg: &Arg, matches: &ArgMatches) -> Setting {
         let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
         let mut id = arg.get_id().as_str();
-        if id == SAME.1 && verb.get_arguments().any(|a| a.get_id() == SAME.0) && given(SAME.0) {
-            id = SAME.0;
-        }
         let switch = !arg.get_action().takes_values();
-        let values: Vec<String> = match switch {
-            true => vec![matches.get_flag(id).to_string()],
-            false => matches.get_raw(id).into_iter().flatten().map(|v| v.to_string_lossy().into_owned()).collect(),
+        let raw = |id: &str| -> Vec<String> {
+            matches.get_raw(id).into_iter().flatten().map(|v| v.to_string_lossy().into_owned()).collect()
         };
+        let mut values = match switch {
+            true => vec![matches.get_flag(id).to_string()],
+            false => raw(id),
+        };
+        let has = |id: &str| verb.get_arguments().any(|a| a.get_id() == id);
+        if let Some((same, _)) = SAME.iter().find(|(same, flag)| *flag == id && has(same) && given(same)) {
+            values.extend(raw(same));
+            id = same;
+        }
         let origin = match (given(id), self.lines.get(id)) {
             (true, Some(line)) => Origin::File(self.file.clone(), *line),
             (true, None) => Origin::Flag,

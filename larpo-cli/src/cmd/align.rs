@@ -135,10 +135,10 @@ fn watched<B: Backend>(
     };
     let (max_samples, samples_flag) = (Some(iterate.eval_prompts), Some("--eval_prompts"));
     let data = DataArgs { max_samples, samples_flag, ..args.data.clone() };
-    say!("held-out prompts:");
+    say!("watched prompts:");
     let (rows, _) = read_prompts(policy, path, &data, &split, args.sampling.max_new_tokens, needs_reference)?;
     match rows.is_empty() {
-        true => Err(Error::request("no held-out prompts to look at")),
+        true => Err(Error::request("no prompts to watch")),
         false => Ok(rows),
     }
 }

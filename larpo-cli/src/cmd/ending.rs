@@ -5,11 +5,11 @@ use crate::numbers::number;
 use crate::watch::{self, Look};
 use serde_json::Value;
 
-/// The looks at held-out prompts, that at the start in front: `start` is `start.json`, `manifests` those of the iterations
+/// The looks at watched prompts, that at the start in front: `start` is `start.json`, `manifests` those of the iterations
 /// in their order. Empty where not every one of them was looked at.
 pub fn looks<'a>(start: &Value, manifests: impl Iterator<Item = &'a Value>) -> Vec<Look> {
-    let iterations = manifests.map(|manifest| &manifest["report"]["held_out"]);
-    std::iter::once(&start["held_out"]).chain(iterations).map_while(Look::from_json).collect()
+    let iterations = manifests.map(|manifest| &manifest["report"]["watched"]);
+    std::iter::once(&start["watched"]).chain(iterations).map_while(Look::from_json).collect()
 }
 
 /// What became of a run, in sentences: `record` is `run.json`, `done` the number of its finished iterations (0 for verbs
@@ -33,8 +33,8 @@ pub fn sentences(record: &Value, done: usize, looks: &[Look]) -> Vec<String> {
         let best = watch::best(looks);
         let reward = number(looks[best].mean_reward);
         told.push(match best {
-            0 => format!("No iteration has a higher mean reward on the held-out prompts than the start ({reward})."),
-            best => format!("The best iteration on the held-out prompts is {best}, with a mean reward of {reward}."),
+            0 => format!("No iteration has a higher mean reward on the watched prompts than the start ({reward})."),
+            best => format!("The best iteration on the watched prompts is {best}, with a mean reward of {reward}."),
         });
     }
     match summary["best_iteration"].as_u64() {
@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn every_end_is_told() {
-        let manifest = |reward: f64| json!({ "report": { "held_out": { "mean_reward": reward, "kl": 0.5 } } });
-        let start = json!({ "held_out": { "mean_reward": 0.25, "kl": 0.0 } });
+        let manifest = |reward: f64| json!({ "report": { "watched": { "mean_reward": reward, "kl": 0.5 } } });
+        let start = json!({ "watched": { "mean_reward": 0.25, "kl": 0.0 } });
         let manifests = [manifest(0.5), manifest(0.375), json!({ "report": {} }), manifest(1.0)];
         let seen = looks(&start, manifests.iter());
         assert_eq!(seen.len(), 3, "up to the first that was not looked at");
@@ -65,7 +65,7 @@ mod tests {
         let early = sentences(&record(json!({ "ended_early": "no better", "best_iteration": 1 })), 2, &seen).join(" ");
         assert_eq!(
             early,
-            "Ended early, after 2 of 6 iterations: no better. The best iteration on the held-out prompts is 1, with a mean \
+            "Ended early, after 2 of 6 iterations: no better. The best iteration on the watched prompts is 1, with a mean \
              reward of 0.5. The model in the folder is that of iteration 1."
         );
         let start =

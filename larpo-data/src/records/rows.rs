@@ -139,7 +139,10 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
         Some(what) => {
             let inside = if what == "a string" { "a text" } else { what };
             let mend = match whole {
-                "row" => "The row is cut short: complete it, on one line, or delete it",
+                "row" => {
+                    "A row is one object on one line: put an object that is spread over several lines on one, several of them \
+                     into an array, and complete or delete a row that was cut short"
+                }
                 _ => "The file is cut short: copy or download it again",
             };
             (format!("the end of the {whole} inside {inside}"), mend)
@@ -299,7 +302,13 @@ impl Row<'_> {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => {
-                let mend = format!("Write the text in quotes, for example \"{field}\": \"some text\"");
+                let turns = other.as_array().is_some_and(|turns| turns.iter().all(|turn| turn.get("role").is_some()));
+                let mend = match turns {
+                    true => "Conversations are not read: write what the model is to see as one text, with its chat template \
+                             applied"
+                        .into(),
+                    false => format!("Write the text in quotes, for example \"{field}\": \"some text\""),
+                };
                 Err(self.error(field, "a string", describe(other), mend))
             }
         }

@@ -106,7 +106,7 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
     ];
     let read = |name: &str| read_json(&folder.join(name)).map(Option::unwrap_or_default);
     let start = read("start.json")?;
-    let watched = start.is_object().then_some("held-out reward");
+    let watched = start.is_object().then_some("watched reward");
     let mut table = Table::new(headings.into_iter().chain(watched));
     let (mut rows, mut notes, mut manifests) = (Vec::new(), Vec::new(), Vec::new());
     for &n in numbers {
@@ -160,9 +160,9 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
             cell(&["training", "rewards/accuracies"]),
             cell(&["training", "rewards/margins"]),
             cell(&["training", "rank/ndcg"]),
-            cell(&["training", "kl"]),
+            cell(&["kl", "mean"]),
         ];
-        table.row(cells.into_iter().chain(watched.map(|_| cell(&["held_out", "mean_reward"]))));
+        table.row(cells.into_iter().chain(watched.map(|_| cell(&["watched", "mean_reward"]))));
         if manifest.is_some() {
             notes.extend(losses::sentences(n, &iteration));
         }
@@ -193,13 +193,13 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
     show!("{}", folder.display());
     show!("{}", table.to_string().trim_end());
     if let Some(first) = looks.first() {
-        show!("held-out mean reward at the start: {}", number(first.mean_reward));
+        show!("mean reward of the watched prompts at the start: {}", number(first.mean_reward));
     }
     if !ended.is_empty() {
         show!("{}", ended.join(" "));
     }
     notes.iter().for_each(|note| show!("note: {note}"));
-    let start = &start["held_out"];
+    let start = &start["watched"];
     Ok(json!({ "path": folder, "iterations": rows, "start": start, "ended": ended, "notes": notes }))
 }
 

@@ -47,7 +47,7 @@ pub fn header(run: &Run, points: &[Point], body: &mut String) {
     }
     let looks = ending::looks(&run.first_look, run.iterations.iter().map(|i| &i.manifest));
     if let (Some(first), Some(last)) = (looks.first(), looks.last()) {
-        fact("mean reward, held out", format!("{} → {}", number(first.mean_reward), number(last.mean_reward)));
+        fact("mean reward, watched prompts", format!("{} → {}", number(first.mean_reward), number(last.mean_reward)));
     }
     if let Some((before, after)) = run.eval.as_ref().and_then(Evaluation::before_and_after)
         && let (Some(a), Some(b)) = (before.value["greedy"].as_f64(), after.value["greedy"].as_f64())

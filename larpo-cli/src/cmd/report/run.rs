@@ -23,7 +23,7 @@ pub struct Run {
     pub command: Option<String>,
     /// `run.json`; null where there is none, as below.
     pub record: Value,
-    /// `start.json`: the first policy on held-out prompts.
+    /// `start.json`: the first policy on the watched prompts.
     pub first_look: Value,
     /// Iterations, by number.
     pub iterations: Vec<Iteration>,

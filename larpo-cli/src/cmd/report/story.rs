@@ -84,6 +84,16 @@ fn line(name: String, values: impl Iterator<Item = (f64, Estimate)>) -> Series {
     series
 }
 
+/// A line through means with their standard errors.
+fn measured(name: &str, values: impl Iterator<Item = (f64, f64, Option<f64>)>) -> Series {
+    let mut series = Series { name: name.into(), ..Series::default() };
+    for (x, mean, error) in values {
+        series.points.push((x, mean));
+        series.intervals.extend(error.map(|e| (x, mean - 1.96 * e, mean + 1.96 * e)));
+    }
+    series
+}
+
 /// A chart over iterations.
 pub fn chart(title: &str, caption: &str, share: bool, series: Vec<Series>) -> Chart {
     Chart { title: title.into(), caption: caption.into(), x: X::Few, share, series, marks: Vec::new() }
@@ -122,20 +132,18 @@ pub fn by_iteration(run: &Run, points: &[Point]) -> Vec<Chart> {
         Series { name: name.into(), points: run.iterations.iter().filter_map(share).collect(), intervals: vec![] }
     };
     let accuracy = over("accuracy", &|p| p.recall.first().filter(|r| r.0 == 1).map(|r| r.1));
-    let reference = match run.config()["reference"].as_str() {
-        Some("initial") => "the first policy",
-        Some("previous") => "the policy at the start of the iteration",
-        _ => "the reference",
-    };
-    let kl = format!(
-        "from {reference}: estimate from the candidates, nats a response, last quarter of each iteration's updates"
-    );
+    let moved = run.iterations.iter().filter_map(|i| {
+        let kl = &i.manifest["report"]["kl"];
+        Some((f64::from(i.number), kl["mean"].as_f64()?, kl["standard_error"].as_f64()))
+    });
+    let nats =
+        "k3 estimate a response in nats, on the iteration's fresh samples; bars are 1.96 standard errors to each side";
     vec![
         chart("Reward", fresh, false, vec![over("mean", &|p| Some(p.reward)), over(&best, &|p| Some(p.best))]),
         chart("Accuracy of a sample", fresh, true, vec![accuracy]),
         chart("Recall@N", "by iteration: is one of N samples correct", true, ns.iter().map(|&n| recall(n)).collect()),
         chart("Recall@N by N", "how much more samples help", true, shown.iter().map(|&i| curve(&points[i])).collect()),
-        chart("KL to the reference", &kl, false, vec![logged("KL", "kl")]),
+        chart("KL from the start of the iteration", nats, false, vec![measured("KL", moved)]),
         chart(
             "Ranking by the policy",
             "order by γ against the rewards, last quarter of each iteration's updates",
@@ -161,23 +169,24 @@ pub fn watched(run: &Run) -> Vec<Chart> {
         .map(|(look, number)| (f64::from(number), look))
         .collect();
     let held_out = !run.flag("eval_dataset").is_empty() || run.flag("split") == ["train"];
-    let which = if held_out { "held-out prompts" } else { "first prompts of the run" };
-    let prompts = run.config()["held_out_prompts"].as_u64().map(|n| format!("{n} ")).unwrap_or_default();
+    let which = if held_out { "held-out prompts" } else { "prompts that are trained on, the run's first" };
+    // An iteration that nobody looked at watched none.
+    let watched = run.iterations.iter().map(|i| &i.manifest).find(|manifest| manifest["report"]["watched"].is_object());
+    let prompts = watched.and_then(|manifest| manifest["config"]["watched_prompts"].as_u64());
+    let prompts = prompts.map(|n| format!("{n} ")).unwrap_or_default();
     let caption = format!("{prompts}{which}, 0 is the start; bars are 1.96 standard errors to each side");
     let curve = |name: &str, of: fn(&Look) -> (f64, Option<f64>)| {
-        let mut series = Series { name: name.into(), ..Series::default() };
-        for (x, look) in &looks {
+        let point = |(x, look): &(f64, Look)| {
             let (mean, error) = of(look);
-            series.points.push((*x, mean));
-            series.intervals.extend(error.map(|e| (*x, mean - 1.96 * e, mean + 1.96 * e)));
-        }
-        series
+            (*x, mean, error)
+        };
+        measured(name, looks.iter().map(point))
     };
     let reward = curve("mean reward", |look| (look.mean_reward, look.standard_error));
     let kl = curve("KL", |look| (look.kl, look.kl_standard_error));
     let nats = format!("k1 estimate a response in nats; {caption}");
     vec![
-        chart("Held-out mean reward", &caption, false, vec![reward]),
+        chart("Mean reward of the watched prompts", &caption, false, vec![reward]),
         chart("KL from the first policy", &nats, false, vec![kl]),
     ]
 }
@@ -230,7 +239,6 @@ pub fn by_step(run: &Run) -> Vec<Chart> {
         chart("Rewards (γ)", false, &[("chosen", "rewards/chosen"), ("rejected", "rewards/rejected")]),
         chart("rewards/margins", false, &[("rewards/margins", "rewards/margins")]),
         chart("rewards/accuracies", true, &[("rewards/accuracies", "rewards/accuracies")]),
-        chart("KL to the reference", false, &[("kl", "kl")]),
         chart("Ranking by the policy", false, &[("NDCG", "rank/ndcg"), ("Kendall τ-b", "rank/kendall_tau")]),
         chart("Log-probabilities", false, &[("chosen", "logps/chosen"), ("rejected", "logps/rejected")]),
         chart("Gradient norm", false, &[("grad_norm", "grad_norm")]),
@@ -305,15 +313,15 @@ mod tests {
     #[test]
     fn the_last_quarter_is_the_mean_of_its_lines() {
         let rows: Vec<Map<String, Value>> =
-            (0..9).map(|i| json!({ "kl": i }).as_object().cloned().expect("an object")).collect();
-        assert_eq!(last_quarter(&rows, "kl"), Some(7.0), "6, 7 and 8 of nine");
-        assert_eq!(last_quarter(&rows[..1], "kl"), Some(0.0));
+            (0..9).map(|i| json!({ "grad_norm": i }).as_object().cloned().expect("an object")).collect();
+        assert_eq!(last_quarter(&rows, "grad_norm"), Some(7.0), "6, 7 and 8 of nine");
+        assert_eq!(last_quarter(&rows[..1], "grad_norm"), Some(0.0));
         assert_eq!(last_quarter(&rows, "loss"), None);
     }
 
     #[test]
     fn the_manifest_counts_more_than_lines_of_the_log() {
-        let line = json!({ "step": 1, "kl": 7.0, "rank/ndcg": 0.5 });
+        let line = json!({ "step": 1, "rank/ndcg": 0.5 });
         let iteration = |number: u32, manifest: Value| Iteration {
             number,
             manifest,
@@ -321,14 +329,15 @@ mod tests {
             training: vec![line.as_object().cloned().expect("an object")],
             edited: (0, 0),
         };
-        let recorded = json!({ "report": { "training": { "kl": 2.0, "rank/ndcg": 0.75 } } });
+        let kl = json!({ "mean": 2.0, "standard_error": 0.5 });
+        let recorded = json!({ "report": { "training": { "rank/ndcg": 0.75 }, "kl": kl } });
         let run = Run { iterations: vec![iteration(1, recorded), iteration(2, Value::Null)], ..Run::default() };
         let charts = by_iteration(&run, &[]);
         let points = |title: &str| {
             let chart = charts.iter().find(|chart| chart.title == title).expect(title);
             chart.series[0].points.clone()
         };
-        assert_eq!(points("KL to the reference"), [(1.0, 2.0), (2.0, 7.0)]);
+        assert_eq!(points("KL from the start of the iteration"), [(1.0, 2.0)]);
         assert_eq!(points("Ranking by the policy"), [(1.0, 0.75), (2.0, 0.5)]);
     }
 
