@@ -7,8 +7,10 @@ use larpo_cli::policy::Policy;
 use larpo_cli::samples::{Request, take_up};
 use larpo_core::candidates::CandidateList;
 use larpo_core::cpu::Cpu;
+use larpo_core::reference::Reference;
 use larpo_core::reranker::Query;
 use larpo_core::retriever::SamplingConfig;
+use larpo_core::train::{TrainingList, TrainingResponse, fill_references};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -323,6 +325,44 @@ fn a_checkpoint_from_before_an_edit_is_not_gone_on_from() {
             && text.contains("1 of 120 rows edited by hand, 1 of them deleted; 0 rows ranked"),
         "{text}"
     );
+}
+
+#[test]
+fn an_iteration_says_how_far_it_moved_the_policy() {
+    let folder = Folder::new("moved");
+    let (data, model) = tiny(&folder);
+    let run = |name: &str, extra: &[&str]| {
+        let out = folder.name(name);
+        let extra = [&["--iterations", "1", "--learning_rate", "1e-3"][..], extra].concat();
+        json_of(&succeeds(&mut larpo(&small(&data, &model, &out, &extra))))["iterations"][0]["kl"].clone()
+    };
+    let found = run("plain", &[]);
+    // The candidates are the samples of the policy before; the reference backend tells what the one after makes of them.
+    let after = Policy::open(&Reference::default(), &folder.path("plain/iteration-1/model")).expect("opens");
+    let text = fs::read_to_string(folder.path("plain/iteration-1/candidates.jsonl")).expect("reads");
+    let mut values = Vec::new();
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).expect("JSON");
+        let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).expect("ids") };
+        let responses = row["token_ids"].as_array().expect("ids").iter();
+        let responses =
+            responses.map(|r| TrainingResponse { ids: ids(r), reward: 0.0, reference: Vec::new(), sampled: None });
+        let list = TrainingList { prompt: ids(&row["prompt_token_ids"]), responses: responses.collect() };
+        let mut lists = [list];
+        fill_references(&after.model, &mut lists, false).expect("scores");
+        let k3 = |(i, response): (usize, &TrainingResponse)| -> f64 {
+            let before: Vec<f64> = serde_json::from_value(row["logps"][i].clone()).expect("logps");
+            let pairs = before.iter().zip(&response.reference);
+            pairs.map(|(before, &after)| before - f64::from(after)).map(|d| (-d).exp() - 1.0 + d).sum()
+        };
+        values.push(lists[0].responses.iter().enumerate().map(k3).sum::<f64>() / 6.0);
+    }
+    let want = values.iter().sum::<f64>() / 24.0;
+    let got = found["mean"].as_f64().expect("a mean");
+    assert!(values.len() == 24 && want > 1e-4 && (got / want - 1.0).abs() < 1e-2, "{got} against {want}");
+    // Samples of another distribution tell nothing of this one.
+    assert!(run("sharpened", &["--temperature", "0.8"]).is_null());
+    assert!(run("cut", &["--top_p", "0.9"]).is_null());
 }
 
 #[test]
