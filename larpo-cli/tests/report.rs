@@ -94,9 +94,13 @@ fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
     let (result, page) = report(&out);
     assert_tame(&page);
     assert_eq!(result["iterations"], json!(3));
-    for title in ["Reward", "Recall@N", "KL to the reference", "Ranking by the policy", "Loss", "rewards/margins"] {
+    for title in ["Reward", "Recall@N", "Ranking by the policy", "Loss", "rewards/margins"] {
         assert!(page.contains(&format!("aria-label=\"{title}\"")), "no chart {title}");
     }
+    assert!(
+        !page.contains("aria-label=\"KL from the start") && page.contains("or from a cut distribution"),
+        "no estimate"
+    );
     for part in ["Hardest prompts", "Samples, first and last", "Settings", "Distribution of rewards", "Recall@5"] {
         assert!(page.contains(part), "{part} is missing");
     }
@@ -370,7 +374,7 @@ fn the_page_tells_how_a_watched_run_ended() {
         "The best iteration on the watched prompts is 1, with a mean reward of 0.5.",
         "The model in the folder is that of iteration 1.",
         "Candidates of iteration 2: 3 rows edited by hand, taken up.",
-        "aria-label=\"Held-out mean reward\"",
+        "aria-label=\"Mean reward of the watched prompts\"",
         "aria-label=\"KL from the first policy\"",
         "17 held-out prompts, 0 is the start",
         "9.9.9 (commit abc123)",
