@@ -131,7 +131,12 @@ fn edited_candidates_are_checked_and_ranked_anew() {
     bad[1]["prompt"] = json!("9+9\n");
     write(&bad);
     let error = fails(&mut more(&[]));
-    assert!(error.contains("candidates.jsonl:2: `prompt` is not row"), "{error}");
+    assert!(error.contains("candidates.jsonl:2: `prompt` is not that of row"), "{error}");
+    let mut bad = rows();
+    bad[1]["reference"] = json!("another");
+    write(&bad);
+    let error = fails(&mut more(&[]));
+    assert!(error.contains("candidates.jsonl:2: `reference` is not that of row"), "{error}");
     let mut bad = rows();
     bad[4]["prompt_index"] = bad[3]["prompt_index"].clone();
     bad[4]["prompt"] = bad[3]["prompt"].clone();

@@ -152,7 +152,9 @@ fn cpu_equals_the_reference_and_packed_lists_separate_rows() {
         assert_close(&[got], &[want], 1e-5, "loss");
         for (index, parameter) in exact.parameters().iter().enumerate() {
             if let Some(want) = of_exact.get(index) {
-                assert_close(&fast.backend().read(of_fast.get(index).unwrap()), want, 1e-5, &parameter.name);
+                let got = fast.backend().read(of_fast.get(index).unwrap());
+                // Each instruction set adds in an order of its own: AVX-512 comes to 1.2e-5 for one matrix.
+                assert_close(&got, want, 3e-5, &parameter.name);
             }
         }
     }

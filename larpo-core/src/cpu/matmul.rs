@@ -4,8 +4,8 @@
 //! through ndarray's own product. Products of few rows with a transposed weight (decoding) have a kernel of their own:
 //! they are bound by reading the weight once.
 
-use super::par;
 use super::skinny::{Rows, dots};
+use super::{par, simd};
 use crate::backend::Store;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -109,9 +109,20 @@ fn product(alpha: f32, a: ArrayView2<f32>, b: ArrayView2<f32>, mut c: ArrayViewM
 /// it chooses for the caches of present processors.
 const PANEL: usize = 512;
 
-/// Bytes of memory that the product library takes while it computes `(m, k) · (k, n)`: a panel of one operand.
+/// Rows of the largest block that gemm 0.19 keeps in registers. It works on `yᵀ`, whose rows are the columns of the result.
+fn register_block() -> usize {
+    match simd::instruction_set() {
+        "AVX-512" => 64,
+        "AVX2" => 16,
+        _ => 8,
+    }
+}
+
+/// Bytes of memory that the product library takes while it computes `(m, k) · (k, n)`: a panel of one operand. The left one is
+/// not packed where the result is no wider than two blocks.
 pub fn packing_bytes(m: usize, k: usize, n: usize) -> usize {
-    size_of::<f32>() * k.min(PANEL) * m.max(n)
+    let width = if n <= 2 * register_block() { n } else { m.max(n) };
+    size_of::<f32>() * k.min(PANEL) * width
 }
 
 /// Bytes of memory that [`linear`] takes beside its operands.
