@@ -284,9 +284,10 @@ impl<B: Backend> Run<'_, B> {
         let fresh = samples::draw(&policy, request, folder.as_deref(), reranker, &stop)?;
         policy.model.backend().trim();
         let (mean_reward, best_reward) = reward_summary(&fresh);
-        let own_distribution = sampling_is_plain(&sampling);
-        let before: Vec<CandidateList> =
-            fresh.iter().take(if own_distribution { MOVED_PROMPTS } else { 0 }).cloned().collect();
+        // What people edited is no sample, and has no log-probabilities.
+        let drawn = |list: &&CandidateList| list.candidates.iter().all(|c| c.logps.len() == c.ids.len());
+        let known = if sampling_is_plain(&sampling) { MOVED_PROMPTS } else { 0 };
+        let before: Vec<CandidateList> = fresh.iter().filter(drawn).take(known).cloned().collect();
         self.memory.add(fresh);
         self.memory.forget(self.config.memory, iteration);
         // Lists that grew are scored as a whole again: a ranker may compare their members.

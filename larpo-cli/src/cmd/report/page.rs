@@ -147,14 +147,6 @@ fn missing(run: &Run, points: &[Point], settings: &Settings, left_out: &[String]
             number(threshold)
         ));
     }
-    let reports =
-        || run.iterations.iter().map(|i| &i.manifest["report"]).filter(|report| report["training"].is_object());
-    if reports().next().is_some() && reports().all(|report| report["kl"].is_null()) {
-        notes.push(
-            "KL from the start of each iteration: the samples were drawn at another temperature than 1, or from a cut distribution"
-                .to_string(),
-        );
-    }
     let trained = run.iterations.iter().any(|i| !i.training.is_empty());
     if !run.iterations.is_empty() && !trained {
         notes.push("training curves, KL and ranking: no iteration had a list to train on, or logged it".to_string());
