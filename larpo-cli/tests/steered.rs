@@ -343,7 +343,7 @@ fn an_iteration_says_how_far_it_moved_the_policy() {
     };
     let found = run("plain", &[]);
     // The candidates are the samples of the policy before; the reference backend tells what the one after makes of them.
-    let after = Policy::open(&Reference::default(), &folder.path("plain/iteration-1/model")).expect("opens");
+    let after = Policy::open(&Reference, &folder.path("plain/iteration-1/model")).expect("opens");
     let text = fs::read_to_string(folder.path("plain/iteration-1/candidates.jsonl")).expect("reads");
     let mut values = Vec::new();
     for line in text.lines() {
