@@ -84,6 +84,11 @@ pub fn result(text: fmt::Arguments) {
     }
 }
 
+/// Whether the terminal, if there is one, knows no more than lines: neither colours nor a way back to the start of a line.
+pub fn dumb_terminal() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
 /// Whether lines of results are seen on a terminal.
 pub fn results_on_terminal() -> bool {
     match JSON.load(Ordering::Relaxed) {

@@ -240,17 +240,24 @@ fn above(folder: &Path) -> Vec<PathBuf> {
 /// Refuses to write to `folder` while a run is at work in one of `folders`: what it left there could be taken for its own.
 fn free(folders: &[PathBuf], folder: &Path, flag: &str) -> Result<()> {
     for run in folders {
-        let Ok(mut file) = File::open(run.join(LOCK)) else { continue };
-        if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
+        if let Some(holder) = at_work(run) {
             return Err(Error::request(format!(
-                "another run{} is at work in {}, and {} belongs to it; wait for its end, or give another {flag}",
-                holder(&mut file),
+                "another run{holder} is at work in {}, and {} belongs to it; wait for its end, or give another {flag}",
                 run.display(),
                 folder.display()
             )));
         }
     }
     Ok(())
+}
+
+/// Whether a run is at work in `folder`: its process, in brackets after a blank, or nothing where its number is not written yet.
+pub fn at_work(folder: &Path) -> Option<String> {
+    let mut file = File::open(folder.join(LOCK)).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(holder(&mut file)),
+        Ok(()) | Err(TryLockError::Error(_)) => None,
+    }
 }
 
 /// Who holds a lock, in brackets; empty where its number is not written yet.

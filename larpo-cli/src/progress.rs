@@ -42,9 +42,7 @@ impl Progress {
     /// Starts a loop of `total` items called `unit` (such as `steps`), under `label`.
     pub fn new(label: impl Into<String>, total: u64, unit: &'static str) -> Progress {
         let label = label.into();
-        // A dumb terminal cannot go back to the start of a line.
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        match (messages::shows(Level::Info), std::io::stderr().is_terminal() && !dumb) {
+        match (messages::shows(Level::Info), std::io::stderr().is_terminal() && !messages::dumb_terminal()) {
             (false, _) => Progress::plain(label, total, unit, Box::new(std::io::sink())),
             (true, true) => {
                 let kind = Kind::Bar { bar: bar(&label, total, unit), kept: AtomicU64::new(0), unit };

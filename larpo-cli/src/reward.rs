@@ -117,11 +117,7 @@ impl RuleReranker {
     /// # Errors
     /// A description that cannot be understood.
     pub fn new(args: &RewardArgs) -> Result<Self> {
-        let weights = match args.reward_weights.is_empty() {
-            true => None,
-            false => Some(args.reward_weights.iter().map(f64::to_string).collect::<Vec<_>>().join(",")),
-        };
-        Ok(RuleSet::parse(&args.reward_funcs, weights.as_deref(), args.answer_pattern.as_deref())?.into())
+        Ok(args.rule_set()?.into())
     }
 
     /// Exact match of GSM8K's final answer.

@@ -4,12 +4,12 @@
 
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
-use crate::evaluate::token_logps;
+use crate::evaluate::{list_kl, token_logps};
 use crate::generate::candidates;
 use crate::policy::Policy;
 use larpo_core::backend::Backend;
-use larpo_core::candidates::CandidateList;
-use larpo_core::metrics::{Estimate, KlEstimator, kl, mean_estimate};
+use larpo_core::candidates::{Candidate, CandidateList};
+use larpo_core::metrics::{Estimate, KlEstimator, mean_estimate};
 use larpo_core::model::Transformer;
 use larpo_core::reranker::Reranker;
 use larpo_core::retriever::SamplingConfig;
@@ -117,7 +117,7 @@ pub fn look<B: Backend>(
 /// drew at temperature 1. None where nothing was drawn.
 ///
 /// # Errors
-/// Lists that the model cannot take.
+/// Lists that the model cannot take, or that were read without their log-probabilities.
 pub fn moved<B: Backend>(before: &[CandidateList], after: &Transformer<B>) -> Result<Option<Estimate>> {
     divergence(before, after, KlEstimator::K3)
 }
@@ -130,15 +130,13 @@ fn divergence<B: Backend>(
 ) -> Result<Option<Estimate>> {
     let mut values = Vec::new();
     for (list, under_other) in lists.iter().zip(token_logps(other, lists)?) {
-        let mut sum = 0.0;
-        for (candidate, under_other) in list.candidates.iter().zip(&under_other) {
-            // With an empty prompt the first token is not scored.
-            let skipped = candidate.logps.len() - under_other.len();
-            let own: Vec<f64> = candidate.logps[skipped..].iter().map(|&logp| f64::from(logp)).collect();
-            let estimate = kl(estimator, &own, under_other);
-            sum += estimate.map_err(|error| Error::request(error.to_string()))?.value;
-        }
-        values.push(sum / list.candidates.len().max(1) as f64);
+        // With an empty prompt the first token is not scored.
+        let own = |(candidate, other): (&Candidate, &Vec<f64>)| {
+            let skipped = candidate.logps.len().saturating_sub(other.len());
+            candidate.logps[skipped..].iter().map(|&logp| f64::from(logp)).collect()
+        };
+        let own: Vec<Vec<f64>> = list.candidates.iter().zip(&under_other).map(own).collect();
+        values.push(list_kl(estimator, &own, &under_other)?);
     }
     Ok(mean_estimate(&values))
 }

@@ -131,6 +131,21 @@ fn every_row_is_used_or_counted() {
     let file = folder.file("rows.jsonl", lines.join("\n"));
     let error = run(&folder, "sft", &file, &[]).expect_err("a bad row");
     assert!(error.contains("rows.jsonl:4: field `prompt`") && error.contains("--on_bad_row skip"), "{error}");
+    // Leaving a row out is no mend where the file as a whole cannot be read.
+    for (name, text) in [
+        ("header.csv", "prompt,prompt\na,b\n"),
+        ("quote.csv", "prompt,completion\na,b\nc,\"d\n"),
+        ("cut.json", "[{\"prompt\": \"a\", \"completion\": \"b\"}, {\"pro"),
+        ("latin1.csv", "prompt,completion\na,\u{0}\n"),
+        ("unknown.jsonl", "{\"Frage\": \"a\"}\n"),
+    ] {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = 0xE9);
+        let file = folder.path(name);
+        std::fs::write(&file, bytes).expect("writes");
+        let error = run(&folder, "sft", &file.display().to_string(), &[]).expect_err(name);
+        assert!(error.contains(&format!("{name}:")) && !error.contains("--on_bad_row"), "{error}");
+    }
     let skip = ["--on_bad_row", "skip", "--max_steps", "1"];
     let sft = |extra: &[&str]| counts(&run(&folder, "sft", &file, &[&skip[..], extra].concat()).expect("trains"));
     let mut reasons =

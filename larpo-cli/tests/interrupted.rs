@@ -131,8 +131,16 @@ fn two_runs_cannot_share_a_folder_and_the_lock_ends_with_the_process() {
         assert!(error.contains(&format!("another run (process {}) is at work in ", first.id())), "{error}");
         assert!(error.contains(&format!("{below} belongs to it")) && !Path::new(&below).exists(), "{error}");
     }
-    first.kill().expect("kills");
+    let process = first.id();
+    let inspect = |at_work: bool| {
+        let output = larpo(&["inspect", &name]).output().expect("runs");
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(told.contains(&format!("A run (process {process}) is at work")), at_work, "{told}");
+    };
+    inspect(true);
+    signal(&first, "KILL");
     first.wait().expect("a child");
+    inspect(false);
     // Nothing is cleared away by hand.
     succeeds(&mut larpo(&align(&data, &model, &name, &LATEST)));
     assert_same(&expected, &results(&out), "after the lock's holder was killed");

@@ -242,7 +242,8 @@ pub fn write(path: impl AsRef<Path>, lists: &[CandidateList]) -> Result<()> {
             None => list.fault(),
         };
         if let Some((field, expected, found, mend)) = fault {
-            return Err(RecordError { path: path.into(), line: i + 1, field, expected, found, mend }.into());
+            let (path, line) = (path.into(), i + 1);
+            return Err(RecordError { path, line, field, expected, found, mend, of_the_file: false }.into());
         }
     }
     files::write_atomic(path, |writer| {

@@ -125,11 +125,13 @@ pub struct RecordError {
     pub found: String,
     /// How to repair it, with an example.
     pub mend: String,
+    /// Whether the fault is the whole file's, so that no row can be told by leaving this one out.
+    pub of_the_file: bool,
 }
 
 impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, line, field, expected, found, mend } = self;
+        let Self { path, line, field, expected, found, mend, of_the_file: _ } = self;
         write!(f, "{}:{line}: ", path.display())?;
         if !field.is_empty() {
             write!(f, "field `{field}`: ")?;
@@ -213,5 +215,13 @@ impl Error {
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::Io { path, action, source }
+    }
+
+    /// The same fault as one of the whole file.
+    pub(crate) fn of_the_file(mut self) -> Self {
+        if let Error::Record(error) = &mut self {
+            error.of_the_file = true;
+        }
+        self
     }
 }

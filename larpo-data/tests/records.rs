@@ -372,6 +372,7 @@ fn the_published_data_sets_are_read() {
 #[test]
 fn a_field_that_lacks_or_has_an_s_is_told_its_name() {
     refused(r#"{"prompts": "a", "completions": "b"}"#, &[":1: ", "Rename `prompts` to `prompt`"]);
+    refused(r#"{"Prompt": "a", " Completions": "b"}"#, &[":1: ", "Rename `Prompt` to `prompt`"]);
     refused("{\"prompt\": \"a\"}\n{\"prompts\": \"a\"}", &[":2: ", "`prompt`", "Rename `prompts` to `prompt`"]);
     let folder = Folder::new();
     let path = folder.file("rows.jsonl", r#"{"prompt": "a", "responses": ["b"]}"#);

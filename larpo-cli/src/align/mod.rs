@@ -10,6 +10,7 @@ use crate::args::{Reference, ReportTo};
 use crate::cmd::losses;
 use crate::dataset::PromptRow;
 use crate::error::{Error, Result};
+use crate::evaluate::untempered;
 use crate::messages;
 use crate::numbers::fixed;
 use crate::policy::{Kind, Policy};
@@ -138,12 +139,6 @@ pub fn align<B: Backend>(
         _ => {}
     }
     Ok(Aligned { policy, reports, ended, kept })
-}
-
-/// Whether samples are drawn from what the model gives, neither sharpened nor cut.
-fn sampling_is_plain(sampling: &SamplingConfig) -> bool {
-    let SamplingConfig { temperature, top_k, top_p, min_p, .. } = *sampling;
-    temperature == 1.0 && top_k == 0 && top_p == 1.0 && min_p == 0.0
 }
 
 /// BOS tokens at the start of every prompt: as many as the tokenizer puts there, never two.
@@ -286,7 +281,7 @@ impl<B: Backend> Run<'_, B> {
         let (mean_reward, best_reward) = reward_summary(&fresh);
         // What people edited is no sample, and has no log-probabilities.
         let drawn = |list: &&CandidateList| list.candidates.iter().all(|c| c.logps.len() == c.ids.len());
-        let known = if sampling_is_plain(&sampling) { MOVED_PROMPTS } else { 0 };
+        let known = if untempered(&sampling, sampling.temperature) { MOVED_PROMPTS } else { 0 };
         let before: Vec<CandidateList> = fresh.iter().filter(drawn).take(known).cloned().collect();
         self.memory.add(fresh);
         self.memory.forget(self.config.memory, iteration);

@@ -360,7 +360,12 @@ impl fmt::Display for Setting {
 /// Settings as a configuration file.
 pub fn write(verb: &str, Settings(settings): &Settings) -> String {
     let width = settings.iter().map(|s| s.line().chars().count()).filter(|&width| width <= 48).max().unwrap_or(0);
-    let mut out = format!("# Settings of larpo {verb}; larpo {verb} --config FILE takes them up again.\n");
+    // What a file cannot hold is typed each time.
+    let declared = super::declarations();
+    let places = declared.find_subcommand(verb).into_iter().flat_map(Command::get_positionals);
+    let typed = places.filter(|place| SAME.iter().all(|(positional, _)| place.get_id() != positional));
+    let typed: String = typed.map(|place| format!("{place} ")).collect();
+    let mut out = format!("# Settings of larpo {verb}; larpo {verb} {typed}--config FILE takes them up again.\n");
     for setting in settings {
         out.push_str(&format!("{:<width$}  # {}\n", setting.line(), setting.origin()));
     }

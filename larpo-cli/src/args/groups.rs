@@ -9,6 +9,7 @@ use larpo_core::optim::Schedule;
 use larpo_core::select::Select;
 use larpo_data::model_folder::Format;
 use larpo_data::records::Schema;
+use larpo_data::rules::RuleSet;
 use std::path::PathBuf;
 
 /// Flags of every verb.
@@ -361,25 +362,21 @@ impl RewardArgs {
         self.reward_model.is_none().then_some(&self.reward_funcs)
     }
 
-    /// How many rewards `reward_funcs` names: its commas without a backslash before them, plus one.
-    fn count(&self) -> usize {
-        let mut escaped = false;
-        let commas = self.reward_funcs.chars().filter(|&c| {
-            let separates = c == ',' && !escaped;
-            escaped = c == '\\' && !escaped;
-            separates
-        });
-        commas.count() + 1
+    /// The rules and their weights.
+    ///
+    /// # Errors
+    /// As [`RuleSet::parse`].
+    pub fn rule_set(&self) -> larpo_data::Result<RuleSet> {
+        let weights = self.reward_weights.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+        let weights = Some(&weights[..]).filter(|_| !self.reward_weights.is_empty());
+        RuleSet::parse(&self.reward_funcs, weights, self.answer_pattern.as_deref())
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
-        match (self.count(), self.reward_weights.len()) {
-            (_, 0) => Ok(()),
-            (funcs, weights) if funcs == weights => Ok(()),
-            (funcs, weights) => Err(format!(
-                "--reward_weights has {weights} value(s) for {funcs} reward(s) in --reward_funcs; \
-                 give one for each"
-            )),
+        match self.rule_set() {
+            Err(error @ larpo_data::Error::Rule { .. }) => Err(error.to_string()),
+            // A file that cannot be read is no fault of the command line.
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 }

@@ -191,7 +191,18 @@ fn an_escaped_comma_does_not_start_another_reward() {
     assert!(parse(argv).is_ok());
     let one = ["larpo", "rank", "c.jsonl", "--reward_funcs", funcs, "--reward_weights", "1"];
     let message = parse(one).expect_err("one weight for two rewards").to_string();
-    assert!(message.contains("1 value(s) for 2 reward(s)"), "{message}");
+    assert!(message.contains("1 weights were given for 2 rules"), "{message}");
+}
+
+#[test]
+fn rules_that_are_none_are_a_fault_of_the_command_line() {
+    for (rules, found) in [("anser", "no rule of this name"), ("length:goal=3", "`goal`"), ("regex:pattern=(", "regex")]
+    {
+        let message = parse(["larpo", "rank", "c.jsonl", "--reward_funcs", rules]).expect_err(rules).to_string();
+        assert!(message.contains(found), "{message}");
+    }
+    // Whether a file can be read is for the run to find out.
+    assert!(parse(["larpo", "rank", "c.jsonl", "--reward_funcs", "words:file=/no/such/file"]).is_ok());
 }
 
 #[test]

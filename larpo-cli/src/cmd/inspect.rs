@@ -11,6 +11,7 @@ use crate::args::{BadRow, InspectArgs};
 use crate::dataset::{RowReport, contradictions, read_options, window_lengths, with_flag};
 use crate::error::{Error, Result};
 use crate::messages::count;
+use crate::output::at_work;
 use crate::policy::{encode_prompt, prompt_prefix};
 use items::{Item, Ranking, items};
 use larpo_data::records::{Dataset, Records, Schema, read_dataset};
@@ -29,15 +30,21 @@ use std::path::Path;
 pub fn run(args: &InspectArgs) -> Result<Value> {
     let tokenizer = args.tokenizer.as_ref().map(Tokenizer::open).transpose()?;
     if args.path.is_dir() {
-        return match run_folder::find(&args.path)? {
+        let mut found = match run_folder::find(&args.path)? {
             run_folder::Found::File(path) => {
                 say!("{} is the one data file of the folder", path.display());
-                file(args, &path, tokenizer.as_ref())
+                return file(args, &path, tokenizer.as_ref());
             }
             run_folder::Found::Iterations(numbers) => run_folder::iterations(&args.path, &numbers),
             run_folder::Found::Record => run_folder::record(&args.path),
             run_folder::Found::Metrics(path) => run_folder::metrics(&path),
-        };
+        }?;
+        let at_work = at_work(&args.path);
+        if let Some(holder) = &at_work {
+            show!("A run{holder} is at work in the folder.");
+        }
+        found["at_work"] = json!(at_work.is_some());
+        return Ok(found);
     }
     if let Some(end @ ("yaml" | "yml")) = args.path.extension().and_then(|end| end.to_str()) {
         let path = args.path.display();

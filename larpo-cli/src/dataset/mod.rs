@@ -161,9 +161,9 @@ pub fn with_flag(error: larpo_data::Error, flag: BadRow) -> Error {
             let flags: Vec<String> = fits.iter().map(|(schema, _)| format!("--dataset_schema {schema}")).collect();
             Error::request(format!("{error}: {}", flags.join(" or ")))
         }
-        larpo_data::Error::Record(_) if flag == BadRow::Error => Error::request(format!(
-            "{error} (--on_bad_row skip leaves such a row out, if it can be told from its neighbours)"
-        )),
+        larpo_data::Error::Record(row) if flag == BadRow::Error && !row.of_the_file => {
+            Error::request(format!("{error} (--on_bad_row skip leaves such a row out)"))
+        }
         _ => error.into(),
     }
 }

@@ -12,8 +12,8 @@ use crate::policy::Policy;
 use larpo_core::backend::Backend;
 use larpo_core::candidates::CandidateList;
 use larpo_core::metrics::{
-    Gain, KlEstimator, Resampling, best_of_n, expected_maj_at_n, kendall_tau_b, kl, ndcg, pair_accuracy, pass_at_k,
-    reciprocal_rank,
+    Gain, KlEstimator, MetricError, Resampling, best_of_n, expected_maj_at_n, kendall_tau_b, kl, ndcg, pair_accuracy,
+    pass_at_k, reciprocal_rank,
 };
 use larpo_core::model::Transformer;
 use larpo_core::reranker::{Query, Reranker, Response};
@@ -173,7 +173,6 @@ fn sampled<B: Backend>(
             result.measures.push(Measure { metric, at, temperature: Some(temperature), values });
         }
     };
-    let metric = |error: larpo_core::metrics::MetricError| Error::request(error.to_string());
     let rewards: Vec<Vec<f64>> = lists.iter().map(|l| l.candidates.iter().map(|c| c.reward).collect()).collect();
     if judges.reranker.is_some() {
         for &n in &config.recall_at {
@@ -223,21 +222,32 @@ fn sampled<B: Backend>(
     }
     if untempered(&config.sampling, temperature) {
         for (name, estimator) in [(Metric::KlK1, KlEstimator::K1), (Metric::KlK3, KlEstimator::K3)] {
-            let of = |i: usize| -> Result<Option<f64>> {
-                let mut sum = 0.0;
-                for (own, other) in own[i].iter().zip(&other[i]) {
-                    sum += kl(estimator, own, other).map_err(metric)?.value;
-                }
-                Ok(Some(sum / own[i].len() as f64))
-            };
+            let of = |i: usize| list_kl(estimator, &own[i], &other[i]).map(Some);
             add(name, None, (0..lists.len()).map(of).collect::<Result<_>>()?);
         }
     }
     Ok(())
 }
 
+fn metric(error: MetricError) -> Error {
+    Error::request(error.to_string())
+}
+
+/// KL(policy ‖ other) a response, in nats: mean over the policy's own responses to a prompt, of whose tokens `own` and `other`
+/// are the log-probabilities.
+///
+/// # Errors
+/// Responses that have not as many log-probabilities under one as under the other.
+pub fn list_kl(estimator: KlEstimator, own: &[Vec<f64>], other: &[Vec<f64>]) -> Result<f64> {
+    let mut sum = 0.0;
+    for (own, other) in own.iter().zip(other) {
+        sum += kl(estimator, own, other).map_err(metric)?.value;
+    }
+    Ok(sum / own.len().max(1) as f64)
+}
+
 /// Whether samples come from the policy itself: an average over others estimates another quantity than its KL.
-fn untempered(sampling: &SamplingConfig, temperature: f64) -> bool {
+pub fn untempered(sampling: &SamplingConfig, temperature: f64) -> bool {
     temperature == 1.0 && sampling.top_k == 0 && sampling.top_p == 1.0 && sampling.min_p == 0.0
 }
 

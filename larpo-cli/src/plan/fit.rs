@@ -42,7 +42,9 @@ pub fn admit(plan: &Plan, advice: Advice, with: impl Fn(usize, usize) -> Result<
         .map(|(name, part)| format!("{} {}", name.replace('_', " "), bytes(part)))
         .collect();
     let updates = count(plan.updates as usize, "updates");
-    say!("plan: {updates} with {}{of}: {}", bytes(plan.total()), parts.join(", "));
+    // Lists of equal rewards are known when they are ranked.
+    let most = if plan.sampled.is_some() { "at most " } else { "" };
+    say!("plan: {most}{updates} with {}{of}: {}", bytes(plan.total()), parts.join(", "));
     match limit {
         Some(limit) if plan.total() > limit => {
             let total = |micro, accumulation| with(micro, accumulation).map(|plan| plan.total());

@@ -31,6 +31,7 @@ pub(crate) fn parse_row<'a>(path: &'a Path, line: usize, text: &'a str) -> Resul
             expected: "a JSON object".into(),
             found: describe(&other),
             mend: "Each row is an object, for example {\"prompt\": \"2 + 2 =\"}".into(),
+            of_the_file: false,
         }
         .into()),
         Err(error) => Err(json_error(path, line, text, "row", &error)),
@@ -121,6 +122,7 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
             expected: "each name once in an object".into(),
             found: format!("the name a second time at column {column}"),
             mend: "Remove the one that is out of date".into(),
+            of_the_file: false,
         }
         .into();
     }
@@ -132,6 +134,7 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
             expected: "a finite number".into(),
             found: format!("`{word}` at column {}", start + 1),
             mend: "JSON has no NaN and no infinity: write a finite number or leave the field out".into(),
+            of_the_file: false,
         }
         .into();
     }
@@ -158,7 +161,8 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
         }
     };
     let expected = "valid JSON".into();
-    RecordError { path: path.into(), line, field: String::new(), expected, found, mend: mend.into() }.into()
+    let (path, field, mend) = (path.into(), String::new(), mend.into());
+    RecordError { path, line, field, expected, found, mend, of_the_file: false }.into()
 }
 
 /// What the parser found, said so that it can be looked for, and the mend. `rest` is the text from where it stopped.
@@ -266,6 +270,7 @@ impl Row<'_> {
             expected: expected.into(),
             found: found.into(),
             mend: mend.into(),
+            of_the_file: false,
         }
         .into()
     }
@@ -284,9 +289,13 @@ impl Row<'_> {
         self.error(field, expected, found, format!("{mend}, for example {example}"))
     }
 
-    /// A field of the row that is one of `names` but for an `s` at its end, and that name.
+    /// A field of the row that is one of `names` but for capitals, blanks around it or an `s` at its end, and that name.
     pub(crate) fn twin<'n>(&self, names: &[&'n str]) -> Option<(&str, &'n str)> {
-        let twins = |key: &str, name: &str| key.strip_suffix('s') == Some(name) || name.strip_suffix('s') == Some(key);
+        let twins = |key: &str, name: &str| {
+            let plain = key.trim().to_lowercase();
+            let one = |name: &str| name.strip_suffix('s').unwrap_or(name).to_string();
+            key != name && one(&plain) == one(name)
+        };
         self.object.keys().find_map(|key| Some((key.as_str(), *names.iter().find(|name| twins(key, name))?)))
     }
 

@@ -170,7 +170,7 @@ fn unknown(row: &Row) -> Error {
         Some((twin, name)) => format!("Rename `{twin}` to `{name}`, if it is that. {}", accepted()),
         None => accepted(),
     };
-    row.error("", "a row of a known kind", format!("one with the fields {{{keys}}}"), mend)
+    row.error("", "a row of a known kind", format!("one with the fields {{{keys}}}"), mend).of_the_file()
 }
 
 /// What is accepted, for people.

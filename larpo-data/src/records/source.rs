@@ -93,7 +93,7 @@ impl Content {
 
     /// The whole text.
     pub(crate) fn text(&self, path: &Path) -> Result<&str> {
-        files::utf8(path, &self.bytes)
+        files::utf8(path, &self.bytes).map_err(Error::of_the_file)
     }
 
     /// The rows, each with what is wrong with it if anything is. Lines of white space are none.
@@ -102,9 +102,9 @@ impl Content {
     /// A fault that leaves the rows behind it untold: an array that is no JSON, a quote that is not closed, a CSV
     /// header that cannot be used.
     pub(crate) fn rows<'a>(&'a self, path: &'a Path) -> Result<Vec<Result<Row<'a>>>> {
-        match self.format.kind {
-            FormatKind::JsonArray => array(path, self.text(path)?),
-            FormatKind::Csv => table(path, self.text(path)?, self.separator),
+        let rows = match self.format.kind {
+            FormatKind::JsonArray => self.text(path).and_then(|text| array(path, text)),
+            FormatKind::Csv => self.text(path).and_then(|text| table(path, text, self.separator)),
             #[cfg(feature = "parquet")]
             FormatKind::Parquet => super::parquet::rows(path, &self.bytes, MAX_UNPACKED),
             #[cfg(not(feature = "parquet"))]
@@ -114,7 +114,8 @@ impl Content {
                 mend: "Build larpo-data with its feature `parquet`, or convert the file to JSONL".into(),
             }),
             FormatKind::Jsonl | FormatKind::Text => Ok(self.lines(path)),
-        }
+        };
+        rows.map_err(Error::of_the_file)
     }
 
     fn lines<'a>(&'a self, path: &'a Path) -> Vec<Result<Row<'a>>> {
@@ -172,7 +173,8 @@ fn array<'a>(path: &'a Path, text: &'a str) -> Result<Vec<Result<Row<'a>>>> {
 /// Rows of a CSV file, as objects of strings. An empty cell is an absent field: CSV has no other way to say so.
 fn table<'a>(path: &'a Path, text: &'a str, separator: char) -> Result<Vec<Result<Row<'a>>>> {
     let fault = |line: usize, field: &str, expected: String, found: String, mend: &str| -> Error {
-        RecordError { path: path.into(), line, field: field.into(), expected, found, mend: mend.into() }.into()
+        let (path, field, mend) = (path.into(), field.into(), mend.into());
+        RecordError { path, line, field, expected, found, mend, of_the_file: false }.into()
     };
     let quote = |line: usize, kind: Fault| {
         let found = match kind {

@@ -20,9 +20,9 @@ pub(super) enum Style {
 }
 
 impl Style {
-    /// Colours where results go to a terminal and the variable NO_COLOR is not set (<https://no-color.org>).
+    /// Colours where results go to a terminal that has them and the variable NO_COLOR is not set (<https://no-color.org>).
     pub(super) fn of_results() -> Self {
-        Self::of(messages::results_on_terminal(), std::env::var_os("NO_COLOR").as_deref())
+        Self::of(messages::results_on_terminal() && !messages::dumb_terminal(), std::env::var_os("NO_COLOR").as_deref())
     }
 
     pub(super) fn of(terminal: bool, no_color: Option<&std::ffi::OsStr>) -> Self {
