@@ -55,7 +55,7 @@ const PROBE: ProbeSizes = ProbeSizes { product: 1024, memory: 1 << 30, floor_mem
 /// `step` and `sample` have `flops`, `floor_seconds` and the rates behind it, `machine_gflops` and `machine_gbps`; `gemm` has `gflops` and `shapes`;
 /// `memory` has `gbps` and `array_mib`; `lists` has `loss_type`, `gbps` (8 bytes an item and 4 a list: scores in, losses and
 /// gradients out), `machine_gbps`, `share`, the former over the latter, and `pairs_per_second`, of any two items of a list.
-/// With `--profile`, `step` and `sample` have `profile`: an array of operations, the
+/// With `--profile`, `step` and `sample` have `profile_seconds`, the mean of the runs, and `profile`: an array of operations, the
 /// longest first and what is outside of them last, each with `op`, `shape`, `calls`, `seconds` and `share` of a run,
 /// `gflops` and `gbps` (null where there is nothing to count), `floor_seconds` and `distance`, the seconds over that floor.
 ///
@@ -136,10 +136,10 @@ pub(super) fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
         let problem = format!("--lists × (--prompt + --k × --response) is {rows} rows, at most {MAX_ROWS} go");
         return Err(Error::request(format!("bench {what}: {problem}")));
     }
-    let least = least_bytes(config, rows as u64);
-    match machine::total_memory().filter(|memory| args.what == BenchKind::Step && least > *memory) {
+    let least = least_bytes(args.what, config, rows as u64);
+    match machine::total_memory().filter(|memory| least > *memory) {
         Some(memory) => Err(Error::request(format!(
-            "bench step: {rows} rows need more than {}, and the machine has {}; give fewer --lists, a smaller --k, a \
+            "bench {what}: {rows} rows need more than {}, and the machine has {}; give fewer --lists, a smaller --k, a \
              shorter --prompt or --response, or a smaller --preset",
             bytes(least),
             bytes(memory)
@@ -148,11 +148,17 @@ pub(super) fn check(args: &BenchArgs, config: &ModelConfig) -> Result<()> {
     }
 }
 
-/// Less than what a step on `rows` holds: weights, gradients and moments, and what each block keeps for its gradient.
-fn least_bytes(config: &ModelConfig, rows: u64) -> u64 {
+/// Less than what a benchmark on `rows` holds. A step: weights, gradients and moments, and what each block keeps for its
+/// gradient; sampling: weights, keys and values; products: the largest factor.
+fn least_bytes(what: BenchKind, config: &ModelConfig, rows: u64) -> u64 {
     let spec = config.attention();
     let kept = config.hidden_size + spec.qkv_width() + spec.out_width() + 2 * config.intermediate_size;
-    4 * (4 * config.parameters() + rows * (config.num_hidden_layers * kept) as u64)
+    let of_rows = |floats: usize| rows.saturating_mul((config.num_hidden_layers * floats) as u64);
+    4 * match what {
+        BenchKind::Step => 4 * config.parameters() + of_rows(kept),
+        BenchKind::Sample => config.parameters() + of_rows(spec.cache_width()),
+        _ => rows.saturating_mul(config.intermediate_size as u64),
+    }
 }
 
 /// A value's name on the command line.
@@ -222,8 +228,14 @@ fn model_bench(
     if let Some(measured) = measured {
         let lines = measured.lines(machine);
         let table = profile::table(&lines).to_string();
-        show!("\none of {} runs, by operation; the floor of each is its own:\n{}", args.reps, table.trim_end());
+        let mean = measured.seconds / measured.runs as f64;
+        show!(
+            "\nthe mean of {} runs, {mean:.4} s, by operation; the floor of each is its own:\n{}",
+            args.reps,
+            table.trim_end()
+        );
         report.insert("profile".into(), profile::json(&lines));
+        report.insert("profile_seconds".into(), json!(mean));
     }
     Ok(())
 }
