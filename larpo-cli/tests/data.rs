@@ -496,6 +496,9 @@ fn rows_that_cannot_be_encoded_or_teach_nothing_are_named_reasons() {
     let unknown = "token ids that the tokenizer does not have";
     let reasons = json!({ unencoded: 1, unknown: 1, "fewer than two different responses": 1 });
     assert_eq!(done("train", &rows), (4, 1, reasons));
+    let unscored = json!({ "prompt": "1+1=", "responses": ["2", "3"] });
+    let reasons = json!({ "no rewards and no ranks": 1 });
+    assert_eq!(done("train", &[rows[0].clone(), unscored]), (2, 1, reasons));
     // Where none is left the reasons are told with their first rows, and what mends them, not what does not.
     let mut odd = list(json!(["2", "3"]), json!([1, 0]));
     odd["finish_reason"] = json!(["stop", "end"]);

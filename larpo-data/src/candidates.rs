@@ -243,7 +243,9 @@ pub fn write(path: impl AsRef<Path>, lists: &[CandidateList]) -> Result<()> {
         };
         if let Some((field, expected, found, mend)) = fault {
             let (path, line) = (path.into(), i + 1);
-            return Err(RecordError { path, line, field, expected, found, mend, of_the_file: false }.into());
+            return Err(
+                RecordError { path, line, element: None, field, expected, found, mend, of_the_file: false }.into()
+            );
         }
     }
     files::write_atomic(path, |writer| {

@@ -117,6 +117,8 @@ pub struct RecordError {
     pub path: PathBuf,
     /// Line, counted from 1.
     pub line: usize,
+    /// Number of the row, counted from 1, where the rows are elements of an array: a line may hold many.
+    pub element: Option<usize>,
     /// The field, with an index where an element is meant (`rewards[2]`); empty for the row as a whole.
     pub field: String,
     /// What was expected there.
@@ -131,8 +133,11 @@ pub struct RecordError {
 
 impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, line, field, expected, found, mend, of_the_file: _ } = self;
+        let Self { path, line, element, field, expected, found, mend, of_the_file: _ } = self;
         write!(f, "{}:{line}: ", path.display())?;
+        if let Some(element) = element {
+            write!(f, "element {element} of the array: ")?;
+        }
         if !field.is_empty() {
             write!(f, "field `{field}`: ")?;
         }

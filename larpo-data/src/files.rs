@@ -44,6 +44,7 @@ pub(crate) fn not_utf8(path: &Path, line: usize, byte: u8, offset: usize) -> Err
         expected: "UTF-8 text".into(),
         found: format!("the byte 0x{byte:02X} at offset {offset}, which is not UTF-8"),
         mend: "Convert the file to UTF-8, for example with `iconv -t UTF-8`".into(),
+        element: None,
         of_the_file: false,
     }
     .into()

@@ -381,6 +381,28 @@ fn a_field_that_lacks_or_has_an_s_is_told_its_name() {
 }
 
 #[test]
+fn a_row_of_an_array_in_one_line_is_told_by_its_number() {
+    let rows: Vec<&str> = (0..100).map(|i| if i == 69 { r#"{"prompt": 3}"# } else { r#"{"prompt": "a"}"# }).collect();
+    let array = format!("[{}]", rows.join(", "));
+    holds(&read("d.json", &array).unwrap_err(), &["d.json:1: element 70 of the array: field `prompt`"]);
+    refused("[{\"prompt\": \"a\"}, 5]", &["data.jsonl:1: element 2 of the array: expected a JSON object, found 5"]);
+}
+
+#[test]
+fn rows_that_are_all_malformed_are_counted() {
+    let error = read_as("d.jsonl", "{\"prompt\": 1}\n{\"prompt\": 2}\n", SKIP).unwrap_err();
+    holds(&error, &["every row is malformed, 2 of 2", "The first: ", "d.jsonl:1: field `prompt`"]);
+}
+
+#[test]
+fn a_verdict_in_words_is_no_completion_to_learn() {
+    refused(r#"{"prompt": "a", "completion": "b", "label": "yes"}"#, &[":1: ", "field `label`", "true or false"]);
+    // The name of a kind is none.
+    let kind = read("d.jsonl", r#"{"prompt": "a", "completion": "b", "label": "sums"}"#).unwrap();
+    assert!(matches!(kind, Dataset::Examples(_)));
+}
+
+#[test]
 fn the_first_malformed_row_is_the_first_of_the_file() {
     // A wrong field is found after rows that are no JSON.
     let text = "{\"prompt\": \"a\"}\n{\"prompt\": 1}\n{\"prompt\"\n";

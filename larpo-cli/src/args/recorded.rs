@@ -21,7 +21,11 @@ pub fn take_up(words: &mut Vec<OsString>, at: usize, verb: &Command) -> Result<(
     let value = |name: &str| typed.get(name).and_then(|value| value.to_str());
     let Some(folder) = value("output_dir") else { return Ok(()) };
     let whole = ["dataset_name", "model_name_or_path"].iter().all(|name| typed.contains_key(*name));
-    let Some(Ok(Iterations::More(n))) = value("iterations").map(str::parse) else {
+    let asked = value("iterations").map(str::parse);
+    if let Some(Err(problem)) = asked {
+        return Err(format!("--iterations: {problem}"));
+    }
+    let Some(Ok(Iterations::More(n))) = asked else {
         let is_run = |record: Option<RunRecord>| record.is_some_and(|record| record.verb == "align");
         let helps = words.iter().any(|word| word == "--help" || word == "-h");
         return match !whole && !helps && RunRecord::read(Path::new(folder)).is_ok_and(is_run) {

@@ -1,7 +1,7 @@
 //! Ranked lists, pairs and labelled completions as lists of candidates.
 
 use super::{Dataset, Encoded, Fit, Limits, Part, RowReport, Source, Text, Texts};
-use super::{NOT_ENCODED, NOTHING_TO_LEARN, UNKNOWN_IDS, nothing_to_learn};
+use super::{NOT_ENCODED, NOTHING_TO_LEARN, UNKNOWN_IDS, UNSCORED, nothing_to_learn};
 use crate::args::BadRow;
 use crate::candidate_rows::{Known, from_row};
 use crate::error::{Error, Result};
@@ -82,7 +82,7 @@ impl Source {
             _ => vec![],
         };
         let chosen = &self.encodable(&policy.tokenizer, &chosen, &mut report, texts)[..];
-        let (drafts, ranks_only) = self.drafts(chosen)?;
+        let (drafts, ranks_only) = self.drafts(chosen, &mut report)?;
         let (mut lists, mut rows_of) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
         let front = policy.prompt_prefix()?.len();
         for (draft, list) in drafts.iter().zip(self.encode_lists(policy, chosen, &drafts)?) {
@@ -121,14 +121,21 @@ impl Source {
     }
 
     /// What the rows of `chosen` are lists of, and the line of the first row that gives no more than an order.
-    fn drafts(&self, chosen: &[usize]) -> Result<(Vec<Draft<'_>>, Option<usize>)> {
+    fn drafts(&self, chosen: &[usize], report: &mut RowReport) -> Result<(Vec<Draft<'_>>, Option<usize>)> {
         let mut ranks_only = None;
         let drafts = match &self.records.dataset {
             Dataset::RankedLists(all) => {
                 let mut drafts = Vec::with_capacity(chosen.len());
                 for row in chosen.iter().map(|&i| &all[i]) {
                     let list = &row.list;
-                    let scores = list.scores().ok_or_else(|| self.at(row.line, &unscored(list)))?;
+                    let scores = match (list.scores(), self.on_bad_row) {
+                        (Some(scores), _) => scores,
+                        (None, BadRow::Skip) => {
+                            report.leave_out_at(UNSCORED, 1, row.line);
+                            continue;
+                        }
+                        (None, BadRow::Error) => return Err(self.skippable(row.line, &unscored(list))),
+                    };
                     if list.rewards.is_empty() {
                         ranks_only.get_or_insert(row.line);
                     }
@@ -189,7 +196,7 @@ impl Source {
     pub fn ranked_texts(&self, limits: Limits, part: Part) -> Result<(Vec<RankedTexts<'_>>, RowReport)> {
         let (chosen, mut report) = self.select("rows", part, limits);
         let chosen = self.consistent(chosen, &mut report)?;
-        let (drafts, _) = self.drafts(&chosen)?;
+        let (drafts, _) = self.drafts(&chosen, &mut report)?;
         Ok((drafts.into_iter().map(RankedTexts::from).collect(), report))
     }
 
@@ -223,7 +230,7 @@ impl Source {
                 texts
             }
             Dataset::Pairs(_) | Dataset::Unpaired(_) => {
-                self.drafts(chosen)?.0.into_iter().map(RankedTexts::from).collect()
+                self.drafts(chosen, &mut report)?.0.into_iter().map(RankedTexts::from).collect()
             }
             Dataset::Text(_) => {
                 let problem = "is one text, without responses to score; give rows with prompts and responses";

@@ -1,6 +1,6 @@
 //! What became of the rows of a file.
 
-use super::{FOR_TRAINING, HELD_BACK, NOT_ENCODED, NOTHING_TO_LEARN, UNKNOWN_IDS};
+use super::{FOR_TRAINING, HELD_BACK, NOT_ENCODED, NOTHING_TO_LEARN, UNKNOWN_IDS, UNSCORED};
 use crate::messages::count;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::collections::BTreeMap;
@@ -85,6 +85,7 @@ fn mend(reason: &str) -> String {
             "raise --max_length or --max_prompt_length, or shorten the texts".into()
         }
         _ if reason.starts_with("contradictory") => "correct the rows that contradict themselves or one another".into(),
+        UNSCORED => "score the rows with `larpo rank` first".into(),
         _ if reason.starts_with("malformed") || reason.starts_with("not ") => {
             "correct the malformed rows (without --on_bad_row skip the first is told in full)".into()
         }

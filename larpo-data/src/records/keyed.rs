@@ -66,19 +66,19 @@ pub fn read_keyed_rows(
 ) -> Result<(Vec<KeyedRow>, Vec<RecordError>)> {
     let path = path.as_ref();
     let content = Content::read(path)?;
-    let mut sieve = Sieve::default();
+    let mut sieve = Sieve::new(content.format, on_bad_row);
     let mut rows = Vec::new();
-    for row in content.rows(path)? {
-        rows.extend(sieve.pass(row.and_then(|row| keyed_row(row, keys)))?);
+    for (index, row) in content.rows(path)?.into_iter().enumerate() {
+        rows.extend(sieve.pass(index, row.and_then(|row| keyed_row(row, keys)))?);
     }
     if rows.is_empty() {
-        return Err(sieve.nothing_left(|| Error::Unrecognised {
+        return Err(sieve.nothing_left(path, || Error::Unrecognised {
             path: path.into(),
             found: "the file has no rows".into(),
             mend: format!("Write one JSON object per line, with at least the field `{}`", keys.response),
         }));
     }
-    sieve.settle(on_bad_row)?;
+    sieve.settle()?;
     Ok((rows, sieve.bad))
 }
 

@@ -215,20 +215,20 @@ fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result
         let dataset = Dataset::Text(text.into());
         return Ok(Records { dataset, schema: Schema::Text, why: why.into(), format, bad: vec![], unread: vec![] });
     }
-    let mut sieve = Sieve::default();
+    let mut sieve = Sieve::new(format, options.on_bad_row);
     let mut rows = Vec::new();
     for (index, row) in content.rows(path)?.into_iter().enumerate() {
-        rows.extend(sieve.pass(row)?.map(|row| (index, row)));
+        rows.extend(sieve.pass(index, row)?.map(|row| (index, row)));
     }
     if rows.is_empty() {
-        return Err(sieve.nothing_left(|| unrecognised("the file has no rows", schema::accepted())));
+        return Err(sieve.nothing_left(path, || unrecognised("the file has no rows", schema::accepted())));
     }
     let (schema, why) = match options.schema {
         Some(schema) => (schema, "as asked for".into()),
         None => {
             let detected = schema::detect(path, &rows.iter().map(|(_, row)| row).collect::<Vec<_>>());
             // A file of no known kind whose rows are no JSON either is told by the latter.
-            detected.or_else(|error| sieve.settle(options.on_bad_row).and(Err(error)))?
+            detected.or_else(|error| sieve.settle().and(Err(error)))?
         }
     };
     let read = schema.fields();
@@ -248,23 +248,31 @@ fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result
         }
     };
     if dataset.is_empty() {
-        return Err(sieve.nothing_left(|| unrecognised("the file has no rows", schema::accepted())));
+        return Err(sieve.nothing_left(path, || unrecognised("the file has no rows", schema::accepted())));
     }
-    sieve.settle(options.on_bad_row)?;
+    sieve.settle()?;
     Ok(Records { dataset, schema, why, format, bad: sieve.bad, unread })
 }
 
 /// Lets rows pass and collects what is wrong with the others.
-#[derive(Default)]
 pub(crate) struct Sieve {
     pub(crate) bad: Vec<RecordError>,
+    on_bad_row: OnBadRow,
+    /// The rows are elements of an array, of which a line may hold many.
+    array: bool,
 }
 
 impl Sieve {
-    pub(crate) fn pass<T>(&mut self, row: Result<T>) -> Result<Option<T>> {
+    pub(crate) fn new(format: Format, on_bad_row: OnBadRow) -> Self {
+        Self { bad: Vec::new(), on_bad_row, array: format.kind == FormatKind::JsonArray }
+    }
+
+    /// The row, `index` of the file from 0, if nothing is wrong with it.
+    pub(crate) fn pass<T>(&mut self, index: usize, row: Result<T>) -> Result<Option<T>> {
         match row {
             Ok(row) => Ok(Some(row)),
-            Err(Error::Record(error)) => {
+            Err(Error::Record(mut error)) => {
+                error.element = self.array.then_some(index + 1);
                 self.bad.push(*error);
                 Ok(None)
             }
@@ -274,9 +282,9 @@ impl Sieve {
 
     /// Ends where bad rows do: with the first one, in the order of the file. Rows that are no JSON are found before those
     /// with a wrong field.
-    pub(crate) fn settle(&mut self, on_bad_row: OnBadRow) -> Result<()> {
-        self.bad.sort_by_key(|error| error.line);
-        match (on_bad_row, self.bad.first()) {
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        self.bad.sort_by_key(|error| (error.line, error.element));
+        match (self.on_bad_row, self.bad.first()) {
             (OnBadRow::Error, Some(first)) => Err(first.clone().into()),
             _ => Ok(()),
         }
@@ -285,14 +293,22 @@ impl Sieve {
     fn convert<T>(&mut self, rows: &[(usize, Row)], convert: impl Fn(usize, &Row) -> Result<T>) -> Result<Vec<T>> {
         let mut result = Vec::with_capacity(rows.len());
         for (index, row) in rows {
-            result.extend(self.pass(convert(*index, row))?);
+            result.extend(self.pass(*index, convert(*index, row))?);
         }
         Ok(result)
     }
 
     /// Why no row is left: the first bad one, or `otherwise` where there was none.
-    pub(crate) fn nothing_left(&self, otherwise: impl FnOnce() -> Error) -> Error {
-        self.bad.iter().min_by_key(|error| error.line).cloned().map_or_else(otherwise, Error::from)
+    pub(crate) fn nothing_left(&mut self, path: &Path, otherwise: impl FnOnce() -> Error) -> Error {
+        match (self.settle(), &self.bad[..]) {
+            (Err(first), _) => first,
+            (Ok(()), []) => otherwise(),
+            (Ok(()), [first, ..]) => Error::Unrecognised {
+                path: path.into(),
+                found: format!("every row is malformed, {} of {0}", self.bad.len()),
+                mend: format!("The first: {first}"),
+            },
+        }
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn parse_row<'a>(path: &'a Path, line: usize, text: &'a str) -> Resul
             expected: "a JSON object".into(),
             found: describe(&other),
             mend: "Each row is an object, for example {\"prompt\": \"2 + 2 =\"}".into(),
+            element: None,
             of_the_file: false,
         }
         .into()),
@@ -122,6 +123,7 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
             expected: "each name once in an object".into(),
             found: format!("the name a second time at column {column}"),
             mend: "Remove the one that is out of date".into(),
+            element: None,
             of_the_file: false,
         }
         .into();
@@ -134,6 +136,7 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
             expected: "a finite number".into(),
             found: format!("`{word}` at column {}", start + 1),
             mend: "JSON has no NaN and no infinity: write a finite number or leave the field out".into(),
+            element: None,
             of_the_file: false,
         }
         .into();
@@ -162,7 +165,7 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
     };
     let expected = "valid JSON".into();
     let (path, field, mend) = (path.into(), String::new(), mend.into());
-    RecordError { path, line, field, expected, found, mend, of_the_file: false }.into()
+    RecordError { path, line, element: None, field, expected, found, mend, of_the_file: false }.into()
 }
 
 /// What the parser found, said so that it can be looked for, and the mend. `rest` is the text from where it stopped.
@@ -270,6 +273,7 @@ impl Row<'_> {
             expected: expected.into(),
             found: found.into(),
             mend: mend.into(),
+            element: None,
             of_the_file: false,
         }
         .into()

@@ -152,13 +152,15 @@ pub(super) fn detect(path: &Path, rows: &[&Row]) -> Result<(Schema, String)> {
     }
 }
 
-/// Whether the row has a verdict, or the words of one in quotes, which the reader of such rows then refuses: a rejected
+/// Whether the row has a verdict, or what people write for one, which the reader of such rows then refuses: a rejected
 /// completion must not pass for one to learn.
 fn is_verdict(row: &Row) -> bool {
     let worded = |value: &Value| {
-        value
-            .as_str()
-            .is_some_and(|word| ["true", "false", "0", "1"].iter().any(|v| word.trim().eq_ignore_ascii_case(v)))
+        value.as_str().is_some_and(|word| {
+            ["true", "false", "0", "1", "yes", "no", "good", "bad", "chosen", "rejected"]
+                .iter()
+                .any(|v| word.trim().eq_ignore_ascii_case(v))
+        })
     };
     row.get("label").is_some_and(|value: &Value| verdict(row, value).is_some() || worded(value))
 }

@@ -174,7 +174,7 @@ fn array<'a>(path: &'a Path, text: &'a str) -> Result<Vec<Result<Row<'a>>>> {
 fn table<'a>(path: &'a Path, text: &'a str, separator: char) -> Result<Vec<Result<Row<'a>>>> {
     let fault = |line: usize, field: &str, expected: String, found: String, mend: &str| -> Error {
         let (path, field, mend) = (path.into(), field.into(), mend.into());
-        RecordError { path, line, field, expected, found, mend, of_the_file: false }.into()
+        RecordError { path, line, element: None, field, expected, found, mend, of_the_file: false }.into()
     };
     let quote = |line: usize, kind: Fault| {
         let found = match kind {
