@@ -555,8 +555,9 @@ impl Source {
 
 /// Why a row with a text that has no tokens is left out.
 const NOT_ENCODED: &str = "text that the tokenizer cannot encode";
-/// Why a row with ids of its own is left out.
+/// Why a list that nothing orders is left out.
 const UNSCORED: &str = "no rewards and no ranks";
+/// Why a row with ids of its own is left out.
 const UNKNOWN_IDS: &str = "token ids that the tokenizer does not have";
 /// Why a row is left out of a training part.
 const HELD_BACK: &str = "held back for validation";
