@@ -473,14 +473,17 @@ fn references_are_computed_for_what_the_steps_use_and_stop_when_asked() {
 fn a_plan_ends_at_once() {
     let folder = Folder::new("plan-ctrl-c");
     let (_, model) = tiny(&folder);
-    // So many that the signal arrives before the end on a busy machine, too.
-    let (data, log) = (many_lists(&folder, 200_000), folder.path("log"));
+    let (data, log) = (folder.name("data.jsonl"), folder.path("log"));
+    assert!(Command::new("mkfifo").arg(&data).status().expect("starts").success());
     let words = ["plan", "train", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", "out"];
     let mut child = start(&mut larpo(&words), &log);
-    wait_for("the data", || fs::read_to_string(&log).expect("reads").contains("ranked_list"));
+    // A pipe opens for writing once it is open for reading. As nothing is written, the plan cannot end before the signal.
+    let pipe = std::thread::spawn(move || fs::OpenOptions::new().write(true).open(data));
+    wait_for("the plan to read its data", || pipe.is_finished());
     signal(&child, "INT");
     let status = child.wait().expect("a child");
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "{status}");
+    drop(pipe.join());
 }
 
 #[test]
