@@ -426,20 +426,15 @@ fn training_on_lists_goes_on_too() {
     }
 }
 
-/// The words of a `train` on `n` small lists.
-fn many_lists(folder: &Folder, n: u32) -> String {
-    let row = |a: u32| {
-        let responses = [format!("#### {}", a % 50 + 1), "#### 60".to_string()];
-        serde_json::json!({"prompt": format!("{}+1\n", a % 50), "responses": responses, "rewards": [1.0, 0.0]})
-    };
-    folder.rows("many.jsonl", &(0..n).map(row).collect::<Vec<_>>())
-}
-
 #[test]
 fn references_are_computed_for_what_the_steps_use_and_stop_when_asked() {
     let folder = Folder::new("references");
     let (_, model) = tiny(&folder);
-    let data = many_lists(&folder, 20_000);
+    let row = |a: u32| {
+        let responses = [format!("#### {}", a % 50 + 1), "#### 60".to_string()];
+        serde_json::json!({"prompt": format!("{}+1\n", a % 50), "responses": responses, "rewards": [1.0, 0.0]})
+    };
+    let data = folder.rows("many.jsonl", &(0..20_000).map(row).collect::<Vec<_>>());
     let (out, log) = (folder.path("out"), folder.path("log"));
     let name = out.display().to_string();
     let base = ["train", "--model_name_or_path", &model, "--dataset_name", &data, "--output_dir", &name];
@@ -483,7 +478,7 @@ fn a_plan_ends_at_once() {
     signal(&child, "INT");
     let status = child.wait().expect("a child");
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "{status}");
-    drop(pipe.join());
+    pipe.join().expect("a thread").expect("a pipe that was open for reading");
 }
 
 #[test]
