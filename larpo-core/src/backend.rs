@@ -26,7 +26,7 @@ pub enum Store {
 
 /// The weight operand of a product: `(out_features, in_features)`, row-major.
 ///
-/// A type of its own so that frozen weights can later be stored in fewer bits without touching any other operand.
+/// It may be stored in bfloat16 where it is not trained ([`Backend::upload_bf16`]).
 #[derive(Debug)]
 pub struct Weight<'a, T> {
     /// The stored numbers, `out_features * in_features` of them.
@@ -216,6 +216,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn len(&self, x: &Self::Buffer) -> usize;
     /// Copies `data` to the device.
     fn upload(&self, data: &[f32]) -> Self::Buffer;
+    /// Copies `data` to the device, rounded to bfloat16 (to the nearest, then to the even): the weights of a model that is not
+    /// trained. Such a buffer is the table of [`Backend::embed`] or a [`Weight`], and can be downloaded; no other operation
+    /// takes it.
+    fn upload_bf16(&self, data: &[f32]) -> Self::Buffer;
+    /// A buffer as of [`Backend::upload_bf16`], with unspecified contents.
+    fn alloc_bf16(&self, len: usize) -> Self::Buffer;
     /// Copies indices to the device.
     fn upload_index(&self, data: &[u32]) -> Self::Index;
     /// Copies ranked lists to the device and prepares their order.

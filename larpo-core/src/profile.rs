@@ -188,6 +188,14 @@ impl<B: Backend> Backend for Profiled<B> {
         self.timed("upload", Work::moving(Shape::Flat, 2 * data.len()), |b| b.upload(data))
     }
 
+    fn upload_bf16(&self, data: &[f32]) -> B::Buffer {
+        self.timed("upload_bf16", Work::moving(Shape::Flat, data.len() + data.len() / 2), |b| b.upload_bf16(data))
+    }
+
+    fn alloc_bf16(&self, len: usize) -> B::Buffer {
+        self.timed("alloc", Work::moving(Shape::Flat, 0), |b| b.alloc_bf16(len))
+    }
+
     fn upload_index(&self, data: &[u32]) -> Self::Index {
         let inner = self.timed("upload_index", Work::moving(Shape::Flat, 2 * data.len()), |b| b.upload_index(data));
         ProfiledIndex { inner, host: data.to_vec() }

@@ -308,6 +308,72 @@ fn recomputed_blocks_give_the_same_bits() {
     check(&Cpu::new());
 }
 
+/// The nearest number of bfloat16, of two the even one.
+fn nearest(x: f32) -> f32 {
+    let below = x.to_bits() & 0xffff_0000;
+    let [low, high] = [below, below + 0x1_0000].map(f32::from_bits);
+    let (down, up) = ((x - low).abs(), (high - x).abs());
+    if up < down || up == down && below & 0x1_0000 != 0 { high } else { low }
+}
+
+/// A base in bfloat16 gives the bits that its rounded numbers give: in scoring, decoding and training.
+#[test]
+fn a_base_in_bfloat16_is_its_rounded_numbers() {
+    let backend = Cpu::new();
+    for config in all_shapes() {
+        let mut wide = adapted(&backend, &config, 4);
+        for index in 0..wide.parameters().len() {
+            let parameter = wide.parameters().iter().nth(index).unwrap();
+            if !parameter.trainable && parameter.decay {
+                let rounded = wide.parameters().download(&backend, index).mapv(nearest);
+                wide.parameters_mut().upload(&backend, index, &rounded).unwrap();
+            }
+        }
+        let half = adapted(&backend, &ModelConfig { frozen_bf16: true, ..config.clone() }, 4);
+        for (index, parameter) in half.parameters().iter().enumerate() {
+            let numbers = |model: &Transformer<Cpu>| model.parameters().download(&backend, index);
+            assert_eq!(numbers(&half), numbers(&wide), "{}", parameter.name);
+        }
+        let packed = pack(&ragged());
+        assert_eq!(half.score(&packed).unwrap(), wide.score(&packed).unwrap());
+        assert_eq!(half.merged().unwrap().score(&packed).unwrap(), wide.merged().unwrap().score(&packed).unwrap());
+        assert_eq!(half.base().unwrap().score(&packed).unwrap(), wide.base().unwrap().score(&packed).unwrap());
+        let logits = |model: &Transformer<Cpu>| {
+            let places = Places { prompts: 1, prompt_tokens: 3, responses: 1, response_tokens: 4 };
+            let mut decoder = Decoder::new(model, places).unwrap();
+            decoder.prefill(&[(0, &[1, 2, 3])]).unwrap();
+            backend.read(&decoder.step(&[DecodeRow { prompt: 0, response: 0, id: 5, generated: 0 }]).unwrap())
+        };
+        assert_eq!(logits(&half), logits(&wide));
+        let gradients = |model: &Transformer<Cpu>| {
+            let mut gradients = Gradients::new(model.parameters().len());
+            let value = Loss::of(&ragged(), &rewards(), listmle()).backward_with(model, &mut gradients, None);
+            let read = |i| gradients.get(i).map(|g| backend.read(g));
+            (value, (0..model.parameters().len()).map(read).collect::<Vec<_>>())
+        };
+        assert_eq!(gradients(&half), gradients(&wide));
+    }
+}
+
+#[test]
+fn a_base_in_bfloat16_holds_half() {
+    let held = |frozen_bf16| {
+        let dry = DryRun::new();
+        let config = with_adapter(&ModelConfig::new(256, 512, 4, 4, 2, 2000), &[], 0.0);
+        let model = Transformer::unspecified(&dry, ModelConfig { frozen_bf16, ..config }).unwrap();
+        let bytes = model.config().weight_bytes();
+        let mut trainer = Trainer::new(model, optimizer(), 1);
+        let row = SftRow { prompt: vec![1; 10], response: vec![2; 10] };
+        trainer.sft_step(&[&row], 1).unwrap();
+        (dry.memory().weights as f64, bytes as f64)
+    };
+    let ((wide, of_wide), (half, of_half)) = (held(false), held(true));
+    assert!(half < 0.53 * wide, "{half} bytes instead of {wide}");
+    for (held, said) in [(wide, of_wide), (half, of_half)] {
+        assert!((held / said - 1.0).abs() < 0.05, "{held} held, {said} stated");
+    }
+}
+
 /// Adapters that PEFT wrote, with the log-probabilities that PEFT computes (larpo-cli/tests/interop/make_adapters.py).
 #[test]
 fn golden_adapters_equal_peft() {

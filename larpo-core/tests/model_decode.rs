@@ -76,12 +76,43 @@ fn decoding_equals_scoring_on_the_cpu() {
     check(&Cpu::new(), 1e-4);
 }
 
+/// What a text is followed by is what a longer text is scored with.
+fn check_next<B: Backend>(backend: &B, tolerance: f64) {
+    let choices = [4, 0, 17];
+    for config in shapes() {
+        let model = model(backend, &config, 11);
+        let next = model.next_logp(&pack(&lists()), &choices).unwrap();
+        let mut expected = Vec::new();
+        for (prompt, responses) in lists() {
+            for response in responses {
+                let with = |id: &u32| [&response[..], &[*id]].concat();
+                let longer = vec![(prompt.clone(), choices.iter().map(with).collect::<Vec<_>>())];
+                let scored = model.score(&pack(&longer)).unwrap();
+                expected.extend(scored.chunks(response.len() + 1).map(|logp| logp[response.len()]));
+            }
+        }
+        assert_eq!(next.len(), expected.len());
+        for (at, (got, want)) in next.iter().zip(&expected).enumerate() {
+            assert!((got - want).abs() <= tolerance, "{at}: {got} as the next token, {want} scored");
+        }
+    }
+}
+
+#[test]
+fn next_tokens_equal_scoring() {
+    check_next(&Reference, 1e-10);
+    check_next(&Cpu::new(), 1e-4);
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let model = model(&Reference, &tiny(true), 1);
     let places = |prompt_tokens, response_tokens| Places { prompts: 1, prompt_tokens, responses: 1, response_tokens };
     let decoder = |prompt_tokens, response_tokens| Decoder::new(&model, places(prompt_tokens, response_tokens));
     assert_eq!(decoder(60, 5).err(), Some(Error::TooLong { tokens: 65, limit: 64 }));
+    let error = model.next_logp(&pack(&lists()), &[19]).err();
+    assert_eq!(error, Some(Error::TokenId { id: 19, vocab_size: 19 }));
+    assert!(model.next_logp(&pack(&vec![(vec![1], vec![vec![]])]), &[1]).is_err());
     let mut decoder = decoder(60, 4).unwrap();
     assert!(matches!(decoder.prefill(&[(0, &[])]).err(), Some(Error::Setting { .. })));
     assert_eq!(decoder.prefill(&[(0, &[1; 61])]).err(), Some(Error::TooLong { tokens: 61, limit: 60 }));

@@ -191,6 +191,7 @@ fn a_sample_is_named_by_its_prompt_and_a_reward_by_its_response() {
     let mut list = CandidateList {
         prompt_index: 7,
         prompt: "p".into(),
+        conversation: None,
         prompt_ids: vec![1],
         reference: None,
         candidates: vec![candidate(0.25), candidate(0.5)],

@@ -228,3 +228,54 @@ impl Operation for LinearGradW {
         only(b, "d_w", &d_w)
     }
 }
+
+/// Everything that takes a weight in bfloat16: an embedding, a product with its gradient, a head with its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Bf16 {
+    rows: usize,
+    in_features: usize,
+    out_features: usize,
+}
+
+impl Operation for Bf16 {
+    const METHODS: &'static [&'static str] = &["upload_bf16", "alloc_bf16"];
+
+    fn cases() -> Vec<Self> {
+        let case = |(rows, in_features, out_features)| Self { rows, in_features, out_features };
+        // The last one is widened in several parts.
+        PRODUCTS.map(case).into_iter().chain([case((70, 700, 3000))]).collect()
+    }
+
+    fn flops(&self) -> u64 {
+        8 * (self.rows * self.in_features * self.out_features) as u64
+    }
+
+    fn run<B: Backend>(&self, x: &mut Inputs, b: &B) -> Outputs {
+        let &Self { rows, in_features, out_features } = self;
+        let (input, d_y) = (x.buffer(b, rows * in_features, 1.0), x.buffer(b, rows * out_features, 1.0));
+        let data = b.upload_bf16(&x.floats(in_features * out_features, 1.0));
+        let w = Weight { data: &data, out_features, in_features };
+        let mut y = destination(x, b, rows * out_features, Store::Add);
+        b.linear(&input, w, &mut y, Store::Add);
+        let mut d_x = blank(b, rows * in_features);
+        b.linear_grad_x(&d_y, w, &mut d_x, Store::Set);
+        let ids = x.ids(rows, out_features);
+        let targets = b.upload_index(&ids);
+        let mut embedded = blank(b, rows * in_features);
+        b.embed(&data, &targets, in_features, &mut embedded);
+        let each = b.upload_index(&(0..rows as u32).collect::<Vec<_>>());
+        let (mut logp, mut lse) = (blank(b, rows), blank(b, rows));
+        b.token_logp(&input, w, None, &each, &targets, &mut logp, &mut lse);
+        let (d_logp, mut d_h) = (x.buffer(b, rows, 1.0), blank(b, rows * in_features));
+        b.token_logp_grad(&d_logp, &input, w, None, &each, &targets, &lse, (&mut d_h, Store::Set), None);
+        let length = b.len(&b.alloc_bf16(3 * rows)) as f64;
+        Outputs::default()
+            .values("data", b.read(&data), true)
+            .and(b, "y", &y)
+            .and(b, "d_x", &d_x)
+            .values("embedded", b.read(&embedded), true)
+            .and(b, "logp", &logp)
+            .and(b, "d_h", &d_h)
+            .values("length", vec![length], true)
+    }
+}

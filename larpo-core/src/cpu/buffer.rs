@@ -1,5 +1,6 @@
 //! Aligned float buffers that return to a pool when dropped, so that a training loop allocates nothing in its steady state.
 
+use super::bf16::Numbers;
 use std::alloc::{Layout, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -49,10 +50,11 @@ impl<M> Default for Pool<M> {
     }
 }
 
-/// A flat array of `f32`, aligned to a cache line.
+/// A flat array of `f32`, aligned to a cache line; of a frozen weight perhaps of bfloat16.
 pub struct Buffer {
     lines: Vec<Line>,
     len: usize,
+    half: bool,
     pool: Arc<Pool>,
 }
 
@@ -116,12 +118,22 @@ impl<M: Block> Pool<M> {
 
 impl Pool {
     pub(super) fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        Buffer { lines: self.lines(len), len, half: false, pool: self.clone() }
+    }
+
+    /// An array of bfloat16.
+    pub(super) fn take_bf16(self: &Arc<Self>, len: usize) -> Buffer {
+        Buffer { lines: self.lines(len.div_ceil(2)), len, half: true, pool: self.clone() }
+    }
+
+    /// Memory for `floats` floats.
+    fn lines(&self, floats: usize) -> Vec<Line> {
         // Too little memory is no bug of the program's: it ends as where any other memory cannot be had.
         let make = |lines| match bytemuck::try_zeroed_vec(lines) {
             Ok(block) => block,
             Err(()) => handle_alloc_error(Layout::array::<Line>(lines).unwrap_or(Layout::new::<Line>())),
         };
-        Buffer { lines: self.block(len, make), len, pool: self.clone() }
+        self.block(floats, make)
     }
 }
 
@@ -136,16 +148,37 @@ impl Buffer {
         self.len == 0
     }
 
-    /// The floats.
+    /// The floats, which must be of single precision.
+    #[track_caller]
     pub fn as_slice(&self) -> &[f32] {
+        assert!(!self.half, "{SINGLE}");
         &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 
     /// The floats, writable.
+    #[track_caller]
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        assert!(!self.half, "{SINGLE}");
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+
+    /// The floats as they are stored.
+    pub(super) fn numbers(&self) -> Numbers<'_> {
+        match self.half {
+            true => Numbers::Bf16(&bytemuck::cast_slice(&self.lines)[..self.len]),
+            false => Numbers::F32(self.as_slice()),
+        }
+    }
+
+    /// The upper halves of an array of bfloat16, writable.
+    pub(super) fn halves_mut(&mut self) -> &mut [u16] {
+        assert!(self.half, "an array of single precision has no halves");
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
+
+/// Why an operation does not take an array of bfloat16.
+const SINGLE: &str = "weights in bfloat16 are the table of an embedding or the weight of a product";
 
 impl Drop for Buffer {
     fn drop(&mut self) {

@@ -9,7 +9,7 @@
 //! [`Cpu`]: super::Cpu
 
 use super::buffer::{Block, LINE, Pool};
-use super::{attention, matmul, par, token_logp};
+use super::{attention, bf16, matmul, par, token_logp};
 use crate::backend::{
     Activation, AdamWSpec, AttentionSpec, Backend, Draw, DropoutSpec, NormSpec, SamplingSpec, Store, Weight,
 };
@@ -100,6 +100,7 @@ pub struct DryBuffer {
     /// Present until it is dropped.
     block: Option<DryBlock>,
     len: usize,
+    half: bool,
     pool: Arc<Pool<DryBlock>>,
 }
 
@@ -149,6 +150,25 @@ impl DryRun {
         memory
     }
 
+    /// An array of `len` numbers in the memory of `floats` floats.
+    fn array(&self, len: usize, floats: usize) -> DryBuffer {
+        let block = self.pool.block(floats, |lines| {
+            let mut ledger = lock(&self.ledger);
+            ledger.blocks.push(Some((lines, Kind::Activations)));
+            DryBlock { lines, entry: ledger.blocks.len() - 1, ledger: self.ledger.clone() }
+        });
+        let x = DryBuffer { block: Some(block), len, half: floats < len, pool: self.pool.clone() };
+        self.mark(&x, Kind::Activations);
+        x
+    }
+
+    /// What a product widens of a weight in bfloat16, at most `most` numbers at a time.
+    fn widen(&self, w: &DryBuffer, most: usize) {
+        if w.half && most > 0 {
+            drop(self.alloc(w.len.min(most)));
+        }
+    }
+
     fn mark(&self, x: &DryBuffer, kind: Kind) {
         if let Some(block) = &x.block
             && let Some((_, now)) = &mut lock(&self.ledger).blocks[block.entry]
@@ -178,6 +198,7 @@ impl DryRun {
         self.mark(&self.alloc(floats), Kind::Logits);
         self.mark(w.data, Kind::Weights);
         let width = floats / rows.max(1);
+        self.widen(w.data, width * w.in_features);
         self.product(rows, w.in_features, width);
         self.product(width, rows, w.in_features);
     }
@@ -193,14 +214,7 @@ impl Backend for DryRun {
     }
 
     fn alloc(&self, len: usize) -> DryBuffer {
-        let block = self.pool.block(len, |lines| {
-            let mut ledger = lock(&self.ledger);
-            ledger.blocks.push(Some((lines, Kind::Activations)));
-            DryBlock { lines, entry: ledger.blocks.len() - 1, ledger: self.ledger.clone() }
-        });
-        let x = DryBuffer { block: Some(block), len, pool: self.pool.clone() };
-        self.mark(&x, Kind::Activations);
-        x
+        self.array(len, len)
     }
 
     fn len(&self, x: &DryBuffer) -> usize {
@@ -209,6 +223,14 @@ impl Backend for DryRun {
 
     fn upload(&self, data: &[f32]) -> DryBuffer {
         self.alloc(data.len())
+    }
+
+    fn upload_bf16(&self, data: &[f32]) -> DryBuffer {
+        self.alloc_bf16(data.len())
+    }
+
+    fn alloc_bf16(&self, len: usize) -> DryBuffer {
+        self.array(len, len.div_ceil(2))
     }
 
     fn upload_index(&self, data: &[u32]) -> Vec<u32> {
@@ -247,11 +269,18 @@ impl Backend for DryRun {
 
     fn linear(&self, x: &DryBuffer, w: Weight<DryBuffer>, _: &mut DryBuffer, _: Store) {
         self.mark(w.data, Kind::Weights);
-        self.packing(matmul::linear_packing_bytes(x.len / w.in_features, w.in_features, w.out_features));
+        let bytes = matmul::linear_packing_bytes(x.len / w.in_features, w.in_features, w.out_features);
+        self.packing(bytes);
+        // Few rows are multiplied without packing, and widen in a thread's own memory.
+        match (bytes, w.data.half) {
+            (0, true) => self.scratch(matmul::COLUMNS * w.in_features),
+            _ => self.widen(w.data, bf16::PART.max(w.in_features)),
+        }
     }
 
     fn linear_grad_x(&self, d_y: &DryBuffer, w: Weight<DryBuffer>, _: &mut DryBuffer, _: Store) {
         self.product(d_y.len / w.out_features, w.out_features, w.in_features);
+        self.widen(w.data, bf16::PART.max(w.in_features));
     }
 
     fn linear_grad_w(&self, _: &DryBuffer, x: &DryBuffer, out: usize, input: usize, d_w: &mut DryBuffer, _: Store) {

@@ -1,13 +1,15 @@
 //! Row gathers: token embedding, scored rows, and their gradients.
 
+use super::bf16::Numbers;
 use super::par;
 use crate::backend::Store;
 
 /// `y (m, channels) = x[rows]`.
-pub fn gather_rows(x: &[f32], rows: &[u32], channels: usize, y: &mut [f32]) {
+pub fn gather_rows(x: Numbers, rows: &[u32], channels: usize, y: &mut [f32]) {
     par::rows(y, channels, |first, block| {
         for (y, &row) in block.chunks_exact_mut(channels).zip(&rows[first..]) {
-            y.copy_from_slice(&x[row as usize * channels..][..channels]);
+            let first = row as usize * channels;
+            x.slice(first..first + channels).copy_to(y);
         }
     });
 }

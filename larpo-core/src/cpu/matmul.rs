@@ -4,10 +4,11 @@
 //! through ndarray's own product. Products of few rows with a transposed weight (decoding) have a kernel of their own:
 //! they are bound by reading the weight once.
 
+use super::bf16::{Numbers, PART, rows_at_once, widen};
 use super::skinny::{Rows, dots};
-use super::{par, simd};
+use super::{par, scratch, simd};
 use crate::backend::Store;
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 
 /// How many threads a product may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ const SKINNY_TASK: usize = 1 << 18;
 /// Tasks a thread gets, so that a thread that was interrupted hands work over.
 const TASKS_PER_THREAD: usize = 4;
 /// Tasks start at multiples of this many columns: a cache line of `y`, and whole tiles.
-const COLUMNS: usize = 48;
+pub(super) const COLUMNS: usize = 48;
 
 /// `c = alpha · a·b` or `c += alpha · a·b`, with `a (m, k)`, `b (k, n)`, `c (m, n)`, any strides.
 #[track_caller]
@@ -130,19 +131,47 @@ pub fn linear_packing_bytes(n: usize, k: usize, out: usize) -> usize {
     if n <= skinny_rows(k) { 0 } else { packing_bytes(n, k, out) }
 }
 
-/// `y (n, out) = x (n, in) · w (out, in)ᵀ`, on contiguous slices.
-pub fn linear(x: &[f32], w: &[f32], out: usize, y: &mut [f32], store: Store) {
+/// Floats of scratch that [`linear`] needs for `n` rows.
+pub fn linear_wide_len(n: usize, w: Numbers, k: usize) -> usize {
+    if n <= skinny_rows(k) { 0 } else { w.wide_len(PART.max(k)) }
+}
+
+/// `y (n, out) = x (n, in) · w (out, in)ᵀ`, on contiguous slices; `wide` is scratch of [`linear_wide_len`].
+pub fn linear(x: &[f32], w: Numbers, out: usize, y: &mut [f32], store: Store, wide: &mut [f32]) {
     let k = w.len() / out;
     let n = x.len() / k;
     if n <= skinny_rows(k) {
         return skinny(x, w, k, y, store);
     }
-    let (x, w) = (view(x, n, k), view(w, out, k));
-    matmul(1.0, x, w.t(), view_mut(y, n, out), store, Threads::All);
+    let (x, mut y) = (view(x, n, k), view_mut(y, n, out));
+    let rows = rows_at_once(w, k);
+    for first in (0..out).step_by(rows) {
+        let last = out.min(first + rows);
+        let part = view(w.slice(first * k..last * k).widened(wide), last - first, k);
+        matmul(1.0, x, part.t(), y.slice_mut(s![.., first..last]), store, Threads::All);
+    }
+}
+
+/// `d_x (n, in) = d_y (n, out) · w (out, in)`; `wide` is scratch for a part of the weight.
+pub fn linear_grad_x(
+    d_y: ArrayView2<f32>,
+    w: Numbers,
+    mut d_x: ArrayViewMut2<f32>,
+    mut store: Store,
+    wide: &mut [f32],
+) {
+    let (out, k) = (d_y.ncols(), d_x.ncols());
+    let rows = rows_at_once(w, k);
+    for first in (0..out).step_by(rows) {
+        let last = out.min(first + rows);
+        let part = view(w.slice(first * k..last * k).widened(wide), last - first, k);
+        matmul(1.0, d_y.slice(s![.., first..last]), part, d_x.view_mut(), store, Threads::All);
+        store = Store::Add;
+    }
 }
 
 /// Splits the columns of `y` over the threads.
-fn skinny(x: &[f32], w: &[f32], k: usize, y: &mut [f32], store: Store) {
+fn skinny(x: &[f32], w: Numbers, k: usize, y: &mut [f32], store: Store) {
     let (n, out) = (x.len() / k, w.len() / k);
     let x: Vec<&[f32]> = x.chunks_exact(k).collect();
     // Up to four rows take as long as one: the time that reading the weight takes.
@@ -153,8 +182,22 @@ fn skinny(x: &[f32], w: &[f32], k: usize, y: &mut [f32], store: Store) {
         _ => TASKS_PER_THREAD * threads,
     };
     let width = out.div_ceil(tasks).next_multiple_of(COLUMNS);
-    let tasks = par::columns(y, out, width).into_iter().zip(w.chunks(width * k)).collect();
-    par::each(tasks, |(mut y, w)| dots(&x, Rows::adjacent(w, k), &mut y, store));
+    let tasks: Vec<_> = par::columns(y, out, width).into_iter().enumerate().collect();
+    par::each(tasks, |(i, mut y)| {
+        let w = w.slice(i * width * k..out.min((i + 1) * width) * k);
+        match w {
+            Numbers::F32(w) => dots(&x, Rows::adjacent(w, k), &mut y, store),
+            // A few rows at a time, which stay in the nearest cache.
+            Numbers::Bf16(w) => scratch::with(COLUMNS * k, |wide| {
+                for (part, first) in w.chunks(COLUMNS * k).zip((0..).step_by(COLUMNS)) {
+                    let (wide, columns) = (&mut wide[..part.len()], part.len() / k);
+                    widen(part, wide);
+                    let mut y: Vec<&mut [f32]> = y.iter_mut().map(|y| &mut y[first..first + columns]).collect();
+                    dots(&x, Rows::adjacent(wide, k), &mut y, store);
+                }
+            }),
+        }
+    });
 }
 
 /// A contiguous row-major view.

@@ -5,6 +5,7 @@
 
 mod adamw;
 mod attention;
+mod bf16;
 mod buffer;
 mod decode;
 mod dropout;
@@ -29,6 +30,7 @@ use crate::backend::{
     Activation, AdamWSpec, AttentionSpec, Backend, Draw, DropoutSpec, NormSpec, SamplingSpec, Store, Weight,
 };
 use crate::lists::{PreparedLists, RankedLists};
+use bf16::Numbers;
 use buffer::Pool;
 use matmul::{Threads, matmul, view, view_mut};
 use std::sync::Arc;
@@ -53,6 +55,11 @@ impl Cpu {
     /// A backend with an empty pool.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Scratch that weights are widened into; none where there is nothing to widen.
+    fn wide(&self, len: usize) -> Option<Buffer> {
+        (len > 0).then(|| self.alloc(len))
     }
 }
 
@@ -79,6 +86,16 @@ impl Backend for Cpu {
         x
     }
 
+    fn upload_bf16(&self, data: &[f32]) -> Buffer {
+        let mut x = self.alloc_bf16(data.len());
+        x.halves_mut().iter_mut().zip(data).for_each(|(x, &data)| *x = bf16::narrow(data));
+        x
+    }
+
+    fn alloc_bf16(&self, len: usize) -> Buffer {
+        self.pool.take_bf16(len)
+    }
+
     fn upload_index(&self, data: &[u32]) -> Vec<u32> {
         data.to_vec()
     }
@@ -88,11 +105,13 @@ impl Backend for Cpu {
     }
 
     fn download(&self, x: &Buffer, out: &mut [f32]) {
-        out.copy_from_slice(x.as_slice());
+        x.numbers().copy_to(out);
     }
 
     fn read(&self, x: &Buffer) -> Vec<f64> {
-        x.as_slice().iter().map(|&v| f64::from(v)).collect()
+        let mut out = vec![0.0; x.len()];
+        self.download(x, &mut out);
+        out.into_iter().map(f64::from).collect()
     }
 
     fn fill(&self, x: &mut Buffer, value: f64) {
@@ -124,7 +143,7 @@ impl Backend for Cpu {
 
     fn embed(&self, table: &Buffer, ids: &Vec<u32>, channels: usize, y: &mut Buffer) {
         assert_eq!(y.len(), ids.len() * channels, "embed: y is (ids, channels)");
-        embed::gather_rows(table.as_slice(), ids, channels, y.as_mut_slice());
+        embed::gather_rows(table.numbers(), ids, channels, y.as_mut_slice());
     }
 
     fn embed_grad(&self, d_y: &Buffer, ids: &Vec<u32>, channels: usize, d_table: &mut Buffer, store: Store) {
@@ -135,15 +154,17 @@ impl Backend for Cpu {
     fn linear(&self, x: &Buffer, w: Weight<Buffer>, y: &mut Buffer, store: Store) {
         let n = rows("linear", x, w.in_features);
         assert_eq!(y.len(), n * w.out_features, "linear: y is (n, out)");
-        matmul::linear(x.as_slice(), w.data.as_slice(), w.out_features, y.as_mut_slice(), store);
+        let mut wide = self.wide(matmul::linear_wide_len(n, w.data.numbers(), w.in_features));
+        let wide = wide.as_mut().map_or(&mut [][..], Buffer::as_mut_slice);
+        matmul::linear(x.as_slice(), w.data.numbers(), w.out_features, y.as_mut_slice(), store, wide);
     }
 
     fn linear_grad_x(&self, d_y: &Buffer, w: Weight<Buffer>, d_x: &mut Buffer, store: Store) {
         let n = rows("linear_grad_x", d_y, w.out_features);
-        let (d_y, data) = (d_y.as_slice(), w.data.as_slice());
-        let d_x = view_mut(d_x.as_mut_slice(), n, w.in_features);
-        let weight = view(data, w.out_features, w.in_features);
-        matmul(1.0, view(d_y, n, w.out_features), weight, d_x, store, Threads::All);
+        let (d_y, data) = (view(d_y.as_slice(), n, w.out_features), w.data.numbers());
+        let mut wide = self.wide(data.wide_len(bf16::PART.max(w.in_features)));
+        let wide = wide.as_mut().map_or(&mut [][..], Buffer::as_mut_slice);
+        matmul::linear_grad_x(d_y, data, view_mut(d_x.as_mut_slice(), n, w.in_features), store, wide);
     }
 
     fn linear_grad_w(
@@ -305,7 +326,7 @@ impl Backend for Cpu {
 
     fn gather_rows(&self, x: &Buffer, rows: &Vec<u32>, channels: usize, y: &mut Buffer) {
         assert_eq!(y.len(), rows.len() * channels, "gather_rows: y is (rows, channels)");
-        embed::gather_rows(x.as_slice(), rows, channels, y.as_mut_slice());
+        embed::gather_rows(Numbers::F32(x.as_slice()), rows, channels, y.as_mut_slice());
     }
 
     fn gather_rows_grad(&self, d_y: &Buffer, rows: &Vec<u32>, channels: usize, d_x: &mut Buffer, store: Store) {
@@ -326,9 +347,11 @@ impl Backend for Cpu {
         let r = rows("token_logp", h, w.in_features);
         assert_eq!((lse.len(), logp.len()), (r, target_ids.len()), "token_logp: lse is (rows), logp (targets)");
         let (softcap, c) = (softcap.map(|c| c as f32), w.in_features);
-        let head = token_logp::Head { h: h.as_slice(), w: w.data.as_slice(), c, softcap, target_rows, target_ids };
+        let head = token_logp::Head { h: h.as_slice(), w: w.data.numbers(), c, softcap, target_rows, target_ids };
         let mut tile = self.alloc(token_logp::tile_len(r, w.out_features));
-        token_logp::token_logp(head, logp.as_mut_slice(), lse.as_mut_slice(), tile.as_mut_slice());
+        let mut wide = self.wide(w.data.numbers().wide_len(token_logp::tile_columns(r, w.out_features) * c));
+        let wide = wide.as_mut().map_or(&mut [][..], Buffer::as_mut_slice);
+        token_logp::token_logp(head, logp.as_mut_slice(), lse.as_mut_slice(), (tile.as_mut_slice(), wide));
     }
 
     fn token_logp_grad(
@@ -346,11 +369,13 @@ impl Backend for Cpu {
         let r = rows("token_logp_grad", h, w.in_features);
         assert_eq!((lse.len(), d_logp.len()), (r, target_ids.len()), "token_logp_grad: lse (rows), d_logp (targets)");
         let (softcap, c) = (softcap.map(|c| c as f32), w.in_features);
-        let head = token_logp::Head { h: h.as_slice(), w: w.data.as_slice(), c, softcap, target_rows, target_ids };
+        let head = token_logp::Head { h: h.as_slice(), w: w.data.numbers(), c, softcap, target_rows, target_ids };
         let mut tile = self.alloc(token_logp::tile_len(r, w.out_features));
+        let mut wide = self.wide(w.data.numbers().wide_len(token_logp::tile_columns(r, w.out_features) * c));
+        let wide = wide.as_mut().map_or(&mut [][..], Buffer::as_mut_slice);
         let d_h = (d_h.0.as_mut_slice(), d_h.1);
         let d_w = d_w.map(|(d, s)| (d.as_mut_slice(), s));
-        token_logp::token_logp_grad(d_logp.as_slice(), head, lse.as_slice(), d_h, d_w, tile.as_mut_slice());
+        token_logp::token_logp_grad(d_logp.as_slice(), head, lse.as_slice(), d_h, d_w, (tile.as_mut_slice(), wide));
     }
 
     fn weighted_sum(&self, x: &Buffer, w: &Buffer, y: &mut Buffer) {

@@ -3,6 +3,7 @@
 //! A block of logits `(rows, BLOCK)` is computed, folded into a running log-sum-exp, and dropped. Blocks run over the
 //! vocabulary, not over rows, so that each row of the head is read once forward and its gradient written once backward.
 
+use super::bf16::Numbers;
 use super::matmul::{Threads, matmul, view, view_mut};
 use super::{par, simd};
 use crate::backend::Store;
@@ -49,7 +50,7 @@ impl Targets {
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
     pub h: &'a [f32],
-    pub w: &'a [f32],
+    pub w: Numbers<'a>,
     pub c: usize,
     /// Logits become `c·tanh(logit / c)`.
     pub softcap: Option<f32>,
@@ -57,8 +58,11 @@ pub struct Head<'a> {
     pub target_ids: &'a [u32],
 }
 
-/// → `logp (targets)`, `lse (r)`; `tile` is scratch of [`tile_len`].
-pub fn token_logp(head: Head, logp: &mut [f32], lse: &mut [f32], tile: &mut [f32]) {
+/// Scratch: for a block of logits, [`tile_len`], and for the rows of a head that are widened, [`tile_columns`] of them.
+type Scratch<'a> = (&'a mut [f32], &'a mut [f32]);
+
+/// → `logp (targets)`, `lse (r)`.
+pub fn token_logp(head: Head, logp: &mut [f32], lse: &mut [f32], (tile, wide): Scratch) {
     let Head { h, w, c, softcap, target_rows, target_ids } = head;
     let (rows, vocab) = (lse.len(), w.len() / c);
     let targets = Targets::new(rows, target_rows);
@@ -67,7 +71,7 @@ pub fn token_logp(head: Head, logp: &mut [f32], lse: &mut [f32], tile: &mut [f32
     for first in (0..vocab).step_by(block_width(rows, vocab)) {
         let width = block_width(rows, vocab).min(vocab - first);
         let tile = &mut tile[..rows * width];
-        let block = &w[first * c..(first + width) * c];
+        let block = w.slice(first * c..(first + width) * c).widened(wide);
         matmul(1.0, view(h, rows, c), view(block, width, c).t(), view_mut(tile, rows, width), Store::Set, Threads::All);
         let per_task = par::rows_per_task(rows, width, par::MIN_TASK);
         let tasks: Vec<_> = tile.chunks_mut(per_task * width).zip(running.chunks_mut(per_task)).collect();
@@ -103,7 +107,12 @@ pub fn token_logp(head: Head, logp: &mut [f32], lse: &mut [f32], tile: &mut [f32
     }
 }
 
-/// Floats of scratch that [`token_logp`] and its gradient need.
+/// Columns of a block of logits.
+pub fn tile_columns(rows: usize, vocab: usize) -> usize {
+    block_width(rows, vocab)
+}
+
+/// Floats of a block of logits.
 pub fn tile_len(rows: usize, vocab: usize) -> usize {
     rows * block_width(rows, vocab)
 }
@@ -115,7 +124,7 @@ pub fn token_logp_grad(
     lse: &[f32],
     d_h: (&mut [f32], Store),
     mut d_w: Option<(&mut [f32], Store)>,
-    tile: &mut [f32],
+    (tile, wide): Scratch,
 ) {
     let Head { h, w, c, softcap, target_rows, target_ids } = head;
     let (rows, vocab) = (lse.len(), w.len() / c);
@@ -125,7 +134,7 @@ pub fn token_logp_grad(
     for first in (0..vocab).step_by(block_width(rows, vocab)) {
         let width = block_width(rows, vocab).min(vocab - first);
         let tile = &mut tile[..rows * width];
-        let block = view(&w[first * c..(first + width) * c], width, c);
+        let block = view(w.slice(first * c..(first + width) * c).widened(wide), width, c);
         matmul(1.0, view(h, rows, c), block.t(), view_mut(tile, rows, width), Store::Set, Threads::All);
         par::rows(tile, width, |start, tile| {
             for (i, logits) in tile.chunks_exact_mut(width).enumerate() {

@@ -70,6 +70,9 @@ pub struct ModelConfig {
     /// in less memory and more time.
     #[serde(skip)]
     pub gradient_checkpointing: bool,
+    /// Whether matrices that are not trained are held in bfloat16: half the memory, and all that a checkpoint in that format has.
+    #[serde(skip)]
+    pub frozen_bf16: bool,
     /// The adapter that is trained in place of the weights; no file of a model's shape says it.
     #[serde(skip)]
     pub lora: Option<Lora>,
@@ -202,6 +205,7 @@ impl ModelConfig {
             naming: Naming::Llama,
             initializer_range: 0.02,
             gradient_checkpointing: false,
+            frozen_bf16: false,
             lora: None,
         }
     }
@@ -376,6 +380,20 @@ impl ModelConfig {
         let positions = if self.positions == Positions::Learned { self.max_position_embeddings * c } else { 0 };
         let rest = self.vocab_size * c + positions + block * self.num_hidden_layers + norm + head;
         self.block_parameters() + rest as u64
+    }
+
+    /// Bytes of the weights as they are held, an adapter's included.
+    pub fn weight_bytes(&self) -> u64 {
+        let tables = match self.head {
+            Head::Tied => self.vocab_size,
+            Head::Untied => 2 * self.vocab_size,
+            Head::Score => self.vocab_size + 1,
+        };
+        let learned = if self.positions == Positions::Learned { self.max_position_embeddings } else { 0 };
+        let matrices = self.block_parameters() + ((tables + learned) * self.hidden_size) as u64;
+        let saved = if self.frozen_bf16 && self.lora.is_some() { 2 * matrices } else { 0 };
+        let adapter = self.lora.as_ref().map_or(0, |_| self.trainable_parameters());
+        4 * (self.parameters() + adapter) - saved
     }
 
     /// Floating-point operations of one training step on packed lists: three products per weight and row (forward, and

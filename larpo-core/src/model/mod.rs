@@ -203,6 +203,30 @@ impl<B: Backend> Transformer<B> {
         if self.config.head != Head::Score {
             return Err(Error::setting("head", "of a language model", "a score head, which gives a reward"));
         }
+        let h = self.last_hidden(tape, packed)?;
+        Ok(ops::linear(tape, &h, &self.var(self.index.head), None, None))
+    }
+
+    /// Log-probability of each of `tokens` as the next one after every response of `packed`, without a gradient, on the host:
+    /// `(responses, tokens)`. What the texts of a list share may be their prompt, which is computed once.
+    ///
+    /// # Errors
+    /// As [`Transformer::batch`]; no response, an empty one, or a token outside the vocabulary.
+    pub fn next_logp(&self, packed: &PackedLists, tokens: &[u32]) -> Result<Vec<f64>, Error> {
+        self.config.check_language_model()?;
+        self.check(tokens, &[])?;
+        let tape = Tape::inference(&self.backend);
+        let h = self.last_hidden(&tape, packed)?;
+        let rows: Vec<u32> = (0..h.rows as u32).flat_map(|row| std::iter::repeat_n(row, tokens.len())).collect();
+        let ids: Vec<u32> = (0..h.rows).flat_map(|_| tokens).copied().collect();
+        let index = |data: &[u32]| Arc::new(self.backend.upload_index(data));
+        let (head, cap) = (self.var(self.index.head), self.config.final_logit_softcapping);
+        let logp = ops::token_logp(&tape, &h, &head, cap, &index(&rows), &index(&ids), ids.len());
+        Ok(self.backend.read(logp.value()))
+    }
+
+    /// The normalised last row of every response → `(responses, hidden)`.
+    fn last_hidden(&self, tape: &Tape<B>, packed: &PackedLists) -> Result<Var<B>, Error> {
         let last = &packed.last_rows;
         if last.is_empty() || last.contains(&PackedLists::NO_ROW) {
             return Err(Error::setting("response", "empty", "at least one token"));
@@ -210,8 +234,7 @@ impl<B: Backend> Transformer<B> {
         let batch = self.place(packed)?;
         let x = self.hidden(tape, &batch, |_, _| ());
         let x = ops::gather_rows(tape, &x, &Arc::new(self.backend.upload_index(last)), last.len());
-        let h = self.norm(tape, &x, self.index.norm);
-        Ok(ops::linear(tape, &h, &self.var(self.index.head), None, None))
+        Ok(self.norm(tape, &x, self.index.norm))
     }
 
     fn var(&self, index: usize) -> Var<B> {

@@ -59,6 +59,8 @@ pub struct Parameter<B: Backend> {
     pub decay: bool,
     /// Whether it is trained: all are, or the adapter's alone where there is one.
     pub trainable: bool,
+    /// Whether it is held in bfloat16.
+    half: bool,
     /// Checkpoint tensors inside, in row order.
     pub tensors: Vec<CheckpointTensor>,
     value: Arc<B::Buffer>,
@@ -68,6 +70,11 @@ impl<B: Backend> Parameter<B> {
     /// The names of its checkpoint tensors, which is how people know them.
     pub fn tensor_names(&self) -> String {
         self.tensors.iter().map(|tensor| &tensor.name[..]).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Takes these numbers, row-major.
+    fn set(&mut self, backend: &B, values: &[f32]) {
+        self.value = Arc::new(if self.half { backend.upload_bf16(values) } else { backend.upload(values) });
     }
 }
 
@@ -218,7 +225,7 @@ impl<B: Backend> Builder<'_, B> {
             parts.push((self.push(format!("{short}.lora_B.{i}"), (*rows, lora.rank), true, of_b), *first));
         }
         for index in parts.iter().map(|(b, _)| *b).chain([a]) {
-            self.entries[index].trainable = true;
+            (self.entries[index].trainable, self.entries[index].half) = (true, false);
         }
         self.adapters.push(AdapterIndex { a, parts });
         Some(self.adapters.len() - 1)
@@ -234,7 +241,8 @@ impl<B: Backend> Builder<'_, B> {
         // Whoever fills the table brings the memory: an array made here would only be dropped again.
         let value = Arc::new(self.backend.alloc(0));
         let trainable = self.config.lora.is_none();
-        self.entries.push(Parameter { name, rows, cols, decay, trainable, tensors, value });
+        let half = self.config.frozen_bf16 && !trainable && decay;
+        self.entries.push(Parameter { name, rows, cols, decay, trainable, half, tensors, value });
         self.entries.len() - 1
     }
 }
@@ -343,7 +351,8 @@ impl<B: Backend> Parameters<B> {
     /// Gives every parameter memory with unspecified numbers.
     pub(super) fn alloc(&mut self, backend: &B) {
         for entry in &mut self.entries {
-            entry.value = Arc::new(backend.alloc(entry.rows * entry.cols));
+            let len = entry.rows * entry.cols;
+            entry.value = Arc::new(if entry.half { backend.alloc_bf16(len) } else { backend.alloc(len) });
         }
     }
 
@@ -359,7 +368,7 @@ impl<B: Backend> Parameters<B> {
                 false if entry.tensors.iter().any(|t| t.name.ends_with(".bias")) => Array2::zeros(shape),
                 false => Array2::from_elem(shape, unit),
             };
-            entry.value = Arc::new(backend.upload(values.as_slice().expect("a fresh array is contiguous")));
+            entry.set(backend, values.as_slice().expect("a fresh array is contiguous"));
         }
         Ok(())
     }
@@ -382,7 +391,7 @@ impl<B: Backend> Parameters<B> {
             let problem = format!("shape {:?} instead of ({}, {})", values.dim(), entry.rows, entry.cols);
             return Err(Error::Tensor { name: entry.name.clone(), problem });
         }
-        entry.value = Arc::new(backend.upload(&values.as_standard_layout().iter().copied().collect::<Vec<_>>()));
+        entry.set(backend, &values.as_standard_layout().iter().copied().collect::<Vec<_>>());
         Ok(())
     }
 
@@ -428,7 +437,7 @@ impl<B: Backend> Parameters<B> {
         mut read: impl FnMut(&CheckpointTensor) -> Result<Vec<f32>, E>,
     ) -> Result<(), E> {
         for entry in self.entries.iter_mut().filter(|entry| wanted(entry)) {
-            let mut values = Vec::with_capacity(entry.rows * entry.cols);
+            let mut values = Vec::new();
             for tensor in &entry.tensors {
                 let part = read(tensor)?;
                 let rows = tensor.rows.len();
@@ -436,12 +445,14 @@ impl<B: Backend> Parameters<B> {
                     let problem = format!("{} numbers instead of shape {:?}", part.len(), tensor.shape);
                     return Err(Error::Tensor { name: tensor.name.clone(), problem }.into());
                 }
-                match tensor.transposed {
-                    true => values.extend(transposed(&part, rows)),
-                    false => values.extend(part),
+                let part = if tensor.transposed { transposed(&part, rows) } else { part };
+                // The largest tensors are parameters of their own, and need no second copy.
+                match entry.tensors.len() {
+                    1 => values = part,
+                    _ => values.extend(part),
                 }
             }
-            entry.value = Arc::new(backend.upload(&values));
+            entry.set(backend, &values);
         }
         Ok(())
     }

@@ -40,6 +40,18 @@ fn visible(segments: &Index, i: usize, window: Option<usize>) -> Vec<usize> {
     Vec::new()
 }
 
+/// The multiple of 2⁻⁷ of the power of two below `x` that is nearest, of two the even one; below the smallest power of single
+/// precision, of that.
+fn nearest_bf16(x: f64) -> f64 {
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let unit = 2f64.powi((x.abs().log2().floor() as i32).max(-126) - 7);
+    let rounded = (x / unit).round_ties_even() * unit;
+    // As in the formats of IEEE 754, what rounds beyond the largest number is infinite.
+    if rounded.abs() < 2f64.powi(128) { rounded } else { rounded.signum() * f64::INFINITY }
+}
+
 impl Backend for Reference {
     type Buffer = Buffer;
     type Index = Index;
@@ -60,6 +72,14 @@ impl Backend for Reference {
 
     fn upload(&self, data: &[f32]) -> Buffer {
         data.iter().map(|&v| f64::from(v)).collect()
+    }
+
+    fn upload_bf16(&self, data: &[f32]) -> Buffer {
+        data.iter().map(|&v| nearest_bf16(f64::from(v))).collect()
+    }
+
+    fn alloc_bf16(&self, len: usize) -> Buffer {
+        self.alloc(len)
     }
 
     fn upload_index(&self, data: &[u32]) -> Index {
