@@ -9,6 +9,7 @@ use crate::select::{Select, distinct, select_list};
 use crate::train::{TrainingList, TrainingResponse, contributes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A response with everything known about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +39,8 @@ pub struct CandidateList {
     pub prompt_index: usize,
     /// Its text.
     pub prompt: String,
+    /// Its turns as a JSON array, where it is a conversation.
+    pub conversation: Option<Arc<str>>,
     /// Its token ids.
     pub prompt_ids: Vec<u32>,
     /// What a correct response is compared with.
@@ -54,6 +57,7 @@ impl CandidateList {
     pub fn rank(&mut self, reranker: &mut dyn Reranker) -> Result<(), Error> {
         let query = Query {
             prompt: &self.prompt,
+            conversation: self.conversation.as_deref(),
             reference: self.reference.as_deref(),
             responses: self.candidates.iter().map(|c| Response { text: &c.text, tokens: c.ids.len() }).collect(),
         };
@@ -215,7 +219,8 @@ mod tests {
     }
 
     fn list(prompt_index: usize, candidates: Vec<Candidate>) -> CandidateList {
-        CandidateList { prompt_index, prompt: "p".into(), prompt_ids: vec![9], reference: None, candidates }
+        let (prompt, prompt_ids) = ("p".into(), vec![9]);
+        CandidateList { prompt_index, prompt, conversation: None, prompt_ids, reference: None, candidates }
     }
 
     #[test]

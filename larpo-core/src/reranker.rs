@@ -7,6 +7,8 @@ use crate::error::Error;
 pub struct Query<'a> {
     /// The prompt's text.
     pub prompt: &'a str,
+    /// Its turns as a JSON array, where it is a conversation; the text is then its rendering for the policy.
+    pub conversation: Option<&'a str>,
     /// What a correct response is compared with, where that is known.
     pub reference: Option<&'a str>,
     /// The responses.
@@ -30,6 +32,12 @@ pub trait Reranker {
     /// # Errors
     /// What keeps the reranker from scoring, e.g. a missing reference.
     fn score(&mut self, query: &Query) -> Result<Vec<f64>, Error>;
+
+    /// Whether a score says how good a response is by itself; not so where it says how it compares with the others of its
+    /// query.
+    fn is_absolute(&self) -> bool {
+        true
+    }
 }
 
 impl<F> Reranker for F

@@ -8,8 +8,8 @@ mod golden;
 use golden::{Case, array, count, counts, each_case, flags, number, numbers};
 use larpo_core::metrics::{self, Gain, KlEstimator};
 use larpo_core::objective::{
-    LipoLabels, List, LogBase, LossType, Objective, PairLogps, Sequence, Ties, dpo, gamma, lipo_pairs, lipo_ranks,
-    list_batch, reward_list, seq_logp, seq_logp_grad,
+    LipoLabels, List, LogBase, LossType, Objective, PairLogps, RankBy, Sequence, Ties, dpo, gamma, lipo_pairs,
+    lipo_ranks, list_batch, preference_scores, reward_list, seq_logp, seq_logp_grad,
 };
 use larpo_core::select::{Select, select_list};
 use serde_json::Value;
@@ -37,6 +37,7 @@ const COVERED: &[&str] = &[
     "accuracy",
     "bt_reward",
     "rm_list",
+    "pairwise_aggregate",
 ];
 
 /// Families of losses and metrics that this crate does not have yet.
@@ -51,7 +52,6 @@ const LATER: &[&str] = &[
     "rrhf_list",
     "orpo",
     "kto",
-    "pairwise_aggregate",
     "win_rate",
     "mixeval_overall",
     "lc_win_rate",
@@ -144,6 +144,22 @@ fn golden_losses_rm_list() {
         case.close("value", loss.value);
         case.close_all("scores", &loss.d_scores, &case.json["grad"]["scores"]);
         assert_eq!(loss.pairs, count(&case.json["n_pairs"]), "{}", case.at);
+    });
+}
+
+#[test]
+fn golden_losses_pairwise_aggregate() {
+    each_case("pairwise_aggregate", |case| {
+        let rows = array(case.input("P"));
+        let preferences: Vec<f64> = rows.iter().flat_map(numbers).collect();
+        for &by in RankBy::ALL {
+            let scores = preference_scores(&preferences, rows.len(), by).unwrap();
+            let tolerance = if by == RankBy::Bt { 1e-8 } else { 1e-9 };
+            for (score, expected) in scores.iter().zip(numbers(&case.json["value"][by.name()])) {
+                assert!((score - expected).abs() <= tolerance, "{}, {by}: {score} is not {expected}", case.at);
+            }
+            assert_eq!(scores.len(), array(&case.json["value"][by.name()]).len(), "{}", case.at);
+        }
     });
 }
 

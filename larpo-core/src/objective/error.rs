@@ -59,6 +59,17 @@ pub enum ObjectiveError {
         /// Slot of the item with the lower label.
         other: usize,
     },
+    /// Two items of a list have no probability that one is better than the other.
+    Preference {
+        /// The one.
+        index: usize,
+        /// The other.
+        other: usize,
+        /// The probability given for the one.
+        value: f64,
+        /// The probability given for the other.
+        opposite: f64,
+    },
     /// A number of the settings is out of its range.
     Setting {
         /// Name of the setting.
@@ -132,6 +143,11 @@ impl fmt::Display for ObjectiveError {
                 f,
                 "the LiPO weight of items {index} and {other} overflows because gains are 2^label - 1: \
                  use labels in [0, 1] or rank labels"
+            ),
+            Self::Preference { index, other, value, opposite } => write!(
+                f,
+                "the preferences of items {index} and {other} are {value} and {opposite}, expected two probabilities that add \
+                 up to 1"
             ),
             Self::Setting { what, value, expected } => write!(f, "{what} is {value}, expected {expected}"),
             Self::TokenId { position, id, vocab } => write!(

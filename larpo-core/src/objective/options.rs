@@ -116,6 +116,24 @@ pub enum LogBase {
 }
 named!(LogBase, "logarithm base", [(E, "e"), (Two, "2")]);
 
+/// How the pairwise preferences among the items of a list become their scores; `P[i][j]` is the probability that `i` is better
+/// than `j`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RankBy {
+    /// Mean of `P[i][j]` over the other items.
+    #[default]
+    WinRate,
+    /// Mean of `P[i][j]` over all items, the item itself with 1/2 (LiPO, Liu et al. 2024, arXiv 2402.01878): the order of
+    /// `WinRate` at another scale.
+    LipoLabel,
+    /// Items beaten, a draw as half of one (Copeland).
+    Wins,
+    /// Bradley–Terry scores of mean 0 (Bradley and Terry 1952).
+    Bt,
+}
+named!(RankBy, "way to rank", [(WinRate, "win_rate"), (LipoLabel, "lipo_label"), (Wins, "wins"), (Bt, "bt")]);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +154,7 @@ mod tests {
         check(Ties::ALL);
         check(LipoLabels::ALL);
         check(LogBase::ALL);
+        check(RankBy::ALL);
         assert_eq!(LossType::ALL.len(), 5);
     }
 
