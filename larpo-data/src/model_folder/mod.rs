@@ -298,7 +298,8 @@ fn read_sharded(folder: &Path, index: &Path, object: &Map<String, Value>) -> Res
     let mut shards: BTreeMap<&str, Header> = BTreeMap::new();
     for (name, file) in map {
         let field = format!("weight_map.{name}");
-        let Some(file) = file.as_str().filter(|f| !f.contains(['/', '\\']) && *f != "..") else {
+        let is_name = |f: &&str| !f.contains(['/', '\\']) && !["", ".", ".."].contains(f);
+        let Some(file) = file.as_str().filter(is_name) else {
             return Err(fail(field, format!("expected the name of a file in the same folder, found {file}")));
         };
         if !shards.contains_key(file) {
