@@ -6,6 +6,7 @@
 use crate::checksums::Checksum;
 use crate::error::{Error, RecordError, Result};
 use crate::files;
+use crate::records::Renderer;
 use crate::records::rows::{Row, number, small, text};
 use crate::records::source::Content;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,10 @@ pub struct CandidateList {
     pub prompt_index: Option<usize>,
     /// The prompt.
     pub prompt: String,
+    /// The turns that the prompt is the rendering of, where it is a conversation. Responses are the assistant's answers
+    /// without what the chat template puts around them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Vec<Value>>,
     /// Its token ids, where they are known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Vec<u32>>,
@@ -61,9 +66,10 @@ pub struct CandidateList {
     pub extra: Map<String, Value>,
 }
 
-pub(crate) const FIELDS: [&str; 14] = [
+pub(crate) const FIELDS: [&str; 15] = [
     "prompt_index",
     "prompt",
+    "messages",
     "prompt_token_ids",
     "reference",
     "stop_strings",
@@ -222,7 +228,7 @@ pub fn read_numbered(path: impl AsRef<Path>) -> Result<Vec<(usize, CandidateList
                 .into(),
         });
     }
-    let numbered = |row: Result<Row>| row.and_then(|row| Ok((row.line, from_row(&row)?)));
+    let numbered = |row: Result<Row>| row.and_then(|row| Ok((row.line, from_row(&row, Renderer::None)?)));
     rows.into_iter().map(numbered).collect()
 }
 
@@ -257,7 +263,28 @@ pub fn write(path: impl AsRef<Path>, lists: &[CandidateList]) -> Result<()> {
     })
 }
 
-pub(crate) fn from_row(row: &Row) -> Result<CandidateList> {
+/// The prompt of a row, and its turns where it is a conversation: in `prompt`, or beside its rendering in `messages`.
+fn prompt(row: &Row, renderer: Renderer) -> Result<(String, Option<Vec<Value>>)> {
+    if row.get("prompt").is_some_and(Value::is_array) {
+        let turns = row.turns("prompt")?;
+        return Ok((renderer.rendered(row, "prompt", turns, &[])?.prompt, Some(turns.to_vec())));
+    }
+    let turns = row.has("messages").then(|| row.turns("messages").map(<[Value]>::to_vec)).transpose()?;
+    Ok((row.string("prompt")?.to_string(), turns))
+}
+
+/// A response: a text, or the assistant's turn.
+fn response(value: &Value) -> Option<String> {
+    match value {
+        Value::Array(turns) => match &turns[..] {
+            [turn] if turn["role"] == "assistant" => text(&turn["content"]),
+            _ => None,
+        },
+        other => text(other),
+    }
+}
+
+pub(crate) fn from_row(row: &Row, renderer: Renderer) -> Result<CandidateList> {
     let numbers = "an array of finite numbers";
     let wholes = "an array of whole numbers of 0 or more";
     let index = match row.get("prompt_index") {
@@ -275,7 +302,8 @@ pub(crate) fn from_row(row: &Row) -> Result<CandidateList> {
             }
         },
     };
-    let Some(responses) = row.array("responses", "an array of strings", r#"["first", "second"]"#, text)? else {
+    let strings = "an array of strings";
+    let Some(responses) = row.array("responses", strings, r#"["first", "second"]"#, response)? else {
         return Err(row.missing("responses", "an array of strings", r#""responses": ["first", "second"]"#));
     };
     let token_lists = "an array with one array of numbers per response";
@@ -286,9 +314,11 @@ pub(crate) fn from_row(row: &Row) -> Result<CandidateList> {
     })?;
     let singles: Singles = serde_json::from_str(&row.text)
         .map_err(|e| row.error("", "numbers of single precision", e.to_string(), "Correct them"))?;
+    let (prompt, messages) = prompt(row, renderer)?;
     let list = CandidateList {
         prompt_index: index,
-        prompt: row.string("prompt")?.to_string(),
+        prompt,
+        messages,
         prompt_token_ids: row.array("prompt_token_ids", wholes, "[5, 17]", small)?,
         reference: row.optional_string("reference")?.map(str::to_string),
         stop_strings: row.array("stop_strings", "an array of strings", r#"["\n\n"]"#, text)?.unwrap_or_default(),

@@ -7,6 +7,7 @@ use crate::candidates::{self, CandidateList};
 use crate::checksums::Checksum;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::records::Renderer;
 use crate::records::rows::parse_row;
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -52,8 +53,9 @@ pub fn read(path: impl AsRef<Path>, keep: impl FnOnce(usize) -> usize) -> Result
         files::write_bytes(path, whole.as_bytes())?;
     }
     let rows = whole.lines().enumerate();
-    let mut lists =
-        rows.map(|(i, line)| candidates::from_row(&parse_row(path, i + 1, line)?)).collect::<Result<Vec<_>>>()?;
+    let mut lists = rows
+        .map(|(i, line)| candidates::from_row(&parse_row(path, i + 1, line)?, Renderer::None))
+        .collect::<Result<Vec<_>>>()?;
     for list in &mut lists {
         list.extra.shift_remove("checksum");
     }

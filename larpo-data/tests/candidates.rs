@@ -6,6 +6,7 @@ use larpo_data::candidates::{CandidateList, read, write};
 
 fn full() -> CandidateList {
     CandidateList {
+        messages: None,
         prompt_index: Some(4),
         prompt: "2 + 2 =\n".into(),
         prompt_token_ids: Some(vec![1, 70_000]),

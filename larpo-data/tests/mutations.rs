@@ -270,7 +270,9 @@ fn rows() -> Vec<Vec<u8>> {
 fn read_every_way(name: &str, bytes: &[u8]) {
     for on_bad_row in [OnBadRow::Error, OnBadRow::Skip] {
         for schema in std::iter::once(None).chain(Schema::ALL.map(Some)) {
-            let Ok(records) = parse_dataset(name, bytes.to_vec(), &ReadOptions { schema, on_bad_row }) else {
+            let Ok(records) =
+                parse_dataset(name, bytes.to_vec(), &ReadOptions { schema, on_bad_row, ..ReadOptions::default() })
+            else {
                 continue;
             };
             assert!(!records.dataset.is_empty());

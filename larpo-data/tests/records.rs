@@ -15,7 +15,8 @@ fn read(name: &str, bytes: impl AsRef<[u8]>) -> Result<Dataset, String> {
     read_as(name, bytes, ReadOptions::default()).map(|records| records.dataset)
 }
 
-const SKIP: ReadOptions = ReadOptions { schema: None, on_bad_row: OnBadRow::Skip };
+const SKIP: ReadOptions =
+    ReadOptions { schema: None, on_bad_row: OnBadRow::Skip, renderer: larpo_data::records::Renderer::None };
 
 fn gzip(text: &str) -> Vec<u8> {
     let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -61,6 +62,67 @@ fn prompts_come_with_or_without_completions_and_references() {
     assert_eq!(row(0), ("a", Some("b"), Some("c")));
     assert_eq!(row(1), ("", None, None));
     assert_eq!(row(2), ("e", None, Some("f")));
+}
+
+fn lists(name: &str, text: &str) -> (Schema, Vec<larpo_data::candidates::CandidateList>) {
+    let records = read_as(name, text, ReadOptions::default()).unwrap();
+    let Dataset::RankedLists(rows) = records.dataset else { panic!("no lists") };
+    (records.schema, rows.into_iter().map(|row| row.list).collect())
+}
+
+#[test]
+fn pairs_may_have_a_margin() {
+    let row = r#"{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5}"#;
+    let margins = |name: &str, text: &str| {
+        let Dataset::Pairs(pairs) = read(name, text).unwrap() else { panic!("no pairs") };
+        pairs.iter().map(|pair| pair.margin).collect::<Vec<_>>()
+    };
+    let without = r#"{"prompt": "a", "chosen": "b", "rejected": "c", "margin": null}"#;
+    assert_eq!(margins("d.jsonl", &format!("{row}\n{without}")), [Some(0.5), None]);
+    assert_eq!(margins("d.csv", "prompt,chosen,rejected,margin\na,b,c,-1e-1\n"), [Some(-0.1)]);
+    refused(&row.replace("0.5", "\"0.5\""), &["`margin`", "a finite number", "\"0.5\""]);
+}
+
+/// A row as openbmb/UltraFeedback publishes it, but for the texts.
+const ULTRAFEEDBACK: &str = r##"{"source": "sharegpt", "instruction": "How many?", "models": ["a", "b", "c"], "completions": [
+ {"annotations": {"instruction_following": {"Rating": "2", "Rationale": "..."}, "honesty": {"Rating": "N/A", "Rationale": ""},
+   "truthfulness": {"Type": ["1"], "Rationale": "", "Rating": "5", "Rationale For Rating": ""},
+   "helpfulness": {"Type": ["1"], "Rationale": "", "Rating": "4", "Rationale For Rating": ""}},
+  "custom_system_prompt": "...", "critique": "...", "fine-grained_score": 4.25, "overall_score": 10.0, "model": "a",
+  "principle": "helpfulness", "response": "two"},
+ {"annotations": {"helpfulness": {"Rating": "5"}}, "overall_score": 7.0, "response": "three"},
+ {"annotations": {"helpfulness": {"Rating": "N/A"}}, "fine-grained_score": 1.5, "overall_score": 7.0, "response": ""}],
+ "correct_answers": ["None"], "incorrect_answers": ["None"]}"##;
+
+#[test]
+fn ultrafeedback_rows_are_lists_with_mean_ratings() {
+    let row = ULTRAFEEDBACK.replace('\n', " ");
+    let (schema, rows) = lists("data.jsonl", &row);
+    assert_eq!((schema, &rows[0].prompt[..]), (Schema::Ultrafeedback, "How many?\n"));
+    assert_eq!(rows[0].responses, ["two", "three", ""]);
+    // The mean of 2, 5 and 4, without what is no number; the one rating there is; no rating at all.
+    assert_eq!(rows[0].rewards, [11.0 / 3.0, 5.0, 1.5]);
+    let unrated =
+        row.replace("\"fine-grained_score\": 1.5, \"overall_score\": 7.0, \"response\": \"\"", "\"response\": \"\"");
+    refused(&unrated, &[":1: ", "`completions[2].annotations`", "a number"]);
+    refused(
+        r#"{"instruction": "a", "completions": [{"response": null, "overall_score": 1}]}"#,
+        &["`completions[0].response`", "null"],
+    );
+    refused(r#"{"instruction": "a", "completions": []}"#, &["`completions`", "at least one object"]);
+}
+
+#[test]
+fn nectar_rows_are_lists_with_ranks() {
+    let row = r#"{"prompt": "\n\nHuman: How many?\n\nAssistant: ", "answers": [{"answer": "two", "model": "gpt-4", "rank": 2.0}, {"answer": "three", "model": "b", "rank": 1.0}], "turns": 1, "num_responses": 2, "source": ["lmsys-chat-1m"], "good_natured": true}"#;
+    let (schema, rows) = lists("data.jsonl", row);
+    assert_eq!((schema, &rows[0].prompt[..]), (Schema::Nectar, "\n\nHuman: How many?\n\nAssistant:"));
+    assert_eq!((&rows[0].responses[..], &rows[0].ranks[..]), (&[" two".into(), " three".into()][..], &[2.0, 1.0][..]));
+    assert_eq!(rows[0].scores(), Some(vec![-2.0, -1.0]));
+    refused(&row.replace("1.0", "0.5"), &["`answers[1].rank`", "1 (best)"]);
+    // A list of answers to compare with is none of responses.
+    let texts = read_as("d.jsonl", r#"{"prompt": "a", "answers": ["b"]}"#, ReadOptions::default()).unwrap();
+    assert_eq!(texts.schema, Schema::PromptOnly);
 }
 
 #[test]
@@ -336,7 +398,7 @@ fn several_schemas_in_one_file_are_refused_until_one_is_chosen() {
         &["preference (`chosen`, `rejected`) from line 1 on", "prompt_completion (`completion`) from line 1"],
     );
     let as_schema = |text: &str, schema: Schema, on_bad_row| {
-        read_as("d.jsonl", text, ReadOptions { schema: Some(schema), on_bad_row })
+        read_as("d.jsonl", text, ReadOptions { schema: Some(schema), on_bad_row, ..ReadOptions::default() })
     };
     let chosen = as_schema(both, Schema::Preference, OnBadRow::Error).unwrap();
     assert!(matches!(chosen.dataset, Dataset::Pairs(rows) if rows[0].rejected == "b"));

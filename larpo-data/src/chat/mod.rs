@@ -4,7 +4,10 @@
 //! `raise_exception`, `strftime_now` and `tojson` at hand, the methods of Python's strings, lists and dicts, values printed
 //! as Python prints them. A template can read what it is given and nothing else, and its work is bounded.
 
+mod conversations;
 mod python;
+
+pub use conversations::Conversations;
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -110,6 +113,20 @@ impl ChatTemplate {
     }
 }
 
+impl ChatTemplate {
+    /// The template writes `prompt` in another way once an answer stands behind it, as `whole` says.
+    pub(crate) fn changes_its_prompt(&self, prompt: &str, whole: &str) -> Error {
+        let same = prompt.chars().zip(whole.chars()).take_while(|(a, b)| a == b).count();
+        let around = |text: &str| text.chars().skip(same.saturating_sub(10)).take(40).collect::<String>();
+        let problem = format!(
+            "the chat template writes the conversation in another way once an answer stands behind it: {:?} becomes {:?}",
+            around(prompt),
+            around(whole)
+        );
+        Error::Template { path: self.path.clone(), problem }
+    }
+}
+
 /// The templates of a tokenizer's folder, compiled when they are asked for: a folder is of use without them.
 #[derive(Debug, Default)]
 pub struct ChatTemplates {
@@ -195,6 +212,15 @@ fn named<'a>(value: &'a Value, path: &Path) -> Result<Vec<(&'a str, &'a str)>> {
 
 fn of_field(path: &Path, problem: &str, mend: &str) -> Error {
     Error::Config { path: path.into(), field: "chat_template".into(), problem: problem.into(), mend: mend.into() }
+}
+
+/// The files of `folder` that hold nothing but templates.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn template_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let single = [FILE, JSON_FILE].map(|name| folder.join(name)).into_iter().filter(|path| path.is_file());
+    Ok(single.chain(jinja_files(&folder.join(MORE))?).collect())
 }
 
 /// The templates in a folder by their names; none where there is no such folder.

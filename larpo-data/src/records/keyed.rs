@@ -1,5 +1,6 @@
 //! Rows made elsewhere, with field names of their own.
 
+use super::conversation::plain;
 use super::rows::{Row, describe, number, text, verdict};
 use super::source::Content;
 use super::{OnBadRow, Sieve};
@@ -7,6 +8,7 @@ use crate::candidates;
 use crate::error::{Error, RecordError, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The names of the fields to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub struct KeyedRow {
     pub line: usize,
     /// The prompt; empty where the row has none.
     pub prompt: String,
+    /// The turns of the prompt as JSON, where it is a conversation: in its field, or beside its rendering in `messages`.
+    pub conversation: Option<Arc<str>>,
     /// The responses; exactly one where the row holds a string.
     pub responses: Vec<String>,
     /// Whether the row holds an array of responses.
@@ -103,9 +107,28 @@ fn keyed_row(row: Row, keys: &Keys) -> Result<KeyedRow> {
         None => Vec::new(),
         Some(key) => labels(&row, key, responses.len(), is_list)?,
     };
-    let prompt = row.optional_string(&keys.prompt)?.unwrap_or_default().to_string();
+    let turns = match row.get(&keys.prompt) {
+        Some(Value::Array(_)) => Some(row.turns(&keys.prompt)?),
+        _ if row.has("messages") => Some(row.turns("messages")?),
+        _ => None,
+    };
+    let prompt = match (turns, row.get(&keys.prompt)) {
+        (Some(turns), Some(Value::Array(_)) | None) => turns.iter().map(plain).collect::<Vec<_>>().join("\n"),
+        _ => row.optional_string(&keys.prompt)?.unwrap_or_default().to_string(),
+    };
+    let conversation = turns.map(|turns| Value::from(turns).to_string().into());
     let per_response = if is_list { per_response(&row, keys, responses.len())? } else { Vec::new() };
-    Ok(KeyedRow { line: row.line, prompt, responses, is_list, reference, labels, fields: row.object, per_response })
+    Ok(KeyedRow {
+        line: row.line,
+        prompt,
+        conversation,
+        responses,
+        is_list,
+        reference,
+        labels,
+        fields: row.object,
+        per_response,
+    })
 }
 
 /// The fields with one entry per response; an array of another length is a fault of the row.

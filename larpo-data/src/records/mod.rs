@@ -6,15 +6,18 @@
 //! one JSON array of objects, or comma-separated values, each also packed with gzip. Every complaint names file, line
 //! and field. No row is dropped, and none changes its place: what is left out is counted in [`Records::bad`].
 
+mod conversation;
 mod csv;
 mod keyed;
 mod pairs;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod published;
 pub(crate) mod rows;
 mod schema;
 pub(crate) mod source;
 
+pub use conversation::{Renderer, assistant, plain};
 pub use keyed::{KeyedRow, Keys, read_keyed_rows};
 pub use schema::Schema;
 pub use source::{Format, FormatKind};
@@ -25,6 +28,7 @@ use rows::{Row, verdict};
 use source::Content;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A prompt, with what is known about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +39,8 @@ pub struct Example {
     pub line: usize,
     /// The text before the response.
     pub prompt: String,
+    /// The turns that the prompt is the rendering of, as JSON; the completion then holds the end of its turn too.
+    pub conversation: Option<Arc<str>>,
     /// A response to learn from.
     pub completion: Option<String>,
     /// What a rule reward compares a response with.
@@ -42,7 +48,7 @@ pub struct Example {
 }
 
 /// A prompt with a better and a worse response.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
     /// Row of the file, counted from 0.
     pub index: usize,
@@ -50,10 +56,14 @@ pub struct Pair {
     pub line: usize,
     /// The text before the responses.
     pub prompt: String,
+    /// The turns that the prompt is the rendering of, as JSON; the responses then hold the ends of their turns too.
+    pub conversation: Option<Arc<str>>,
     /// The better response.
     pub chosen: String,
     /// The worse one.
     pub rejected: String,
+    /// By how much the better one is to lead, for reward models.
+    pub margin: Option<f64>,
     /// Whether the row has no prompt of its own, so that it is what both responses began with.
     pub implicit_prompt: bool,
 }
@@ -67,6 +77,8 @@ pub struct Labelled {
     pub line: usize,
     /// The text before the response.
     pub prompt: String,
+    /// The turns that the prompt is the rendering of, as JSON; the completion then holds the end of its turn too.
+    pub conversation: Option<Arc<str>>,
     /// The response.
     pub completion: String,
     /// Whether it is good.
@@ -88,13 +100,13 @@ pub struct Ranked {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Dataset {
     /// Prompts, with or without completions and references ([`Schema::PromptOnly`], [`Schema::PromptCompletion`],
-    /// [`Schema::Gsm8k`]).
+    /// [`Schema::Gsm8k`], [`Schema::Messages`]).
     Examples(Vec<Example>),
     /// Pairs ([`Schema::Preference`]).
     Pairs(Vec<Pair>),
     /// Labelled responses ([`Schema::UnpairedPreference`]).
     Unpaired(Vec<Labelled>),
-    /// Prompts with several responses each ([`Schema::RankedList`]).
+    /// Prompts with several responses each ([`Schema::RankedList`], [`Schema::Ultrafeedback`], [`Schema::Nectar`]).
     RankedLists(Vec<Ranked>),
     /// Plain text, to be cut into windows of tokens ([`Schema::Text`]).
     Text(String),
@@ -151,12 +163,14 @@ pub enum OnBadRow {
 }
 
 /// How to read a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ReadOptions {
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReadOptions<'a> {
     /// The kind of its rows; found out where it is not given.
     pub schema: Option<Schema>,
     /// What to do with malformed rows.
     pub on_bad_row: OnBadRow,
+    /// What makes texts of conversations.
+    pub renderer: Renderer<'a>,
 }
 
 /// A file as it was read. Rows in the file = rows of the data set + malformed rows.
@@ -188,7 +202,7 @@ impl Records {
 /// # Errors
 /// A file that cannot be read, is empty, damaged, or of no known kind or of several; a row that does not fit its kind,
 /// unless such rows are skipped; no row that fits.
-pub fn read_dataset(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Records> {
+pub fn read_dataset(path: impl AsRef<Path>, options: &ReadOptions<'_>) -> Result<Records> {
     let path = path.as_ref();
     from_content(path, &Content::read(path)?, options)
 }
@@ -197,12 +211,12 @@ pub fn read_dataset(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Rec
 ///
 /// # Errors
 /// As [`read_dataset`].
-pub fn parse_dataset(path: impl AsRef<Path>, bytes: Vec<u8>, options: &ReadOptions) -> Result<Records> {
+pub fn parse_dataset(path: impl AsRef<Path>, bytes: Vec<u8>, options: &ReadOptions<'_>) -> Result<Records> {
     let path = path.as_ref();
     from_content(path, &Content::new(path, bytes)?, options)
 }
 
-fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result<Records> {
+fn from_content(path: &Path, content: &Content, options: &ReadOptions<'_>) -> Result<Records> {
     let format = content.format;
     let unrecognised = |found: &str, mend: String| Error::Unrecognised { path: path.into(), found: found.into(), mend };
     if options.schema.map_or(format.kind == FormatKind::Text, |schema| schema == Schema::Text) {
@@ -231,20 +245,24 @@ fn from_content(path: &Path, content: &Content, options: &ReadOptions) -> Result
             detected.or_else(|error| sieve.settle().and(Err(error)))?
         }
     };
-    let read = schema.fields();
+    let (read, renderer) = (schema.fields(), options.renderer);
     let fields = rows.iter().flat_map(|(_, row)| row.object.keys()).filter(|key| !read.contains(&key.as_str()));
     let unread: BTreeSet<&String> = fields.collect();
     let unread = unread.into_iter().cloned().collect();
     let dataset = match schema {
         Schema::Gsm8k => Dataset::Examples(sieve.convert(&rows, gsm8k)?),
-        Schema::Preference => Dataset::Pairs(sieve.convert(&rows, pairs::pair)?),
-        Schema::UnpairedPreference => Dataset::Unpaired(sieve.convert(&rows, labelled)?),
-        Schema::RankedList => Dataset::RankedLists(
-            sieve
-                .convert(&rows, |index, row| Ok(Ranked { index, line: row.line, list: candidates::from_row(row)? }))?,
-        ),
+        Schema::Messages => Dataset::Examples(sieve.convert(&rows, |index, row| messages(index, row, renderer))?),
+        Schema::Preference => Dataset::Pairs(sieve.convert(&rows, |index, row| pairs::pair(index, row, renderer))?),
+        Schema::UnpairedPreference => {
+            Dataset::Unpaired(sieve.convert(&rows, |index, row| labelled(index, row, renderer))?)
+        }
+        Schema::RankedList => Dataset::RankedLists(sieve.convert(&rows, |index, row| {
+            Ok(Ranked { index, line: row.line, list: candidates::from_row(row, renderer)? })
+        })?),
+        Schema::Ultrafeedback => Dataset::RankedLists(sieve.convert(&rows, published::ultrafeedback)?),
+        Schema::Nectar => Dataset::RankedLists(sieve.convert(&rows, published::nectar)?),
         Schema::PromptCompletion | Schema::PromptOnly | Schema::Text => {
-            Dataset::Examples(sieve.convert(&rows, example)?)
+            Dataset::Examples(sieve.convert(&rows, |index, row| example(index, row, renderer))?)
         }
     };
     if dataset.is_empty() {
@@ -325,13 +343,19 @@ fn gsm8k(index: usize, row: &Row) -> Result<Example> {
         index,
         line: row.line,
         prompt: format!("{}\n", row.string("question")?),
+        conversation: None,
         completion: Some(answer.clone()),
         reference: Some(answer),
     })
 }
 
 /// A row with `prompt`, and perhaps `completion` and `reference` (or `answer`).
-fn example(index: usize, row: &Row) -> Result<Example> {
+fn example(index: usize, row: &Row, renderer: Renderer) -> Result<Example> {
+    let fields = if row.has("completion") { &["completion"][..] } else { &[] };
+    example_of(index, row, renderer.texts(row, fields)?)
+}
+
+fn example_of(index: usize, row: &Row, texts: conversation::Texts) -> Result<Example> {
     let reference = match row.optional_string("reference")? {
         Some(reference) => Some(reference),
         None => row.optional_string("answer")?,
@@ -339,14 +363,26 @@ fn example(index: usize, row: &Row) -> Result<Example> {
     Ok(Example {
         index,
         line: row.line,
-        prompt: row.string("prompt")?.to_string(),
-        completion: row.optional_string("completion")?.map(str::to_string),
+        prompt: texts.prompt,
+        conversation: texts.conversation,
+        completion: texts.responses.into_iter().next(),
         reference: reference.map(str::to_string),
     })
 }
 
+/// A row with `messages`: a conversation, of which what follows the last turn of anyone but the assistant and its tools is the
+/// completion.
+fn messages(index: usize, row: &Row, renderer: Renderer) -> Result<Example> {
+    let turns = row.turns("messages")?;
+    let own = |turn: &serde_json::Value| turn["role"] == "assistant" || turn["role"] == "tool";
+    let asked = turns.len() - turns.iter().rev().take_while(|turn| own(turn)).count();
+    let (prompt, answer) = turns.split_at(asked);
+    let answers = if answer.is_empty() { &[][..] } else { &[answer][..] };
+    example_of(index, row, renderer.rendered(row, "messages", prompt, answers)?)
+}
+
 /// A row with `prompt`, `completion` and `label`.
-fn labelled(index: usize, row: &Row) -> Result<Labelled> {
+fn labelled(index: usize, row: &Row, renderer: Renderer) -> Result<Labelled> {
     let what = "true or false (also 1 or 0)";
     let label = match row.get("label") {
         None => return Err(row.missing("label", what, "\"label\": true")),
@@ -359,11 +395,7 @@ fn labelled(index: usize, row: &Row) -> Result<Labelled> {
             row.error("label", what, rows::describe(value), mend)
         })?,
     };
-    Ok(Labelled {
-        index,
-        line: row.line,
-        prompt: row.string("prompt")?.to_string(),
-        completion: row.string("completion")?.to_string(),
-        label,
-    })
+    let conversation::Texts { prompt, responses, conversation } = renderer.texts(row, &["completion"])?;
+    let completion = responses.into_iter().next().unwrap_or_default();
+    Ok(Labelled { index, line: row.line, prompt, conversation, completion, label })
 }

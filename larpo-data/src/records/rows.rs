@@ -159,7 +159,7 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
                 // It stopped inside a word that begins like one of JSON's.
                 at -= text[..at].chars().rev().take_while(char::is_ascii_alphabetic).count();
             }
-            let (found, mend) = in_words(message, &text[at..]);
+            let (found, mend) = in_words(message, &text[at..], whole);
             (format!("{found} at column {column}"), mend)
         }
     };
@@ -169,20 +169,24 @@ pub(super) fn json_error(path: &Path, line: usize, text: &str, whole: &str, erro
 }
 
 /// What the parser found, said so that it can be looked for, and the mend. `rest` is the text from where it stopped.
-fn in_words(message: &str, rest: &str) -> (String, &'static str) {
+fn in_words(message: &str, rest: &str, whole: &str) -> (String, &'static str) {
     const ROW: &str = "Write one JSON object per line; a newline inside a text is written \\n";
     let word: String = rest.chars().take_while(|c| !c.is_whitespace() && !",:]}".contains(*c)).take(20).collect();
     let word = if word.is_empty() { rest.chars().take(1).collect() } else { word };
     match message {
         "expected value" | "expected ident" => (
             format!("`{word}`, which is no JSON value,"),
-            "Texts stand in double quotes; the words of JSON are true, false and null",
+            "Texts stand in double quotes; the words of JSON are true, false and null. A plain text belongs into a file named .txt",
         ),
         "key must be a string" => {
             (format!("the name `{word}` without double quotes"), "Write it like {\"prompt\": \"2 + 2 =\"}")
         }
         "trailing comma" => ("a comma behind the last entry".into(), "Remove the comma"),
-        "trailing characters" => (format!("`{word}` behind the end"), ROW),
+        "trailing characters" if whole == "row" => (format!("`{word}` behind the end"), ROW),
+        "trailing characters" => (format!("`{word}` behind the end"), "Remove what stands behind the last bracket"),
+        "recursion limit exceeded" => {
+            ("arrays or objects too deep inside one another".into(), "Write them with fewer levels")
+        }
         "expected `,` or `}`" => (format!("`{word}` where a comma or `}}` belongs"), "Put a comma between two fields"),
         "expected `,` or `]`" => (format!("`{word}` where a comma or `]` belongs"), "Put a comma between two elements"),
         "expected `:`" => (format!("`{word}` where a colon belongs"), "Write it like {\"prompt\": \"2 + 2 =\"}"),
@@ -317,8 +321,7 @@ impl Row<'_> {
             Some(other) => {
                 let turns = other.as_array().is_some_and(|turns| turns.iter().all(|turn| turn.get("role").is_some()));
                 let mend = match turns {
-                    true => "Conversations are not read: write what the model is to see as one text, with its chat template \
-                             applied"
+                    true => "A prompt that is a text has answers that are texts: write both as texts, or both as turns"
                         .into(),
                     false => format!("Write the text in quotes, for example \"{field}\": \"some text\""),
                 };
@@ -336,7 +339,10 @@ impl Row<'_> {
         example: &str,
         convert: impl Fn(&Value) -> Option<T>,
     ) -> Result<Option<Vec<T>>> {
-        let mend = || format!("Write it like \"{field}\": {example}");
+        let mend = || match self.cells {
+            true => "A cell holds one text or number: write rows with lists as JSON".to_string(),
+            false => format!("Write it like \"{field}\": {example}"),
+        };
         let items = match self.get(field) {
             None => return Ok(None),
             Some(Value::Array(items)) => items,

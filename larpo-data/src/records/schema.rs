@@ -1,5 +1,6 @@
 //! The kinds of rows, and which of them the rows of a file are.
 
+use super::published::has_objects;
 use super::rows::{Row, verdict};
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -17,6 +18,8 @@ pub enum Schema {
     PromptOnly,
     /// `prompt` and `completion`.
     PromptCompletion,
+    /// `messages`: a conversation whose last turn is the completion.
+    Messages,
     /// `question` and `answer`, the answer with its final line `#### N`.
     Gsm8k,
     /// `chosen` and `rejected`, with a `prompt` or with one that both begin with.
@@ -25,18 +28,25 @@ pub enum Schema {
     UnpairedPreference,
     /// `prompt`, `responses`, and `rewards` or `ranks`.
     RankedList,
+    /// `instruction` and `completions` with their ratings.
+    Ultrafeedback,
+    /// `prompt` and `answers` with their ranks.
+    Nectar,
 }
 
 impl Schema {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Text,
         Self::PromptOnly,
         Self::PromptCompletion,
+        Self::Messages,
         Self::Gsm8k,
         Self::Preference,
         Self::UnpairedPreference,
         Self::RankedList,
+        Self::Ultrafeedback,
+        Self::Nectar,
     ];
 
     /// Its name.
@@ -45,10 +55,13 @@ impl Schema {
             Self::Text => "text",
             Self::PromptOnly => "prompt_only",
             Self::PromptCompletion => "prompt_completion",
+            Self::Messages => "messages",
             Self::Gsm8k => "gsm8k",
             Self::Preference => "preference",
             Self::UnpairedPreference => "unpaired_preference",
             Self::RankedList => "ranked_list",
+            Self::Ultrafeedback => "ultrafeedback",
+            Self::Nectar => "nectar",
         }
     }
 
@@ -58,10 +71,13 @@ impl Schema {
             Self::Text => "a file named .txt",
             Self::PromptOnly => "`prompt`",
             Self::PromptCompletion => "`completion`",
+            Self::Messages => "`messages`",
             Self::Gsm8k => "`question`",
             Self::Preference => "`chosen`, `rejected`",
             Self::UnpairedPreference => "`completion`, `label`",
             Self::RankedList => "`responses`",
+            Self::Ultrafeedback => "`instruction`, `completions`",
+            Self::Nectar => "`answers` with an `answer` each",
         }
     }
 
@@ -71,10 +87,19 @@ impl Schema {
             Self::Text => "any text",
             Self::PromptOnly => r#"{"prompt": "2 + 2 =", "reference": "4"}"#,
             Self::PromptCompletion => r#"{"prompt": "2 + 2 =", "completion": " 4"}"#,
+            Self::Messages => {
+                r#"{"messages": [{"role": "user", "content": "2 + 2 ="}, {"role": "assistant", "content": "4"}]}"#
+            }
             Self::Gsm8k => r#"{"question": "How many are 2 and 2?", "answer": "2 + 2 = 4\n#### 4"}"#,
             Self::Preference => r#"{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}"#,
             Self::UnpairedPreference => r#"{"prompt": "2 + 2 =", "completion": " 4", "label": true}"#,
             Self::RankedList => r#"{"prompt": "2 + 2 =", "responses": [" 4", " 5"], "rewards": [1, 0]}"#,
+            Self::Ultrafeedback => {
+                r#"{"instruction": "2 + 2 =", "completions": [{"response": "4", "annotations": {"helpfulness": {"Rating": "5"}}}]}"#
+            }
+            Self::Nectar => {
+                r#"{"prompt": "2 + 2 =", "answers": [{"answer": "4", "rank": 1}, {"answer": "5", "rank": 2}]}"#
+            }
         }
     }
 
@@ -82,11 +107,14 @@ impl Schema {
     pub(super) fn fields(self) -> &'static [&'static str] {
         match self {
             Self::Text => &[],
-            Self::PromptOnly | Self::PromptCompletion => &["prompt", "completion", "reference", "answer"],
+            Self::PromptOnly | Self::PromptCompletion => &["prompt", "completion", "reference", "answer", "tools"],
+            Self::Messages => &["messages", "reference", "answer", "tools"],
             Self::Gsm8k => &["question", "answer"],
-            Self::Preference => &["prompt", "chosen", "rejected"],
-            Self::UnpairedPreference => &["prompt", "completion", "label"],
+            Self::Preference => &["prompt", "chosen", "rejected", "margin", "tools"],
+            Self::UnpairedPreference => &["prompt", "completion", "label", "tools"],
             Self::RankedList => &crate::candidates::FIELDS,
+            Self::Ultrafeedback => &["instruction", "completions"],
+            Self::Nectar => &["prompt", "answers"],
         }
     }
 }
@@ -119,6 +147,9 @@ pub(super) fn detect(path: &Path, rows: &[&Row]) -> Result<(Schema, String)> {
         let found = [
             (row.has("responses"), Schema::RankedList),
             (row.has("chosen") || row.has("rejected"), Schema::Preference),
+            (row.has("instruction") && row.has("completions"), Schema::Ultrafeedback),
+            (has_objects(row, "answers", "answer"), Schema::Nectar),
+            (row.has("messages") && !row.has("responses") && !row.has("chosen"), Schema::Messages),
             (row.has("question"), Schema::Gsm8k),
             (row.has("question") && row.has("prompt"), Schema::PromptOnly),
             (row.has("completion") && labelled, Schema::UnpairedPreference),

@@ -7,13 +7,15 @@
 mod build;
 mod pieces;
 
-use crate::chat::{self, ChatTemplates};
+use crate::chat::{self, ChatTemplates, Conversations};
 use crate::error::{Error, Result};
 use crate::files;
-use serde::de::IgnoredAny;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use tokenizers::models::ModelWrapper;
 
 /// The end-of-sequence token of the tokenizers built here.
@@ -34,6 +36,22 @@ const COMPANIONS: [&str; 9] = [
     "spiece.model",
 ];
 
+/// Bytes of all added tokens together: a hundred times what tokenizers have.
+const ADDED_BYTES: usize = 16 << 20;
+
+/// What is looked at before the library reads a `tokenizer.json`.
+#[derive(Deserialize)]
+struct Outline<'a> {
+    #[serde(borrow)]
+    added_tokens: Option<Vec<AddedToken<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken<'a> {
+    #[serde(borrow, default)]
+    content: Cow<'a, str>,
+}
+
 /// A tokenizer in the standard `tokenizer.json` form.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -44,6 +62,8 @@ pub struct Tokenizer {
     /// Files beside them: path within the folder, contents.
     companions: Vec<(PathBuf, Vec<u8>)>,
     chat: ChatTemplates,
+    /// The same, compiled when they are asked for.
+    conversations: OnceLock<Option<Conversations>>,
     /// Token of every id; `None` where the numbering has a hole.
     tokens: Vec<Option<String>>,
     /// For a tokenizer with one token per character: the ids, so that a long text needs no machinery.
@@ -106,10 +126,21 @@ impl Tokenizer {
     /// Puts a tokenizer together and derives the tables that encoding and decoding need.
     fn from_parts(json: String, config: Map<String, Value>, path: Option<PathBuf>) -> Result<Self> {
         let fail = |problem: String, mend: &str| Error::Tokenizer { path: path.clone(), problem, mend: mend.into() };
-        // The library panics on a `decoder` that is no JSON.
-        serde_json::from_str::<IgnoredAny>(&json).map_err(|error| {
+        // The library panics on a `decoder` that is no JSON, and builds tables many times as large as the added tokens.
+        let outline: Outline = serde_json::from_str(&json).map_err(|error| {
             fail(format!("not a tokenizer that can be read: {error}"), "Copy or download the file again")
         })?;
+        let added: usize = outline.added_tokens.iter().flatten().map(|token| token.content.len()).sum();
+        if added > ADDED_BYTES {
+            return Err(fail(
+                format!(
+                    "`added_tokens` hold {} MiB of text, more than the {} MiB that are read",
+                    added >> 20,
+                    ADDED_BYTES >> 20
+                ),
+                "Remove from it what is no token, or copy or download the file again",
+            ));
+        }
         let mut inner: tokenizers::Tokenizer = guarded(|| json.parse())?.map_err(|e| {
             fail(
                 format!("not a tokenizer that can be read: {e}"),
@@ -161,6 +192,7 @@ impl Tokenizer {
             config,
             companions: Vec::new(),
             chat: ChatTemplates::default(),
+            conversations: OnceLock::new(),
             tokens,
             bos,
             eos,
@@ -191,6 +223,18 @@ impl Tokenizer {
     /// The chat templates that came with it.
     pub fn chat(&self) -> &ChatTemplates {
         &self.chat
+    }
+
+    /// The same, compiled; none where there are none.
+    ///
+    /// # Errors
+    /// A template that does not compile.
+    pub fn conversations(&self) -> Result<Option<&Conversations>> {
+        if let Some(compiled) = self.conversations.get() {
+            return Ok(compiled.as_ref());
+        }
+        let compiled = Conversations::new(&self.chat)?;
+        Ok(self.conversations.get_or_init(|| compiled).as_ref())
     }
 
     /// The text of `tokenizer.json`, which decides every id.
