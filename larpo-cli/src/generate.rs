@@ -132,6 +132,7 @@ pub fn candidate_lists(
     let list = |(prompt, responses): (&PromptRow, Vec<Generated>)| CandidateList {
         prompt_index: prompt.index,
         prompt: prompt.text.clone(),
+        conversation: prompt.conversation.clone(),
         prompt_ids: prompt.ids.clone(),
         reference: prompt.reference.clone(),
         candidates: responses.into_iter().map(candidate).collect(),

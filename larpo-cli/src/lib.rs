@@ -21,6 +21,7 @@ pub mod machine;
 pub mod metrics_log;
 pub mod numbers;
 pub mod output;
+pub mod pairwise_ranker;
 pub mod plan;
 pub mod policy;
 pub mod progress;

@@ -1,6 +1,6 @@
 //! A policy: a transformer with its tokenizer, as a Hugging Face folder on disk.
 
-use crate::args::LoraArgs;
+use crate::args::{BaseDtype, LoraArgs};
 use crate::cmd::losses;
 use crate::error::{Error, Result};
 use crate::machine;
@@ -518,6 +518,20 @@ impl Opened {
         self
     }
 
+    /// The same, with the weights under an adapter held in `format`.
+    ///
+    /// # Errors
+    /// No adapter to be trained in their place.
+    pub fn with_base(mut self, format: Option<BaseDtype>) -> Result<Self> {
+        if let (Some(_), None) = (format, &self.adapter) {
+            return Err(Error::request(
+                "--base_dtype is the format of weights that stay as they are; there are such under an adapter: add --use_peft",
+            ));
+        }
+        self.config.frozen_bf16 = format == Some(BaseDtype::Bf16);
+        Ok(self)
+    }
+
     /// The folder that holds the model, which is the base's where there is an adapter.
     pub fn model_folder(&self) -> &Path {
         &self.folder
@@ -704,8 +718,7 @@ fn check_memory(config: &ModelConfig) -> Result<()> {
     config.validate()?;
     // Rotary positions have a table.
     let table = (config.max_position_embeddings as u64).saturating_mul(config.head_dim as u64);
-    let adapter = config.lora.as_ref().map_or(0, |_| config.trainable_parameters());
-    let weights = config.parameters().saturating_add(table).saturating_add(adapter).saturating_mul(4);
+    let weights = config.weight_bytes().saturating_add(table.saturating_mul(4));
     match machine::total_memory() {
         Some(limit) if weights > limit => Err(Error::request(format!(
             "the model's {} parameters need {} of memory and the machine has {}; choose a smaller model",

@@ -1,7 +1,9 @@
-//! What ranks candidates, by the flags: rule rewards or a reward model; and candidates as rows of `candidates.jsonl`.
+//! What ranks candidates, by the flags: rule rewards, a reward model or a pairwise ranker; and candidates as rows of
+//! `candidates.jsonl`.
 
 use crate::args::RewardArgs;
 use crate::error::Result;
+use crate::pairwise_ranker::{OpenedPairwiseRanker, PairwiseRanker};
 use crate::reward_model::{OpenedRewardModel, RewardModel};
 use larpo_core::Error;
 use larpo_core::backend::Backend;
@@ -18,17 +20,20 @@ pub enum RewardSource {
     Rules(RuleReranker),
     /// A model.
     Model(Box<OpenedRewardModel>),
+    /// A model that compares.
+    Pairwise(Box<OpenedPairwiseRanker>),
 }
 
 impl RewardSource {
     /// That of the flags.
     ///
     /// # Errors
-    /// A description that cannot be understood, a folder that holds no reward model.
+    /// A description that cannot be understood, a folder that holds no such model.
     pub fn read(args: &RewardArgs) -> Result<Self> {
-        Ok(match &args.reward_model {
-            Some(folder) => Self::Model(Box::new(OpenedRewardModel::read(folder)?)),
-            None => Self::Rules(RuleReranker::new(args)?),
+        Ok(match (&args.reward_model, &args.pairwise_ranker) {
+            (Some(folder), _) => Self::Model(Box::new(OpenedRewardModel::read(folder)?)),
+            (None, Some(folder)) => Self::Pairwise(Box::new(OpenedPairwiseRanker::read(folder, args)?)),
+            (None, None) => Self::Rules(RuleReranker::new(args)?),
         })
     }
 
@@ -42,6 +47,7 @@ impl RewardSource {
         match self {
             Self::Rules(rules) => rules.files().into_iter().map(|path| ("reward_funcs", path.to_path_buf())).collect(),
             Self::Model(model) => vec![("reward_model", model.folder().to_path_buf())],
+            Self::Pairwise(ranker) => ranker.inputs(),
         }
     }
 
@@ -50,6 +56,7 @@ impl RewardSource {
         match self {
             Self::Rules(_) => None,
             Self::Model(model) => Some(model.config()),
+            Self::Pairwise(ranker) => Some(ranker.config()),
         }
     }
 
@@ -61,6 +68,7 @@ impl RewardSource {
         Ok(match self {
             Self::Rules(rules) => Ranker::Rules(rules),
             Self::Model(model) => Ranker::Model(Box::new(model.load(backend)?)),
+            Self::Pairwise(ranker) => Ranker::Pairwise(Box::new(ranker.load(backend)?)),
         })
     }
 }
@@ -71,6 +79,8 @@ pub enum Ranker<B: Backend> {
     Rules(RuleReranker),
     /// A model.
     Model(Box<RewardModel<B>>),
+    /// A model that compares.
+    Pairwise(Box<PairwiseRanker<B>>),
 }
 
 impl<B: Backend> Ranker<B> {
@@ -78,7 +88,7 @@ impl<B: Backend> Ranker<B> {
     pub fn rules(&self) -> Option<&RuleSet> {
         match self {
             Self::Rules(rules) => Some(rules.rules()),
-            Self::Model(_) => None,
+            Self::Model(_) | Self::Pairwise(_) => None,
         }
     }
 
@@ -95,7 +105,12 @@ impl<B: Backend> Reranker for Ranker<B> {
         match self {
             Self::Rules(rules) => rules.score(query),
             Self::Model(model) => model.score(query),
+            Self::Pairwise(ranker) => ranker.score(query),
         }
+    }
+
+    fn is_absolute(&self) -> bool {
+        !matches!(self, Self::Pairwise(_))
     }
 }
 
@@ -208,6 +223,7 @@ pub fn to_row(list: &CandidateList, stop: &[String]) -> CandidateRow {
     CandidateRow {
         prompt_index: Some(list.prompt_index),
         prompt: list.prompt.clone(),
+        messages: list.conversation.as_deref().and_then(|turns| serde_json::from_str(turns).ok()),
         prompt_token_ids: Some(list.prompt_ids.clone()),
         reference: list.reference.clone(),
         stop_strings: stop.to_vec(),

@@ -1,5 +1,6 @@
 //! A reward model as the reranker: a sequence classifier whose one score is read off the last token of the conversation.
 
+use crate::chat::{told, turn, turns};
 use crate::error::{Error, Result};
 use crate::plan::Dry;
 use crate::policy::{Kind, Opened, Policy};
@@ -8,9 +9,9 @@ use larpo_core::lists::PackedLists;
 use larpo_core::model::{ModelConfig, without_pads};
 use larpo_core::reranker::{Query, Reranker};
 use larpo_core::tape::Tape;
-use larpo_data::chat::{ChatOptions, ChatTemplate};
+use larpo_data::chat::ChatOptions;
+use larpo_data::records::plain;
 use larpo_data::tokenizer::Tokenizer;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,7 +46,6 @@ impl OpenedRewardModel {
     fn of(opened: Opened, folder: &Path) -> Result<Self> {
         let texts = Texts {
             folder: folder.into(),
-            template: opened.tokenizer.chat().get(None, false)?,
             tokenizer: opened.tokenizer.clone(),
             pad_id: opened.pad_id(),
             limit: opened.config.max_position_embeddings,
@@ -63,12 +63,17 @@ impl OpenedRewardModel {
         &self.opened.config
     }
 
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.texts.tokenizer
+    }
+
     /// Ranked texts in the model's tokens: what all of them begin with, and the rest of each; none where one of them is longer
     /// than `limit` tokens.
     ///
     /// # Errors
     /// A text that cannot be encoded.
-    pub fn encode(&self, prompt: &str, responses: &[&str], limit: usize) -> Result<Option<SharedTexts>> {
+    pub fn encode(&self, prompt: Prompt, responses: &[&str], limit: usize) -> Result<Option<SharedTexts>> {
         let ids = |response: &&str| self.texts.ids(prompt, response);
         let texts = responses.iter().map(ids).collect::<Result<Vec<_>>>()?;
         Ok(texts.iter().all(|text| text.len() <= limit).then(|| SharedTexts::new(texts)))
@@ -108,7 +113,6 @@ pub struct RewardModel<B: Backend> {
 /// How a conversation becomes ids.
 struct Texts {
     folder: PathBuf,
-    template: Option<ChatTemplate>,
     tokenizer: Arc<Tokenizer>,
     pad_id: Option<u32>,
     limit: usize,
@@ -117,12 +121,18 @@ struct Texts {
 impl Texts {
     /// Ids of a prompt with a response, up to the token whose score counts: through the model's own chat template where it
     /// has one, otherwise one text after the other.
-    fn ids(&self, prompt: &str, response: &str) -> Result<Vec<u32>> {
-        let text = match &self.template {
-            None => format!("{prompt}{response}"),
-            Some(template) => {
-                let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
-                let turns = [turn("user", prompt), turn("assistant", response)];
+    fn ids(&self, prompt: Prompt, response: &str) -> Result<Vec<u32>> {
+        let text = match (prompt, self.tokenizer.conversations()?) {
+            (Prompt::Rendered(prompt) | Prompt::Text(prompt), None) | (Prompt::Rendered(prompt), Some(_)) => {
+                format!("{prompt}{response}")
+            }
+            (Prompt::Conversation(turns), None) => format!("{}\n{}", told(turns)?, plain(&turn("assistant", response))),
+            (prompt, Some(template)) => {
+                let mut turns = match prompt {
+                    Prompt::Conversation(all) => turns(all)?,
+                    Prompt::Text(text) | Prompt::Rendered(text) => vec![turn("user", text)],
+                };
+                turns.push(turn("assistant", response));
                 template.render(&turns, ChatOptions::default())?
             }
         };
@@ -159,6 +169,17 @@ impl Texts {
     }
 }
 
+/// What a reward model is told before a response.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Prompt<'a> {
+    /// A text: the user's turn.
+    Text(&'a str),
+    /// The turns of a conversation, as JSON.
+    Conversation(&'a str),
+    /// What the model's own chat template made of a conversation; so are the responses.
+    Rendered(&'a str),
+}
+
 /// Texts in tokens, of which what all begin with stands once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SharedTexts {
@@ -169,7 +190,8 @@ pub struct SharedTexts {
 }
 
 impl SharedTexts {
-    fn new(texts: Vec<Vec<u32>>) -> Self {
+    /// Shares what `texts` begin with, but the last token of the shortest.
+    pub fn new(texts: Vec<Vec<u32>>) -> Self {
         // Something is left of each.
         let most = texts.iter().map(Vec::len).min().unwrap_or(1).saturating_sub(1);
         let same = |&at: &usize| texts.iter().all(|text| text[at] == texts[0][at]);
@@ -177,14 +199,24 @@ impl SharedTexts {
         let prompt = texts.first().map(|text| text[..common].to_vec()).unwrap_or_default();
         Self { prompt, rest: texts.into_iter().map(|text| text[common..].to_vec()).collect() }
     }
+
+    /// As lists for a model.
+    pub fn pack(lists: &[Self]) -> PackedLists {
+        PackedLists::pack(lists.iter().map(|list| (&list.prompt[..], list.rest.iter().map(|text| &text[..]))))
+    }
 }
 
 impl<B: Backend> RewardModel<B> {
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.texts.tokenizer
+    }
+
     /// One score a response, the raw output of the score head. What all conversations begin with is computed once.
     ///
     /// # Errors
     /// A text that cannot be encoded, or is longer than the model's positions.
-    pub fn rewards(&self, prompt: &str, responses: &[&str]) -> Result<Vec<f64>> {
+    pub fn rewards(&self, prompt: Prompt, responses: &[&str]) -> Result<Vec<f64>> {
         if responses.is_empty() {
             return Ok(Vec::new());
         }
@@ -192,8 +224,8 @@ impl<B: Backend> RewardModel<B> {
             let ids = self.texts.ids(prompt, response)?;
             self.texts.check(&ids).map(|()| ids)
         };
-        let SharedTexts { prompt, rest } = SharedTexts::new(responses.iter().map(ids).collect::<Result<Vec<_>>>()?);
-        let packed = PackedLists::pack([(&prompt[..], rest.iter().map(|text| &text[..]))]);
+        let texts = SharedTexts::new(responses.iter().map(ids).collect::<Result<Vec<_>>>()?);
+        let packed = SharedTexts::pack(&[texts]);
         let backend = self.policy.model.backend();
         let tape = Tape::inference(backend);
         let rewards = self.policy.model.reward(&tape, &packed)?;
@@ -204,6 +236,7 @@ impl<B: Backend> RewardModel<B> {
 impl<B: Backend> Reranker for RewardModel<B> {
     fn score(&mut self, query: &Query) -> std::result::Result<Vec<f64>, larpo_core::Error> {
         let responses: Vec<&str> = query.responses.iter().map(|response| response.text).collect();
-        self.rewards(query.prompt, &responses).map_err(|error| larpo_core::Error::Caller(error.to_string()))
+        let prompt = query.conversation.map_or(Prompt::Text(query.prompt), Prompt::Conversation);
+        self.rewards(prompt, &responses).map_err(|error| larpo_core::Error::Caller(error.to_string()))
     }
 }

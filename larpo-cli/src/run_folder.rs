@@ -2,6 +2,7 @@
 
 use crate::args::Settings;
 use crate::checkpoint;
+use crate::cmd::losses;
 use crate::error::{Error, Result};
 use crate::output::{self, OutputDir};
 use crate::resume::{ITERATION, ResumeFrom};
@@ -117,10 +118,31 @@ impl<'a> RunFolder<'a> {
         for (_, iteration) in checkpoint::numbered(self.folder, ITERATION)? {
             files::remove_leftovers(iteration)?;
         }
-        if self.earlier.is_none() {
-            self.output.clear()?;
+        match &self.earlier {
+            None => self.output.clear()?,
+            Some(earlier) => self.keep_replaced(earlier)?,
         }
         self.record.write(self.folder)
+    }
+
+    /// Puts weights aside that stand in the place of those that the run ended with: people may have put them there, and the run
+    /// writes its own again.
+    fn keep_replaced(&self, earlier: &RunRecord) -> Result<()> {
+        let Some(result) = &earlier.result else { return Ok(()) };
+        for name in losses::replaced(self.folder, &result.model) {
+            let (path, mut kept, mut n) = (self.folder.join(&name), self.folder.join(format!("{name}.replaced-1")), 1);
+            while kept.exists() {
+                n += 1;
+                kept.set_extension(format!("replaced-{n}"));
+            }
+            std::fs::rename(&path, &kept).map_err(Error::io(&path, "rename"))?;
+            warn!(
+                "{}: not what the run ended with: it was changed or replaced since. It is kept as {}; the run writes its own again",
+                path.display(),
+                kept.display()
+            );
+        }
+        Ok(())
     }
 
     /// Records that the run came to its end, and what it printed.

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::policy::{check_folder, model_folder_of};
 use crate::resume::{ITERATION, LOG};
 use crate::version::Build;
+use larpo_data::chat::template_files;
 use larpo_data::checksums::Checksum;
 use larpo_data::files;
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,7 @@ pub fn no_run(n: usize) -> String {
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-pub(crate) const FREE: [&str; 24] = [
+pub(crate) const FREE: [&str; 26] = [
     "cache_dir",
     "color",
     "config",
@@ -56,7 +57,9 @@ pub(crate) const FREE: [&str; 24] = [
     "no_cache",
     "output_dir",
     "overwrite_output_dir",
+    "pairwise_ranker",
     "quiet",
+    "ranker_template",
     "report_to",
     "resume_from_checkpoint",
     "reward_model",
@@ -442,6 +445,10 @@ pub fn checksums(path: &Path) -> Result<BTreeMap<String, String>> {
             sums.insert(name, Checksum::of_file(entry.path())?.to_string());
         }
     }
+    for file in template_files(path)? {
+        let name = file.strip_prefix(path).unwrap_or(&file).display().to_string();
+        sums.insert(name, Checksum::of_file(&file)?.to_string());
+    }
     Ok(sums)
 }
 
@@ -623,6 +630,10 @@ mod tests {
         refused("--model_name_or_path: model.safetensors in");
         fs::remove_file(model.join("model.safetensors")).expect("removes");
         refused("has no model.safetensors any more");
+        write("model/model.safetensors", "weights");
+        old.check(&now(), &folder).expect("the same again");
+        write("model/chat_template.jinja", "{{ messages[0].content }}");
+        refused("chat_template.jinja");
         write("run.json", "{");
         assert!(RunRecord::read(&folder).expect_err("damaged").to_string().contains("run.json"));
         fs::remove_dir_all(&folder).expect("removes");

@@ -319,6 +319,28 @@ fn a_damaged_log_is_named_and_a_damaged_record_restored() {
 }
 
 #[test]
+fn weights_put_in_place_of_the_finished_ones_are_kept() {
+    let folder = Folder::new("replaced");
+    let (data, _) = tiny(&folder);
+    let out = folder.path("out");
+    let name = out.display().to_string();
+    let words = words(sft(&data, &name, &["--max_steps", "12", "--save_steps", "4"]), &LATEST);
+    succeeds(&mut larpo(&words));
+    let weights = out.join("model.safetensors");
+    let written = fs::read(&weights).expect("reads");
+    for n in [1, 2] {
+        let mut own = written.clone();
+        *own.last_mut().expect("bytes") ^= n;
+        fs::write(&weights, &own).expect("writes");
+        let text = String::from_utf8_lossy(&succeeds(&mut larpo(&words)).stderr).into_owned();
+        let kept = out.join(format!("model.safetensors.replaced-{n}"));
+        assert!(text.contains("warning: ") && text.contains(&kept.display().to_string()), "{text}");
+        assert_eq!(fs::read(&kept).expect("kept"), own);
+        assert_eq!(fs::read(&weights).expect("written again"), written);
+    }
+}
+
+#[test]
 fn every_flipped_byte_of_a_checkpoint_is_found_and_the_one_before_it_offered() {
     let folder = Folder::new("flip");
     let (data, _) = tiny(&folder);
@@ -475,9 +497,10 @@ fn a_plan_ends_at_once() {
     // A pipe opens for writing once it is open for reading. As nothing is written, the plan cannot end before the signal.
     let pipe = std::thread::spawn(move || fs::OpenOptions::new().write(true).open(data));
     wait_for("the plan to read its data", || pipe.is_finished());
-    signal(&child, "INT");
+    // Not INT, which a shell has its background processes ignore.
+    signal(&child, "TERM");
     let status = child.wait().expect("a child");
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "{status}");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "{status}");
     pipe.join().expect("a thread").expect("a pipe that was open for reading");
 }
 

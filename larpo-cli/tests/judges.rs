@@ -2,55 +2,16 @@
 //! log-probabilities and greedy responses equal those of independent software.
 
 mod common;
-use common::{Folder, larpo as process, run_here as larpo};
-use serde_json::{Map, Value, json};
+use common::{Folder, language_golden, larpo as process, numbers, run_here as larpo, with_words};
+use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-
-/// A model of the goldens, which has no tokenizer.
-fn golden(name: &str) -> PathBuf {
-    let all = match std::env::var_os("LARPO_GOLDEN_DIR") {
-        Some(folder) => PathBuf::from(folder),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../larpo-core/tests/golden"),
-    };
-    all.join("models").join(name)
-}
-
-/// What independent software made of it.
-fn numbers(name: &str) -> Value {
-    serde_json::from_str(&fs::read_to_string(golden(name).join("golden.json")).expect("reads")).expect("JSON")
-}
 
 /// The reward model of the goldens, as [`with_words`].
 fn make(folder: &Path, template: Option<&str>, bos: Option<u32>) {
     with_words("llama_rm", folder, template, bos);
-}
-
-/// A model of the goldens with words for tokens, `w7` for id 7, one of which the tokenizer may put in front of every text.
-fn with_words(name: &str, folder: &Path, template: Option<&str>, bos: Option<u32>) {
-    fs::create_dir_all(folder).expect("creates");
-    for file in ["config.json", "model.safetensors"] {
-        fs::copy(golden(name).join(file), folder.join(file)).expect("copies");
-    }
-    let vocabulary: Map<String, Value> = (0..320).map(|id| (format!("w{id}"), json!(id))).collect();
-    let front = bos.map(|id| {
-        let special = json!({"SpecialToken": {"id": format!("w{id}"), "type_id": 0}});
-        json!({
-            "type": "TemplateProcessing", "pair": [special, {"Sequence": {"id": "A", "type_id": 0}}],
-            "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
-            "special_tokens": {format!("w{id}"): {"id": format!("w{id}"), "ids": [id], "tokens": [format!("w{id}")]}},
-        })
-    });
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": front, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
-    });
-    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("writes");
-    let config = json!({"chat_template": template, "bos_token": bos.map(|id| format!("w{id}"))});
-    fs::write(folder.join("tokenizer_config.json"), config.to_string()).expect("writes");
 }
 
 fn words(ids: &[Value]) -> String {
@@ -255,6 +216,34 @@ fn reward_models_of_every_family_learn_what_pairs_say() {
     }
 }
 
+/// A margin of every row is the margin of the flag.
+#[test]
+fn rows_may_have_a_margin_of_their_own() {
+    let folder = Folder::new("reward-margin");
+    let rows = pairs(24);
+    let data = folder.rows("pairs.jsonl", &rows);
+    let with = |margin: f64| {
+        let row = |row: &Value| {
+            let mut row = row.clone();
+            row["margin"] = json!(margin);
+            row
+        };
+        rows.iter().map(row).collect::<Vec<_>>()
+    };
+    let fields = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"});
+    let model = language_model(&folder, "llama", &data, fields).expect("a model");
+    let train = |name: &str, data: &str, more: &[&str]| {
+        let out = folder.name(name);
+        let words = ["reward", "--model_name_or_path", &model, "--dataset_name", data, "--output_dir", &out];
+        larpo(&[&words[..], &["--max_steps", "3"], more].concat()).expect("reward");
+        fs::read(Path::new(&out).join("model.safetensors")).expect("weights")
+    };
+    let own = folder.rows("own.jsonl", &with(0.75));
+    let flag = train("flag", &data, &["--margin", "0.75"]);
+    assert!(train("own", &own, &["--margin", "0.1"]) == flag);
+    assert!(train("none", &data, &[]) != flag);
+}
+
 #[test]
 fn what_cannot_train_a_reward_model_is_refused() {
     let folder = Folder::new("reward-train-refused");
@@ -319,17 +308,6 @@ fn golden_models_score_responses() {
     );
 }
 
-/// The language model of the goldens, whose responses have no end.
-fn language_golden(folder: &Folder, template: Option<&str>) -> String {
-    let model = folder.name("model");
-    with_words("qwen3", Path::new(&model), template, None);
-    let path = Path::new(&model).join("config.json");
-    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    config["eos_token_id"] = Value::Null;
-    fs::write(&path, config.to_string()).expect("writes");
-    model
-}
-
 #[test]
 fn golden_models_generate_and_converse() {
     let folder = Folder::new("generate-golden");
@@ -360,6 +338,131 @@ fn golden_models_generate_and_converse() {
     let generate = ["generate", "--model_name_or_path", &model, "--prompt", &second, "--max_new_tokens", "24"];
     let row = larpo(&generate).expect("generate")["responses"][0].clone();
     assert_eq!(row["response"], answers[1]);
+}
+
+/// Preferences by the log-probabilities that `score` gives the labels, in both orders.
+fn win_rates(folder: &Folder, model: &str, prompt: &str, responses: &[&str], labels: [&str; 2]) -> Vec<f64> {
+    let n = responses.len();
+    let orders: Vec<(usize, usize)> =
+        (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).filter(|(i, j)| i != j).collect();
+    let question = |&(i, j): &(usize, usize)| json!({"prompt": format!("w9 {prompt} w1 {} w2 {} w3", responses[i], responses[j]), "responses": labels});
+    let data = folder.rows("questions.jsonl", &orders.iter().map(question).collect::<Vec<_>>());
+    let scores = larpo(&["score", "--model_name_or_path", model, "--dataset_name", &data]).expect("score");
+    let first = |at: usize| {
+        let logp = |label: usize| scores["scores"][at]["sum_logps"][label].as_f64().expect("a number");
+        logp(0).exp() / (logp(0).exp() + logp(1).exp())
+    };
+    let asked = |i, j| first(orders.iter().position(|&order| order == (i, j)).expect("asked"));
+    let beats = |i, j| (asked(i, j) + 1.0 - asked(j, i)) / 2.0;
+    (0..n).map(|i| (0..n).filter(|&j| j != i).map(|j| beats(i, j)).sum::<f64>() / (n - 1) as f64).collect()
+}
+
+#[test]
+fn a_pairwise_ranker_asks_in_both_orders() {
+    let folder = Folder::new("pairwise");
+    let model = language_golden(&folder, None);
+    let template = folder.file("template.txt", "w9 {prompt} w1 {a} w2 {b} w3\n");
+    let responses = ["w5 w6 w7", "w8", "w5 w6 w11 w12 w13"];
+    let want = win_rates(&folder, &model, "w30 w31", &responses, ["w40", "w41"]);
+    assert!(want.iter().any(|p| (p - 0.5).abs() > 1e-3), "{want:?}");
+    let data = folder.rows("rows.jsonl", &[json!({"prompt": "w30 w31", "responses": responses, "at": [0, 1, 2]})]);
+    let out = folder.name("ranked");
+    let ranker = ["--pairwise_ranker", &model, "--ranker_template", &template, "--ranker_labels", "w40,w41"];
+    let rank = |more: &[&str]| {
+        let words = ["rank", &data, "--list_keys", "at", "--output_dir", &out, "--overwrite_output_dir"];
+        larpo(&[&words[..], &ranker, more].concat()).expect("rank");
+        let text = fs::read_to_string(folder.path("ranked/candidates.jsonl")).expect("reads");
+        let row: Value = serde_json::from_str(&text).expect("JSON");
+        let at = |i: usize| {
+            (row["at"][i].as_u64().expect("a place") as usize, row["rewards"][i].as_f64().expect("a reward"))
+        };
+        (0..3).map(at).collect::<Vec<_>>()
+    };
+    let ranked = rank(&[]);
+    for &(at, reward) in &ranked {
+        assert!((reward - want[at]).abs() <= 1e-5, "{reward} is not {}", want[at]);
+    }
+    assert!(ranked.is_sorted_by(|a, b| a.1 >= b.1));
+    for by in ["lipo_label", "bt"] {
+        let order = |ranked: &[(usize, f64)]| ranked.iter().map(|item| item.0).collect::<Vec<_>>();
+        assert_eq!(order(&rank(&["--rank_by", by])), order(&ranked), "{by}");
+    }
+    assert!(rank(&["--rank_by", "wins"]).iter().all(|item| [0.0, 0.5, 1.0, 1.5, 2.0].contains(&item.1)));
+    // A text that stands there twice is as good as itself.
+    let twice =
+        folder.rows("rows.jsonl", &[json!({"prompt": "w30 w31", "responses": ["w8", "w5", "w8"], "at": [0, 1, 2]})]);
+    assert_eq!(twice, data);
+    let ranked = rank(&[]);
+    let of = |at: usize| ranked.iter().find(|item| item.0 == at).expect("ranked").1;
+    assert_eq!(of(0), of(2));
+    // Through a chat template the question is a turn.
+    let chat = folder.name("chat");
+    let turns = "w9 {% for m in messages %}{{ m['content'] }}{% endfor %} w3";
+    with_words("qwen3", Path::new(&chat), Some(turns), None);
+    let template = folder.file("bare.txt", "{prompt} w1 {a} w2 {b}");
+    let words =
+        ["rank", &data, "--pairwise_ranker", &chat, "--ranker_template", &template, "--ranker_labels", "w40,w41"];
+    let result = larpo(&words).expect("rank");
+    assert!((result["mean_reward"].as_f64().expect("a mean") - 0.5).abs() < 1e-12);
+}
+
+#[test]
+fn the_loop_trains_on_a_pairwise_rankers_lists() {
+    let folder = Folder::new("pairwise-loop");
+    let (model, judge) = (language_golden(&folder, None), folder.name("judge"));
+    with_words("qwen2", Path::new(&judge), None, None);
+    let template = folder.file("template.txt", "{prompt} w1 {a} w2 {b} w3");
+    let prompts: Vec<Value> = (0..6).map(|i| json!({"prompt": format!("w{} w{}", i + 50, i + 60)})).collect();
+    let data = folder.rows("prompts.jsonl", &prompts);
+    let run = folder.name("run");
+    let ranker = ["--pairwise_ranker", &judge, "--ranker_template", &template, "--ranker_labels", "w40,w41"];
+    let sampling = ["--k", "4", "--max_new_tokens", "6", "--dataset_name", &data];
+    let align = [&["align", "--model_name_or_path", &model, "--output_dir", &run][..], &ranker, &sampling].concat();
+    let align = [&align[..], &["--iterations", "1", "--prompts_per_iteration", "3"]].concat();
+    larpo(&[&["plan"][..], &align].concat()).expect("a plan");
+    let refused = larpo(&[&align[..], &["--early_stopping_patience", "1", "--eval_dataset", &data]].concat());
+    assert!(refused.expect_err("no rewards to watch").contains("--until_kl"));
+    larpo(&align).expect("align");
+    let eval =
+        larpo(&[&["eval", &run, "--ref_model", &model][..], &ranker, &sampling, &["--recall_at", "1,4"]].concat());
+    let eval = eval.expect("eval").to_string();
+    assert!(eval.contains("ndcg") && !eval.contains("recall@"), "{eval}");
+    larpo(&["report", &run]).expect("a page");
+    assert!(
+        fs::read_to_string(folder.path("run/report.html")).expect("reads").contains("ranked in pairs by the model")
+    );
+    larpo(&["align", "--iterations", "+1", "--output_dir", &run]).expect("goes on");
+    fs::write(&template, "{prompt} w2 {a} w1 {b} w3").expect("writes");
+    let message = larpo(&["align", "--iterations", "+1", "--output_dir", &run]).expect_err("another question");
+    assert!(message.contains("ranker_template"), "{message}");
+}
+
+#[test]
+fn what_is_no_pairwise_ranker_is_refused() {
+    let folder = Folder::new("pairwise-refused");
+    let model = language_golden(&folder, None);
+    let template = folder.file("template.txt", "{prompt} {a} {b}");
+    let data = folder.rows("rows.jsonl", &[json!({"prompt": "w1", "responses": ["w2", "w2 ".repeat(70)]})]);
+    let rank = |template: &str, more: &[&str]| {
+        let words = ["rank", &data, "--pairwise_ranker", &model, "--ranker_template", template];
+        larpo(&[&words[..], more].concat()).expect_err("refused")
+    };
+    let labels = ["--ranker_labels", "w40,w41"];
+    let message = rank(&template, &labels);
+    assert!(message.contains("rows.jsonl:1") && message.contains("72 tokens"), "{message}");
+    assert!(rank(&template, &["--ranker_labels", "w40 w41,w42"]).contains("2 tokens"));
+    assert!(rank(&template, &["--ranker_labels", "w40,w40"]).contains("same token"));
+    assert!(rank(&template, &["--ranker_labels", "w40"]).contains("expected two"));
+    let bad = folder.file("bad.txt", "{prompt} {a}");
+    let message = rank(&bad, &labels);
+    assert!(message.contains("bad.txt") && message.contains("{b}"), "{message}");
+    assert!(rank(&folder.name("absent.txt"), &labels).contains("absent.txt"));
+    let message = larpo(&["rank", &data, "--pairwise_ranker", &model]).expect_err("no template");
+    assert!(message.contains("--ranker_template"), "{message}");
+    let judge = folder.name("judge");
+    make(Path::new(&judge), None, None);
+    let words = ["rank", &data, "--pairwise_ranker", &judge, "--ranker_template", &template];
+    assert!(larpo(&words).expect_err("a classifier").contains("language model"));
 }
 
 #[test]

@@ -266,6 +266,7 @@ fn what_nobody_edited_is_not_ranked_again() {
         index: row.prompt_index.expect("a number"),
         line: 1,
         text: row.prompt.clone(),
+        conversation: None,
         ids: row.prompt_token_ids.clone().expect("ids"),
         reference: row.reference.clone(),
     };

@@ -9,6 +9,7 @@ use crate::watch::Watch;
 use larpo_core::backend::Backend;
 use larpo_core::candidates::Memory;
 use larpo_core::cpu::par;
+use larpo_core::objective::RankBy;
 use larpo_core::retriever::SamplingConfig;
 use larpo_core::select::Select;
 use larpo_core::train::ListTraining;
@@ -85,6 +86,10 @@ impl AlignConfig {
                 "validation_fraction": args.split.validation_fraction,
                 "split": args.split.split.name(),
                 "reward_model": args.reward.reward_model,
+                "pairwise_ranker": args.reward.pairwise_ranker,
+                "ranker_template": args.reward.ranker_template,
+                "ranker_labels": args.reward.ranker_labels,
+                "rank_by": args.reward.rank_by.map(RankBy::name),
                 "reward_funcs": args.reward.rules(),
                 "reward_weights": args.reward.reward_weights,
                 "answer_pattern": args.reward.answer_pattern,

@@ -146,8 +146,13 @@ fn prove_bos<B: Backend>(policy: &Policy<B>, prompts: &[PromptRow]) -> Result<us
     let Some(bos) = policy.tokenizer.bos_id() else { return Ok(0) };
     let leading = |ids: &[u32]| ids.iter().take_while(|&&id| id == bos).count();
     let expected = leading(&policy.prompt_prefix()?);
-    match prompts.iter().find(|p| leading(&p.ids) != expected || expected > 1) {
-        None => Ok(expected),
+    // What a chat template writes is its own; twice is wrong anywhere.
+    let wrong = |p: &&PromptRow| match p.conversation {
+        Some(_) => leading(&p.ids) > 1,
+        None => leading(&p.ids) != expected || expected > 1,
+    };
+    match prompts.iter().find(wrong) {
+        None => Ok(prompts.first().map_or(expected, |first| leading(&first.ids))),
         Some(prompt) => Err(larpo_core::Error::Proof {
             proof: "as many BOS tokens as the tokenizer puts there, never two",
             found: format!("{} at the start of prompt {}", leading(&prompt.ids), prompt.index),
@@ -294,7 +299,7 @@ impl<B: Backend> Run<'_, B> {
             training_lists(self.memory.lists(), self.config.select, &self.config.lists.objective, iteration)?;
         say!(
             "{name}: mean reward {}, best of {} {}; {} = {} to train on + {} with \
-             equal rewards + {} too short; {} among {}",
+             equal rewards + {} with fewer than two different responses; {} among {}",
             fixed(mean_reward, 3),
             self.config.sampling.num_generations,
             fixed(best_reward, 3),
@@ -321,7 +326,8 @@ impl<B: Backend> Run<'_, B> {
         let policy = match lists.is_empty() {
             true => {
                 warn!(
-                    "{name}: no list contributes ({} with equal rewards, {} too short, {} duplicate candidates); \
+                    "{name}: no list contributes ({} with equal rewards, {} with fewer than two different responses, {} duplicate \
+                     candidates); \
                      the policy stays as it is. Step-0 proofs of constants, log-probabilities and gradient skipped: there is no list",
                     counts.equal, counts.too_short, counts.duplicates
                 );

@@ -4,7 +4,7 @@ use super::values::*;
 use crate::messages::Level;
 use crate::resume::ResumeFrom;
 use clap::Args;
-use larpo_core::objective::{LipoLabels, LossType, Ties};
+use larpo_core::objective::{LipoLabels, LossType, RankBy, Ties};
 use larpo_core::optim::Schedule;
 use larpo_core::select::Select;
 use larpo_data::model_folder::Format;
@@ -99,7 +99,7 @@ pub struct DataArgs {
     /// [default: no limit of its own; half of max_length for plain text]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub max_prompt_length: Option<usize>,
-    /// Use only the first N rows
+    /// Use only the first N rows; those that --validation_fraction holds back are not limited
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub max_samples: Option<usize>,
     /// The flag that said so, where it is another one.
@@ -228,6 +228,10 @@ pub struct LoraArgs {
     /// Scale by alpha / √r instead (rank-stabilised)
     #[arg(long, requires = "use_peft")]
     pub use_rslora: bool,
+    /// How the weights under the adapter are held: f32, or bf16, which halves their memory and rounds what a checkpoint in
+    /// another format has [default: f32]
+    #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
+    pub base_dtype: Option<BaseDtype>,
 }
 
 /// `sft`'s learning rate where none is given.
@@ -342,6 +346,21 @@ pub struct RewardArgs {
     /// (...ForSequenceClassification), which reads the conversation through its own chat template and tokenizer
     #[arg(long, value_name = "DIR", conflicts_with_all = ["reward_funcs", "reward_weights", "answer_pattern"])]
     pub reward_model: Option<PathBuf>,
+    /// Language model that ranks in place of the rules: it is asked which of two responses is better, in both orders
+    #[arg(long, value_name = "DIR", requires = "ranker_template",
+          conflicts_with_all = ["reward_model", "reward_funcs", "reward_weights", "answer_pattern"])]
+    pub pairwise_ranker: Option<PathBuf>,
+    /// The question of --pairwise_ranker: a text with {prompt}, {a} and {b}, which becomes a user's turn where the model has
+    /// a chat template
+    #[arg(long, value_name = "FILE", requires = "pairwise_ranker")]
+    pub ranker_template: Option<PathBuf>,
+    /// The answers of --pairwise_ranker that stand for {a} and {b}, one token each [default: A,B]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', requires = "pairwise_ranker")]
+    pub ranker_labels: Vec<String>,
+    /// How the preferences of --pairwise_ranker become rewards: win_rate, lipo_label, wins or bt (Bradley-Terry)
+    /// [default: win_rate]
+    #[arg(long, value_name = "RULE", requires = "pairwise_ranker")]
+    pub rank_by: Option<RankBy>,
     /// Rewards to add up: answer, regex:pattern=RE, length[:target=N], format[:pattern=RE],
     /// expression, words:file=PATH; a comma or colon inside a value is written \, or \:
     #[arg(long, value_name = "NAME[:KEY=VALUE...],...", default_value = "answer")]
@@ -359,7 +378,7 @@ pub struct RewardArgs {
 impl RewardArgs {
     /// The rules, where they are what ranks.
     pub fn rules(&self) -> Option<&str> {
-        self.reward_model.is_none().then_some(&self.reward_funcs)
+        (self.reward_model.is_none() && self.pairwise_ranker.is_none()).then_some(&self.reward_funcs)
     }
 
     /// The rules and their weights.
@@ -373,6 +392,12 @@ impl RewardArgs {
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
+        if !matches!(self.ranker_labels.len(), 0 | 2) {
+            return Err(format!(
+                "--ranker_labels has {} labels, expected two: that of {{a}} and that of {{b}}, as in A,B",
+                self.ranker_labels.len()
+            ));
+        }
         match self.rule_set() {
             Err(error @ larpo_data::Error::Rule { .. }) => Err(error.to_string()),
             // A file that cannot be read is no fault of the command line.

@@ -9,7 +9,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 /// Flags that may be another path with the same contents; left out they are what they were.
-const INPUTS: [&str; 4] = ["dataset_name", "eval_dataset", "model_name_or_path", "reward_model"];
+const INPUTS: [&str; 6] =
+    ["dataset_name", "eval_dataset", "model_name_or_path", "pairwise_ranker", "ranker_template", "reward_model"];
 
 /// Puts the recorded settings in front of the flags of `align`, except those that `words` give themselves and those that a
 /// run may be gone on with at another value. `at` is the place after the verb, `verb` its declaration.

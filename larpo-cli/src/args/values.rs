@@ -70,6 +70,16 @@ impl Split {
     }
 }
 
+/// How weights that are not trained are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum BaseDtype {
+    /// single precision
+    F32,
+    /// bfloat16: half the memory, widened inside the products
+    Bf16,
+}
+
 /// What a malformed row does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

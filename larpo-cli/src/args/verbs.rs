@@ -218,7 +218,7 @@ pub struct RewardVerbArgs {
     /// Weight of the squared sum of a pair's scores in the loss, which keeps scores around 0 (0.01 is a common choice)
     #[arg(long, value_name = "C", default_value_t = 0.0, value_parser = non_negative, help_heading = "Objective")]
     pub center_rewards_coefficient: f64,
-    /// By how much the better response of a pair is to lead in the loss
+    /// By how much the better response of a pair is to lead in the loss; a row's own `margin` counts more
     #[arg(long, value_name = "M", default_value_t = 0.0, value_parser = non_negative, help_heading = "Objective")]
     pub margin: f64,
     /// Optimizer and schedule.
@@ -492,6 +492,13 @@ impl AlignArgs {
                 "--temperature has {} values for --iterations {rounds}; give at most one for each",
                 self.sampling.temperature.len()
             ));
+        }
+        if self.reward.pairwise_ranker.is_some() && self.iterate.early_stopping_patience.is_some() {
+            return Err(
+                "--early_stopping_patience watches the mean reward, and --pairwise_ranker gives none: it compares the \
+                        responses to a prompt with one another; use --until_kl, or other rewards"
+                    .into(),
+            );
         }
         self.list.validate()?;
         self.reward.validate()?;

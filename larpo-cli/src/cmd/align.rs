@@ -63,6 +63,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     }
     folder.set_goal(goal);
     let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?
+        .with_base(args.lora.base_dtype)?
         .recomputing(args.train.gradient_checkpointing);
     let (config, prompts, report) = read(args, goal, &opened.blank()?, reward.needs_reference())?;
     backend.limit(super::plan::admit_align(args, &config, (&opened.config, reward.model()), &prompts, &point)?);
@@ -71,6 +72,14 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
     // Before anything is written: a refusal changes nothing.
     if config.watch.is_on() && point.done > 0 && !args.output_dir.join(START).exists() {
         return Err(Error::request(NOT_LOOKED_AT));
+    }
+    let best = folder.earlier().and_then(|earlier| earlier.result.as_ref()?.summary["best_iteration"].as_u64());
+    if let (Some(best), None) = (best.filter(|&best| best != u64::from(point.done)), config.watch.patience) {
+        say!(
+            "note: early stopping is off now: the run goes on from its last iteration, {}, and the best model, that of iteration \
+             {best}, which was kept, is replaced at the end",
+            point.done
+        );
     }
     folder.begin()?;
     let place = Place { folder: args.output_dir.clone(), point, stop: stop.clone() };

@@ -106,10 +106,15 @@ fn same_prompts<B: Backend>(
     must_score: bool,
 ) -> Result<(Option<Policy<B>>, Vec<Rows>)> {
     let (mut kept, mut rows) = (None, Vec::<Rows>::with_capacity(models.len()));
-    let source = Source::open(&args.dataset_name, &args.data)?;
+    let mut source: Option<Source> = None;
     for &folder in models {
         let opened = Opened::read(folder)?;
-        let (prompts, report) = prompts(args, &source, &opened.blank()?)?;
+        // Every model's own chat template renders conversations; texts are the same for all.
+        let source = match source.take().filter(|source| !source.has_conversations()) {
+            Some(read) => source.insert(read),
+            None => source.insert(Source::open(&args.dataset_name, &args.data, Some(&opened.tokenizer))?),
+        };
+        let (prompts, report) = prompts(args, source, &opened.blank()?)?;
         match rows.first().map(|first| &first.report) {
             None => say!("data: {report}"),
             // Other tokens or positions leave other prompts.

@@ -37,11 +37,17 @@ pub fn run<B: Backend>(args: &GenerateArgs, backend: &B) -> Result<Value> {
         )?;
     }
     if args.apply_chat_template {
+        if prompts.iter().any(|prompt| prompt.conversation.is_some()) {
+            return Err(Error::request(
+                "--apply_chat_template makes a turn of a text, and the data hold conversations; leave it out",
+            ));
+        }
         let chat = Chat::new(&policy.tokenizer, folder)?;
         for prompt in &mut prompts {
             let system = args.system.iter().map(|text| turn("system", text));
             let messages: Vec<Value> = system.chain([turn("user", &prompt.text)]).collect();
             prompt.ids = chat.prompt(&messages)?.1;
+            prompt.conversation = Some(Value::from(messages).to_string().into());
         }
     }
     check_lengths(&prompts, args.sampling.max_new_tokens, policy.model.config().max_position_embeddings)?;
@@ -95,7 +101,7 @@ fn prompts<B: Backend>(args: &GenerateArgs, policy: &Policy<B>) -> Result<(Vec<P
         let ids = policy.encode_prompt(text)?;
         match ids.is_empty() && !args.apply_chat_template {
             true => Err(Error::request("--prompt is empty and the tokenizer puts no BOS token in front")),
-            false => Ok(PromptRow { index, line: index + 1, text: text.clone(), ids, reference: None }),
+            false => Ok(PromptRow::of_text(index, text, ids)),
         }
     };
     let rows: Vec<PromptRow> = args.prompt.iter().enumerate().map(row).collect::<Result<_>>()?;

@@ -8,13 +8,14 @@ mod spread;
 mod tests;
 
 use crate::args::{BadRow, InspectArgs};
+use crate::chat;
 use crate::dataset::{RowReport, contradictions, read_options, window_lengths, with_flag};
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::output::at_work;
 use crate::policy::{encode_prompt, prompt_prefix};
-use items::{Item, Ranking, items};
-use larpo_data::records::{Dataset, Records, Schema, read_dataset};
+use items::{Item, Ranking, Rendered, items};
+use larpo_data::records::{Dataset, Records, Renderer, Schema, read_dataset};
 use larpo_data::tokenizer::Tokenizer;
 use rayon::prelude::*;
 use render::Style;
@@ -56,8 +57,12 @@ pub fn run(args: &InspectArgs) -> Result<Value> {
 }
 
 fn file(args: &InspectArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Value> {
-    let records =
-        read_dataset(path, &read_options(&args.read)).map_err(|error| with_flag(error, args.read.on_bad_row))?;
+    let renderer = match tokenizer {
+        Some(tokenizer) if !tokenizer.chat().names().is_empty() => Renderer::Templates(tokenizer),
+        _ => Renderer::Plain,
+    };
+    let records = read_dataset(path, &read_options(&args.read, renderer))
+        .map_err(|error| with_flag(error, args.read.on_bad_row))?;
     let mut report = RowReport::new(if records.schema == Schema::Text { "text" } else { "rows" }, records.rows());
     records.bad.iter().for_each(|bad| report.leave_out_at(bad.reason(), 1, bad.line));
     let all: Vec<usize> = (0..records.dataset.len()).collect();
@@ -143,11 +148,20 @@ struct Tokens {
 }
 
 fn tokens_of(item: &Item, tokenizer: &Tokenizer) -> Result<Tokens> {
-    let prompt = encode_prompt(tokenizer, item.prompt)?;
+    if item.rendered == Rendered::All {
+        let (prompt, responses) = chat::encode(tokenizer, item.prompt, &item.responses)?;
+        // They are the parts of one text.
+        return Ok(Tokens { prompt, differs: vec![false; responses.len()], responses });
+    }
+    let encode_prompt = |text: &str| match item.rendered {
+        Rendered::Nothing => encode_prompt(tokenizer, text),
+        _ => Ok(tokenizer.encode(text)?),
+    };
+    let prompt = encode_prompt(item.prompt)?;
     let (mut responses, mut differs) = (Vec::new(), Vec::new());
     for response in &item.responses {
         let ids = tokenizer.encode(response)?;
-        let joint = encode_prompt(tokenizer, &format!("{}{response}", item.prompt))?;
+        let joint = encode_prompt(&format!("{}{response}", item.prompt))?;
         differs.push(joint.len() != prompt.len() + ids.len() || !joint.starts_with(&prompt) || !joint.ends_with(&ids));
         responses.push(ids);
     }
@@ -166,7 +180,7 @@ fn rows(
     spread_of(&mut spreads, "prompt_characters", items.iter().map(|item| item.prompt.chars().count()));
     let responses = || items.iter().flat_map(|item| &item.responses);
     spread_of(&mut spreads, "response_characters", responses().map(|text| text.chars().count()));
-    if records.schema == Schema::RankedList {
+    if matches!(records.dataset, Dataset::RankedLists(_)) {
         spread_of(&mut spreads, "responses_per_row", items.iter().map(|item| item.responses.len()));
     }
     let tokens = match tokenizer {
@@ -360,9 +374,13 @@ fn show(args: &InspectArgs, path: &Path, items: &[Item], tokens: Option<(&[Token
                 None => show!("  response  {}{score}", render::text(response)),
                 Some((rows, tokenizer)) => {
                     let mut ids = rows[i].responses[k].clone();
-                    ids.extend(tokenizer.eos_id());
+                    ids.extend(tokenizer.eos_id().filter(|_| item.rendered != Rendered::All));
+                    // The first token of a text has nothing before it, and is not learned.
+                    let first = usize::from(rows[i].prompt.is_empty()).min(ids.len());
+                    let shown =
+                        style.tokens(tokenizer, &ids[..first], false) + &style.tokens(tokenizer, &ids[first..], true);
                     let apart = if rows[i].differs[k] { "  (other tokens as one text)" } else { "" };
-                    show!("  response  {:>4}  {}{score}{apart}", ids.len(), style.tokens(tokenizer, &ids, true));
+                    show!("  response  {:>4}  {shown}{score}{apart}", ids.len());
                 }
             }
         }

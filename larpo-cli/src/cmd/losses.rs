@@ -56,6 +56,16 @@ pub fn final_model(folder: &Path, record: &Value) -> Option<String> {
     })
 }
 
+/// Weights in the folder that are not those of `known` that a finished run ended with, though they have their names.
+pub fn replaced(folder: &Path, known: &str) -> Vec<String> {
+    let other = |known: &str| {
+        let (name, known) = known.rsplit_once(' ').unwrap_or(("model.safetensors", known));
+        let sum = Checksum::of_file(folder.join(name)).ok()?;
+        (sum.to_string() != known).then(|| name.to_string())
+    };
+    known.split(", ").filter_map(other).collect()
+}
+
 /// Whether the log in the folder is the one that the finished run of `record` ended with; none where it is, or where nothing
 /// tells.
 pub fn final_log(folder: &Path, record: &Value) -> Option<String> {

@@ -102,7 +102,7 @@ fn read_prompts<B: Backend>(
     max_new_tokens: usize,
     needs_reference: bool,
 ) -> Result<(Vec<PromptRow>, RowReport)> {
-    let source = Source::open(path, data)?;
+    let source = Source::open(path, data, Some(&policy.tokenizer))?;
     let (prompts, report) = prompts_of(&source, policy, data, split, max_new_tokens)?;
     say!("data: {report}");
     check_references(path, &prompts, needs_reference)?;

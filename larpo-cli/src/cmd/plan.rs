@@ -141,6 +141,7 @@ fn in_passes(args: &mut TrainArgs, micro: usize, accumulation: usize) {
 
 fn train(args: &TrainVerbArgs) -> Result<Plan> {
     let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?
+        .with_base(args.lora.base_dtype)?
         .recomputing(args.train.gradient_checkpointing);
     let mut lists = super::train::read(args, &opened.blank()?)?.training;
     let resume = goes_on(&args.output_dir, args.train.resume_from_checkpoint.as_ref())?;
@@ -230,6 +231,7 @@ fn align(args: &AlignArgs, settings: &Settings) -> Result<Plan> {
     let given = settings.given().contains("iterations");
     let goal = Goal::new(args.iterate.iterations, given, earlier.as_ref(), point.done as usize)?;
     let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?
+        .with_base(args.lora.base_dtype)?
         .recomputing(args.train.gradient_checkpointing);
     let reward = RewardSource::read(&args.reward)?;
     let (config, prompts, _) = super::align::read(args, goal, &opened.blank()?, false)?;
@@ -339,11 +341,11 @@ fn sample(args: &SampleArgs) -> Result<Plan> {
 
 /// Every model in turn, greedy and at every temperature, beside the reference.
 fn eval(args: &EvalArgs) -> Result<Plan> {
-    let source = Source::open(&args.dataset_name, &args.data)?;
     let mut models = Vec::new();
     for folder in args.models() {
         let opened = Opened::read(folder)?;
         let policy = opened.blank()?;
+        let source = Source::open(&args.dataset_name, &args.data, Some(&policy.tokenizer))?;
         let (prompts, _) = super::eval::prompts(args, &source, &policy)?;
         let config = sampling_config(&args.sampling, &policy, args.samples(), args.common.seed);
         models.push((opened.config, prompts, config));
@@ -397,6 +399,7 @@ fn bench(args: &BenchArgs) -> Result<Plan> {
                 index,
                 line: 0,
                 text: String::new(),
+                conversation: None,
                 ids: list.prompt.clone(),
                 reference: None,
             };

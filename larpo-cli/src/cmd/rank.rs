@@ -100,7 +100,8 @@ fn score<B: Backend>(
     };
     let response = |(i, text)| Ok(Response { text, tokens: tokens(i, text)? });
     let responses = row.responses.iter().map(String::as_str).enumerate().map(response).collect::<Result<Vec<_>>>()?;
-    let query = Query { prompt: &row.prompt, reference: row.reference.as_deref(), responses };
+    let (conversation, reference) = (row.conversation.as_deref(), row.reference.as_deref());
+    let query = Query { prompt: &row.prompt, conversation, reference, responses };
     let scores =
         reranker.score(&query).map_err(|error| Error::request(format!("{}:{}: {error}", path.display(), row.line)))?;
     match scores.iter().all(|s| s.is_finite()) {
@@ -150,6 +151,7 @@ mod tests {
         let row = KeyedRow {
             line: 1,
             prompt: "p".into(),
+            conversation: None,
             responses: vec!["a".into(), "b".into()],
             is_list: true,
             reference: None,

@@ -4,7 +4,7 @@ use crate::args::{RewardVerbArgs, Settings, Split, TruncationMode};
 use crate::dataset::{Limits, Part, RankedTexts, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::resume::{self, Resume};
-use crate::reward_model::{OpenedRewardModel, SharedTexts};
+use crate::reward_model::{OpenedRewardModel, Prompt, SharedTexts};
 use crate::run_folder::{RunFolder, RunRequest, already_finished};
 use crate::status;
 use crate::stop::Stop;
@@ -127,7 +127,7 @@ pub(super) fn read(args: &RewardVerbArgs, opened: &OpenedRewardModel) -> Result<
              or error",
         ));
     }
-    let source = Source::open(&args.dataset_name, &args.data)?;
+    let source = Source::open(&args.dataset_name, &args.data, Some(opened.tokenizer()))?;
     let limits = Limits::new(&args.data, &opened.blank()?)?;
     let held_back = args.validation_fraction.unwrap_or(0.0);
     let part = |split| Part { held_back, split };
@@ -155,7 +155,8 @@ fn encoded(
 ) -> Result<(Vec<RewardList>, RowReport)> {
     let (texts, mut report) = source.ranked_texts(limits, part)?;
     let mut lists = Vec::with_capacity(texts.len());
-    for RankedTexts { line, prompt, responses, scores, rows } in texts {
+    for RankedTexts { line, prompt, chat, responses, scores, margin, rows } in texts {
+        let prompt = if chat { Prompt::Rendered(prompt) } else { Prompt::Text(prompt) };
         if scores.iter().all(|score| Some(score) == scores.first()) {
             report.leave_out_several("equal rewards", rows);
             continue;
@@ -164,7 +165,8 @@ fn encoded(
         match opened.encode(prompt, &responses, limits.max_length) {
             Err(error) => return Err(located(&args.dataset_name, line, &error)),
             Ok(Some(SharedTexts { prompt, rest })) => {
-                lists.push(RewardList { prompt, responses: rest, labels: scores, margin: args.margin });
+                let margin = margin.unwrap_or(args.margin);
+                lists.push(RewardList { prompt, responses: rest, labels: scores, margin });
             }
             Ok(None) if args.data.truncation_mode == TruncationMode::Error => {
                 return Err(located(&args.dataset_name, line, &longer));

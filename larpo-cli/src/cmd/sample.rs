@@ -84,7 +84,7 @@ pub(super) fn prompts<B: Backend>(args: &SampleArgs, policy: &Policy<B>) -> Resu
                     ids.len()
                 )));
             }
-            Ok(PromptRow { index, line: index + 1, text: text.clone(), ids, reference: None })
+            Ok(PromptRow::of_text(index, text, ids))
         });
         let rows: Vec<PromptRow> = rows.collect::<Result<_>>()?;
         let report = RowReport::new("prompts", rows.len());

@@ -1,13 +1,14 @@
 //! `larpo score`: log-probabilities of responses under a model, and what a reward model makes of them.
 
 use crate::args::{ScoreArgs, TruncationMode};
+use crate::chat;
 use crate::dataset::{Limits, Part, RankedTexts, Source};
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::output;
 use crate::policy::Policy;
 use crate::progress::Progress;
-use crate::reward_model::OpenedRewardModel;
+use crate::reward_model::{OpenedRewardModel, Prompt, RewardModel};
 use crate::table::Table;
 use larpo_core::backend::Backend;
 use larpo_core::train::{SCORING_ROWS, TrainingList, TrainingResponse, fill_references};
@@ -31,7 +32,8 @@ pub fn run<B: Backend>(args: &ScoreArgs, backend: &B) -> Result<Value> {
     let policy = args.model_name_or_path.as_ref().map(|folder| Policy::open(backend, folder)).transpose()?;
     let judge = args.reward_model.as_ref().map(|folder| OpenedRewardModel::read(folder)).transpose()?;
     let judge = judge.map(|opened| opened.load(backend)).transpose()?;
-    let source = Source::open(&args.dataset_name, &args.data)?;
+    let tokenizer = policy.as_ref().map(|policy| &*policy.tokenizer).or(judge.as_ref().map(RewardModel::tokenizer));
+    let source = Source::open(&args.dataset_name, &args.data, tokenizer)?;
     let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
     let limits = match &policy {
         Some(policy) => Limits::new(&args.data, policy)?,
@@ -49,6 +51,12 @@ pub fn run<B: Backend>(args: &ScoreArgs, backend: &B) -> Result<Value> {
     };
     let mut rows = Vec::with_capacity(texts.len());
     let mut lists = Vec::with_capacity(texts.len());
+    if policy.is_some() && judge.is_some() && texts.iter().any(|text| text.chat) {
+        return Err(Error::request(
+            "the data hold conversations, which the two models' chat templates write in their own ways; score them with \
+             --model_name_or_path and with --reward_model one after the other",
+        ));
+    }
     for text in texts {
         if let Some(policy) = &policy {
             let list = encode(policy, &text).map_err(|error| at(text.line, &error))?;
@@ -79,7 +87,8 @@ pub fn run<B: Backend>(args: &ScoreArgs, backend: &B) -> Result<Value> {
             value["num_tokens"] = list.responses.iter().map(|r| r.reference.len()).collect::<Vec<_>>().into();
         }
         if let Some(judge) = &judge {
-            value["rewards"] = json!(judge.rewards(row.prompt, &row.responses).map_err(|error| at(row.line, &error))?);
+            let prompt = if row.chat { Prompt::Rendered(row.prompt) } else { Prompt::Text(row.prompt) };
+            value["rewards"] = json!(judge.rewards(prompt, &row.responses).map_err(|error| at(row.line, &error))?);
             progress.iter().for_each(|progress| progress.advance(1));
         }
         results.push(value);
@@ -100,6 +109,11 @@ pub fn run<B: Backend>(args: &ScoreArgs, backend: &B) -> Result<Value> {
 
 /// A row in the tokens of `policy`, every response with its end.
 fn encode<B: Backend>(policy: &Policy<B>, row: &RankedTexts) -> Result<TrainingList> {
+    if row.chat {
+        let (prompt, answers) = chat::encode(&policy.tokenizer, row.prompt, &row.responses)?;
+        let response = |ids| TrainingResponse { ids, reward: 0.0, reference: Vec::new(), sampled: None };
+        return Ok(TrainingList { prompt, responses: answers.into_iter().map(response).collect() });
+    }
     let response = |text: &&str| {
         Ok(TrainingResponse { ids: policy.encode_response(text)?, reward: 0.0, reference: Vec::new(), sampled: None })
     };

@@ -116,20 +116,22 @@ pub(super) struct Read {
 
 /// Reads the data for the model in `folder`, or for a fresh one.
 pub(super) fn read(args: &SftArgs, folder: Option<&Path>) -> Result<Read> {
-    let source = Source::open(&args.dataset_name, &args.data)?;
     let recompute = args.train.gradient_checkpointing;
-    let start = match folder {
+    let (source, start) = match folder {
         Some(folder) => {
             // A checkpoint has its adapter already.
             let opened = match args.model.model_name_or_path.as_deref() == Some(folder) {
                 true => Opened::read_to_train(folder, &args.lora, args.common.seed)?,
                 false => Opened::read(folder)?,
             };
-            Start::Folder(Box::new(opened.recomputing(recompute)))
+            let source = Source::open(&args.dataset_name, &args.data, Some(&opened.tokenizer))?;
+            (source, Start::Folder(Box::new(opened.with_base(args.lora.base_dtype)?.recomputing(recompute))))
         }
         None => {
-            let (config, parts) = recipe(args, &source)?;
-            Start::Fresh(Box::new(ModelConfig { gradient_checkpointing: recompute, ..config }), parts)
+            let tokenizer = args.tokenizer_folder().map(Tokenizer::open).transpose()?;
+            let source = Source::open(&args.dataset_name, &args.data, tokenizer.as_ref())?;
+            let (config, parts) = recipe(args, tokenizer, &source)?;
+            (source, Start::Fresh(Box::new(ModelConfig { gradient_checkpointing: recompute, ..config }), parts))
         }
     };
     let policy = start.blank()?;
@@ -163,14 +165,16 @@ fn fresh<B: Backend>(config: ModelConfig, parts: Parts, seed: u64, backend: &B) 
 }
 
 /// Shape of a fresh model, and all that belongs to it but the weights.
-fn recipe(args: &SftArgs, source: &Source) -> Result<(ModelConfig, Parts)> {
+fn recipe(args: &SftArgs, opened: Option<Tokenizer>, source: &Source) -> Result<(ModelConfig, Parts)> {
     let preset_vocabulary = args.model.preset.map(|p| p.sizes().vocab_size);
-    let tokenizer = match (&args.model.tokenizer, preset_vocabulary) {
-        (Some(TokenizerSpec::Dir(folder)), _) => Tokenizer::open(folder)?,
-        (Some(TokenizerSpec::Char), _) => Tokenizer::characters(&source.texts())?,
-        (Some(TokenizerSpec::Bpe(size)), _) => Tokenizer::train_bpe(&source.texts(), *size)?,
-        (None, Some(size)) => Tokenizer::train_bpe(&source.texts(), size)?,
-        (None, None) => return Err(Error::request("--tokenizer is needed: bpe:SIZE, char, or a folder")),
+    let tokenizer = match (opened, &args.model.tokenizer, preset_vocabulary) {
+        (Some(opened), ..) => opened,
+        (None, Some(TokenizerSpec::Char), _) => Tokenizer::characters(&source.texts())?,
+        (None, Some(TokenizerSpec::Bpe(size)), _) => Tokenizer::train_bpe(&source.texts(), *size)?,
+        (None, None | Some(TokenizerSpec::Dir(_)), Some(size)) => Tokenizer::train_bpe(&source.texts(), size)?,
+        (None, None | Some(TokenizerSpec::Dir(_)), None) => {
+            return Err(Error::request("--tokenizer is needed: bpe:SIZE, char, or a folder"));
+        }
     };
     let tokenizer = Arc::new(tokenizer);
     if let Some(path) = &args.model.config_name {
@@ -208,7 +212,7 @@ fn held_out<B: Backend>(
 ) -> Result<Option<Vec<SftRow>>> {
     let all = Limits { max_samples: usize::MAX, ..limits };
     let (rows, report) = match (&args.eval.eval_dataset, args.eval.validation_fraction) {
-        (Some(path), _) => Source::open(path, &args.data)?.sft_rows(policy, all, Part::ALL)?,
+        (Some(path), _) => Source::open(path, &args.data, Some(&policy.tokenizer))?.sft_rows(policy, all, Part::ALL)?,
         (None, Some(held_back)) => source.sft_rows(policy, all, Part { held_back, split: Split::Validation })?,
         (None, None) => return Ok(None),
     };

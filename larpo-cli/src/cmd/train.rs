@@ -42,6 +42,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
         status::set_checkpoint(&resume.checkpoint);
     }
     let opened = Opened::read_to_train(&args.model.model_name_or_path, &args.lora, args.common.seed)?
+        .with_base(args.lora.base_dtype)?
         .recomputing(args.train.gradient_checkpointing);
     let Read { mut training, counts, report } = read(args, &opened.blank()?)?;
     let done = resume.as_ref().map_or(0, Resume::updates);
@@ -86,7 +87,7 @@ pub(super) struct Read {
 
 pub(super) fn read<B: Backend>(args: &TrainVerbArgs, policy: &Policy<B>) -> Result<Read> {
     let path = &args.dataset_name;
-    let source = Source::open(path, &args.data)?;
+    let source = Source::open(path, &args.data, Some(&policy.tokenizer))?;
     let limits = Limits::new(&args.data, policy)?;
     let part = Part { held_back: args.split.validation_fraction, split: args.split.split };
     let mut lists = source.lists(policy, limits, part)?;
@@ -111,7 +112,7 @@ pub(super) fn read<B: Backend>(args: &TrainVerbArgs, policy: &Policy<B>) -> Resu
 
 fn list_counts(counts: &ListCounts) -> String {
     format!(
-        "{} = {} to train on + {} with equal rewards + {} too short; {} among {}",
+        "{} = {} to train on + {} with equal rewards + {} with fewer than two different responses; {} among {}",
         count(counts.lists, "lists"),
         counts.contributing,
         counts.equal,

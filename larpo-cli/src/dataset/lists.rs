@@ -1,5 +1,6 @@
 //! Ranked lists, pairs and labelled completions as lists of candidates.
 
+use super::conversation_of;
 use super::{Dataset, Encoded, Fit, Limits, Part, RowReport, Source, Text, Texts};
 use super::{NOT_ENCODED, NOTHING_TO_LEARN, UNKNOWN_IDS, UNSCORED, nothing_to_learn};
 use crate::args::BadRow;
@@ -15,6 +16,7 @@ use larpo_data::candidates::CandidateList as CandidateRow;
 use larpo_data::records::Labelled;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Lists to train on, and where they come from.
 pub struct Lists {
@@ -34,10 +36,14 @@ pub struct RankedTexts<'a> {
     pub line: usize,
     /// The text before the responses.
     pub prompt: &'a str,
+    /// Whether all texts are a chat template's.
+    pub chat: bool,
     /// The responses.
     pub responses: Vec<&'a str>,
     /// Their rewards; only the order matters.
     pub scores: Vec<f64>,
+    /// By how much the better one is to lead, where the row says so.
+    pub margin: Option<f64>,
     /// Rows that the list was made of.
     pub rows: usize,
 }
@@ -47,8 +53,10 @@ impl<'a> From<Draft<'a>> for RankedTexts<'a> {
         Self {
             line: draft.line,
             prompt: draft.prompt,
+            chat: draft.chat.is_some(),
             responses: draft.responses.into_iter().map(|text| text.text).collect(),
             scores: draft.scores,
+            margin: draft.margin,
             rows: draft.rows,
         }
     }
@@ -59,8 +67,11 @@ struct Draft<'a> {
     index: usize,
     line: usize,
     prompt: &'a str,
+    /// The turns of the prompt, where the texts are a chat template's.
+    chat: Option<Arc<str>>,
     responses: Vec<Text<'a>>,
     scores: Vec<f64>,
+    margin: Option<f64>,
     rows: usize,
     /// The row it was read from, where it was one of candidates.
     row: Option<&'a CandidateRow>,
@@ -99,6 +110,7 @@ impl Source {
                 continue;
             }
             let longest = list.candidates.iter().map(|c| c.ids.len()).max().unwrap_or(0);
+            let front = if draft.chat.is_some() { 0 } else { front };
             match limits.fit(&list.prompt_ids, front, longest, limits.max_length) {
                 Fit::Whole => {}
                 Fit::Cut(ids) => {
@@ -126,7 +138,7 @@ impl Source {
         let drafts = match &self.records.dataset {
             Dataset::RankedLists(all) => {
                 let mut drafts = Vec::with_capacity(chosen.len());
-                for row in chosen.iter().map(|&i| &all[i]) {
+                for (i, row) in chosen.iter().map(|&i| (i, &all[i])) {
                     let list = &row.list;
                     let scores = match (list.scores(), self.on_bad_row) {
                         (Some(scores), _) => scores,
@@ -140,9 +152,10 @@ impl Source {
                         ranks_only.get_or_insert(row.line);
                     }
                     let response = |text| Text { line: row.line, field: "responses", text };
-                    let responses = list.responses.iter().map(|text| response(text)).collect();
-                    let (index, line, prompt) = (row.index, row.line, &list.prompt[..]);
-                    drafts.push(Draft { index, line, prompt, responses, scores, rows: 1, row: Some(list) });
+                    let responses = self.responses_of(i, list).map(response).collect();
+                    let (index, line, prompt, chat) = (row.index, row.line, &list.prompt[..], conversation_of(list));
+                    let (margin, row) = (None, Some(list));
+                    drafts.push(Draft { index, line, prompt, chat, responses, scores, margin, rows: 1, row });
                 }
                 drafts
             }
@@ -151,11 +164,13 @@ impl Source {
                     index: all[i].index,
                     line: all[i].line,
                     prompt: &all[i].prompt,
+                    chat: all[i].conversation.clone(),
                     responses: vec![
                         Text { line: all[i].line, field: "chosen", text: &all[i].chosen },
                         Text { line: all[i].line, field: "rejected", text: &all[i].rejected },
                     ],
                     scores: vec![1.0, 0.0],
+                    margin: all[i].margin,
                     rows: 1,
                     row: None,
                 };
@@ -169,7 +184,8 @@ impl Source {
                     if at == drafts.len() {
                         let (responses, scores) = (Vec::new(), Vec::new());
                         let (index, line, prompt) = (row.index, row.line, &row.prompt[..]);
-                        drafts.push(Draft { index, line, prompt, responses, scores, rows: 0, row: None });
+                        let (chat, margin) = (row.conversation.clone(), None);
+                        drafts.push(Draft { index, line, prompt, chat, responses, scores, margin, rows: 0, row: None });
                     }
                     drafts[at].responses.push(Text { line: row.line, field: "completion", text: &row.completion });
                     drafts[at].scores.push(f64::from(u8::from(row.label)));
@@ -187,6 +203,12 @@ impl Source {
             }
         };
         Ok((drafts, ranks_only))
+    }
+
+    /// The responses of ranked list `i` as a model reads them.
+    fn responses_of<'s>(&'s self, i: usize, list: &'s CandidateRow) -> impl Iterator<Item = &'s str> {
+        let rendered = self.answers.get(i).filter(|answers| !answers.is_empty());
+        rendered.unwrap_or(&list.responses).iter().map(String::as_str)
     }
 
     /// The rows of a part as ranked texts, for a model whose tokens are made of whole conversations.
@@ -211,8 +233,10 @@ impl Source {
                 let list = |&i: &usize| RankedTexts {
                     line: all[i].line,
                     prompt: &all[i].list.prompt,
-                    responses: all[i].list.responses.iter().map(String::as_str).collect(),
+                    chat: all[i].list.messages.is_some(),
+                    responses: self.responses_of(i, &all[i].list).collect(),
                     scores: Vec::new(),
+                    margin: None,
                     rows: 1,
                 };
                 chosen.iter().map(list).collect()
@@ -225,7 +249,8 @@ impl Source {
                         continue;
                     };
                     let (line, prompt, scores) = (row.line, &row.prompt[..], Vec::new());
-                    texts.push(RankedTexts { line, prompt, responses: vec![completion], scores, rows: 1 });
+                    let (chat, responses) = (row.conversation.is_some(), vec![completion.as_str()]);
+                    texts.push(RankedTexts { line, prompt, chat, responses, scores, margin: None, rows: 1 });
                 }
                 texts
             }
@@ -283,18 +308,21 @@ impl Source {
             .map(|draft| Texts {
                 prompt: Text { line: draft.line, field: self.prompt_field(), text: draft.prompt },
                 responses: draft.responses.clone(),
+                chat: draft.chat.is_some(),
             })
             .collect();
         let encoded = self.encode(&policy.tokenizer, &self.settings("lists", chosen), &texts)?;
         let list = |(draft, row): (&Draft, Encoded)| {
             let candidates = row.responses.into_iter().zip(&draft.responses).zip(&draft.scores);
             let candidate = |((mut ids, text), &reward): ((Vec<u32>, &Text), &f64)| {
-                ids.extend(policy.eos_ids.first());
+                // A chat template ends a turn itself.
+                ids.extend(policy.eos_ids.first().filter(|_| draft.chat.is_none()));
                 made_elsewhere(ids, text.text, reward)
             };
             Ok(CandidateList {
                 prompt_index: draft.index,
                 prompt: draft.prompt.into(),
+                conversation: draft.chat.clone(),
                 prompt_ids: row.prompt,
                 reference: None,
                 candidates: candidates.map(candidate).collect(),

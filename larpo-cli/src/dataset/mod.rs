@@ -12,6 +12,7 @@ pub use report::RowReport;
 pub use windows::window_lengths;
 
 use crate::args::{BadRow, DataArgs, ReadArgs, Split, TruncationMode};
+use crate::chat;
 use crate::error::{Error, Result};
 use crate::messages::count;
 use crate::policy::{Policy, encode_prompt};
@@ -19,11 +20,17 @@ use cache::{Encoded, TokenCache};
 use larpo_core::backend::Backend;
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::train::SftRow;
-use larpo_data::records::{Dataset, OnBadRow, ReadOptions, Records, Schema, parse_dataset};
+use larpo_data::candidates::CandidateList;
+use larpo_data::checksums::Checksum;
+use larpo_data::records::{
+    Dataset, Example, OnBadRow, Ranked, ReadOptions, Records, Renderer, Schema, assistant, parse_dataset,
+};
 use larpo_data::tokenizer::Tokenizer;
 use rayon::prelude::*;
+use serde_json::Value;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use windows::Windows;
 
 /// A prompt as text and ids.
@@ -35,6 +42,8 @@ pub struct PromptRow {
     pub line: usize,
     /// Its text.
     pub text: String,
+    /// The turns that the text is the rendering of, as JSON, where it is a conversation.
+    pub conversation: Option<Arc<str>>,
     /// Its ids.
     pub ids: Vec<u32>,
     /// What a correct response is compared with.
@@ -42,6 +51,11 @@ pub struct PromptRow {
 }
 
 impl PromptRow {
+    /// A text of the command line.
+    pub fn of_text(index: usize, text: &str, ids: Vec<u32>) -> Self {
+        Self { index, line: index + 1, text: text.into(), conversation: None, ids, reference: None }
+    }
+
     /// Whether there is anything to compare a response with.
     pub fn has_reference(&self) -> bool {
         self.reference.as_deref().is_some_and(|reference| !reference.trim().is_empty())
@@ -142,8 +156,8 @@ impl Part {
 }
 
 /// Reading options from the flags.
-pub fn read_options(args: &ReadArgs) -> ReadOptions {
-    ReadOptions { schema: args.dataset_schema, on_bad_row: on_bad_row(args.on_bad_row) }
+pub fn read_options<'a>(args: &ReadArgs, renderer: Renderer<'a>) -> ReadOptions<'a> {
+    ReadOptions { schema: args.dataset_schema, on_bad_row: on_bad_row(args.on_bad_row), renderer }
 }
 
 /// The library's word for the flag's.
@@ -174,19 +188,24 @@ pub struct Source {
     records: Records,
     /// Rows of the data set in the order in which they are taken.
     order: Vec<usize>,
+    /// Of every ranked list of a conversation its responses as the chat template writes them; empty of others.
+    answers: Vec<Vec<String>>,
     cache: TokenCache,
     on_bad_row: BadRow,
 }
 
 impl Source {
-    /// Reads a file.
+    /// Reads a file. Conversations are rendered by the chat templates of `tokenizer`.
     ///
     /// # Errors
     /// A file that cannot be read or has another form, a malformed row unless such rows are to be skipped.
-    pub fn open(path: &Path, args: &DataArgs) -> Result<Self> {
+    pub fn open(path: &Path, args: &DataArgs, tokenizer: Option<&Tokenizer>) -> Result<Self> {
+        if path.is_dir() {
+            return Err(Error::request(format!("{} is a folder; name a file with data in it", path.display())));
+        }
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let cache = TokenCache::new(args, path, &bytes);
-        let records = parse_dataset(path, bytes, &read_options(&args.read))
+        let records = parse_dataset(path, bytes, &read_options(&args.read, tokenizer.into()))
             .map_err(|error| with_flag(error, args.read.on_bad_row))?;
         say!("{}: {} ({}; {})", path.display(), records.schema, records.why, records.format);
         if !records.unread.is_empty() {
@@ -205,7 +224,20 @@ impl Source {
             (Some(seed), _) => CounterRng::new(seed, Purpose::Split).permutation(0, records.dataset.len()),
             (None, _) => (0..records.dataset.len()).collect(),
         };
-        Ok(Self { path: path.into(), records, order, cache, on_bad_row: args.read.on_bad_row })
+        let answers = answers(&records.dataset, tokenizer)
+            .map_err(|(line, error)| Error::request(format!("{}:{line}: {error}", path.display())))?;
+        Ok(Self { path: path.into(), records, order, answers, cache, on_bad_row: args.read.on_bad_row })
+    }
+
+    /// Whether some of the rows are conversations.
+    pub fn has_conversations(&self) -> bool {
+        match &self.records.dataset {
+            Dataset::Examples(rows) => rows.iter().any(|row| row.conversation.is_some()),
+            Dataset::Pairs(rows) => rows.iter().any(|row| row.conversation.is_some()),
+            Dataset::Unpaired(rows) => rows.iter().any(|row| row.conversation.is_some()),
+            Dataset::RankedLists(rows) => rows.iter().any(|row| row.list.messages.is_some()),
+            Dataset::Text(_) => false,
+        }
     }
 
     /// The texts of a data set, for building a tokenizer.
@@ -232,6 +264,12 @@ impl Source {
         let shape: Vec<usize> = texts.iter().map(|texts| texts.responses.len()).collect();
         let make = || {
             let row = |texts: &Texts| -> Result<Encoded> {
+                if texts.chat {
+                    let answers: Vec<&str> = texts.responses.iter().map(|text| text.text).collect();
+                    let (prompt, responses) = chat::encode(tokenizer, texts.prompt.text, &answers)
+                        .map_err(|error| self.in_field(&texts.prompt, &error))?;
+                    return Ok(Encoded { prompt, responses });
+                }
                 let prompt = encode_prompt(tokenizer, texts.prompt.text);
                 let response = |text: &Text| tokenizer.encode(text.text).map_err(|error| self.in_field(text, &error));
                 Ok(Encoded {
@@ -243,7 +281,16 @@ impl Source {
             let rows: Vec<Result<Encoded>> = texts.par_iter().map(row).collect();
             rows.into_iter().collect()
         };
-        self.cache.rows(tokenizer.json(), what, &shape, tokenizer.vocab_size(), make)
+        // What a chat template makes of a conversation is told by neither file nor tokenizer.
+        let mut rendered = Checksum::of(b"");
+        for texts in texts.iter().filter(|texts| texts.chat) {
+            for text in [&texts.prompt].into_iter().chain(&texts.responses) {
+                rendered.add(text.text.as_bytes());
+                rendered.add(&[0xff]);
+            }
+        }
+        let what = if texts.iter().any(|texts| texts.chat) { format!("{what} {rendered}") } else { what.into() };
+        self.cache.rows(tokenizer.json(), &what, &shape, tokenizer.vocab_size(), make)
     }
 
     /// The rows of `chosen` whose texts the tokenizer can encode, where such rows are to be left out; all of them otherwise.
@@ -302,6 +349,7 @@ impl Source {
     fn prompt_field(&self) -> &'static str {
         match self.records.schema {
             Schema::Gsm8k => "question",
+            Schema::Ultrafeedback => "instruction",
             _ => "prompt",
         }
     }
@@ -339,9 +387,10 @@ impl Source {
             Schema::Gsm8k => (self.prompt_field(), "answer"),
             _ => (self.prompt_field(), "completion"),
         };
-        let texts = |line: usize, prompt, field: &'static str, completion| Texts {
+        let texts = |line: usize, (prompt, chat), field: &'static str, completion| Texts {
             prompt: Text { line, field: prompt_field, text: prompt },
             responses: vec![Text { line, field, text: completion }],
+            chat,
         };
         // Of the rows that have a completion.
         let mut rows: Vec<Texts> = Vec::with_capacity(chosen.len());
@@ -361,20 +410,27 @@ impl Source {
             Dataset::Examples(all) => {
                 for row in chosen.iter().map(|&i| &all[i]) {
                     match &row.completion {
-                        Some(completion) => rows.push(texts(row.line, &row.prompt, completion_field, completion)),
+                        Some(completion) => {
+                            let prompt = (row.prompt.as_str(), row.conversation.is_some());
+                            rows.push(texts(row.line, prompt, completion_field, completion));
+                        }
                         None => report.leave_out_at("no completion", 1, row.line),
                     }
                 }
             }
             Dataset::Pairs(all) => {
                 say!("note: of each pair the chosen response is learned");
-                let row = |&i: &usize| texts(all[i].line, &all[i].prompt, "chosen", &all[i].chosen);
+                let prompt = |i: usize| (all[i].prompt.as_str(), all[i].conversation.is_some());
+                let row = |&i: &usize| texts(all[i].line, prompt(i), "chosen", &all[i].chosen);
                 rows.extend(chosen.iter().map(row));
             }
             Dataset::Unpaired(all) => {
                 for row in chosen.iter().map(|&i| &all[i]) {
                     match row.label {
-                        true => rows.push(texts(row.line, &row.prompt, completion_field, &row.completion)),
+                        true => {
+                            let prompt = (row.prompt.as_str(), row.conversation.is_some());
+                            rows.push(texts(row.line, prompt, completion_field, &row.completion));
+                        }
                         false => report.leave_out_at("label false", 1, row.line),
                     }
                 }
@@ -385,11 +441,13 @@ impl Source {
         let mut result = Vec::with_capacity(rows.len());
         for (texts, row) in rows.into_iter().zip(encoded) {
             let mut response = row.responses.into_iter().next().unwrap_or_default();
-            response.extend(policy.eos_ids.first());
+            // A chat template ends a turn itself.
+            response.extend(policy.eos_ids.first().filter(|_| !texts.chat));
             if nothing_to_learn(&row.prompt, &[&response]) {
                 report.leave_out_at(NOTHING_TO_LEARN, 1, texts.prompt.line);
                 continue;
             }
+            let front = if texts.chat { 0 } else { front };
             match limits.fit(&row.prompt, front, response.len(), limits.max_length) {
                 Fit::Whole => result.push(SftRow { prompt: row.prompt, response }),
                 Fit::Cut(prompt) => {
@@ -447,21 +505,32 @@ impl Source {
         };
         let chosen = &self.encodable(&policy.tokenizer, chosen, &mut report, prompt)[..];
         let mut seen = HashSet::new();
-        // Index, line, prompt and reference.
-        let mut rows: Vec<(usize, usize, &str, Option<&String>)> = Vec::with_capacity(chosen.len());
+        // Without ids yet.
+        let mut rows: Vec<PromptRow> = Vec::with_capacity(chosen.len());
+        let row = |(index, line): (usize, usize),
+                   text: &String,
+                   conversation: Option<Arc<str>>,
+                   reference: Option<&String>| {
+            let (text, reference) = (text.clone(), reference.cloned());
+            PromptRow { index, line, text, conversation, ids: Vec::new(), reference }
+        };
         for &i in chosen {
             rows.push(match &self.records.dataset {
                 // A row with a worked solution and nothing else to compare with is its own reference.
                 Dataset::Examples(all) => {
-                    let row = &all[i];
-                    (row.index, row.line, &row.prompt, row.reference.as_ref().or(row.completion.as_ref()))
+                    let Example { index, line, prompt, conversation, completion, reference } = &all[i];
+                    let reference = reference.as_ref().or(completion.as_ref());
+                    row((*index, *line), prompt, conversation.clone(), reference)
                 }
-                Dataset::Pairs(all) => (all[i].index, all[i].line, &all[i].prompt, None),
+                Dataset::Pairs(all) => {
+                    row((all[i].index, all[i].line), &all[i].prompt, all[i].conversation.clone(), None)
+                }
                 Dataset::RankedLists(all) => {
-                    (all[i].index, all[i].line, &all[i].list.prompt, all[i].list.reference.as_ref())
+                    let Ranked { index, line, list } = &all[i];
+                    row((*index, *line), &list.prompt, conversation_of(list), list.reference.as_ref())
                 }
                 Dataset::Unpaired(all) if seen.insert(&all[i].prompt) => {
-                    (all[i].index, all[i].line, &all[i].prompt, None)
+                    row((all[i].index, all[i].line), &all[i].prompt, all[i].conversation.clone(), None)
                 }
                 Dataset::Unpaired(_) => {
                     report.leave_out("prompt of an earlier row");
@@ -470,14 +539,17 @@ impl Source {
                 Dataset::Text(_) => unreachable!("a text has no rows"),
             });
         }
-        let prompt = |&(_, line, text, _): &(usize, usize, _, _)| Text { line, field: self.prompt_field(), text };
-        let texts: Vec<Texts> = rows.iter().map(|row| Texts { prompt: prompt(row), responses: vec![] }).collect();
+        let mut texts = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let prompt = Text { line: row.line, field: self.prompt_field(), text: &row.text };
+            texts.push(Texts { prompt, responses: vec![], chat: row.conversation.is_some() });
+        }
         let encoded = self.encode(&policy.tokenizer, &self.settings("prompts", chosen), &texts)?;
         let front = policy.prompt_prefix()?.len();
         let mut result = Vec::with_capacity(rows.len());
-        for ((index, line, text, reference), row) in rows.into_iter().zip(encoded) {
-            let mut prompt =
-                PromptRow { index, line, text: text.into(), ids: row.prompt, reference: reference.cloned() };
+        for (mut prompt, row) in rows.into_iter().zip(encoded) {
+            prompt.ids = row.prompt;
+            let front = if prompt.conversation.is_some() { 0 } else { front };
             if prompt.ids.is_empty() {
                 report.leave_out("empty prompt");
                 continue;
@@ -498,7 +570,7 @@ impl Source {
                     report.leave_out(reason);
                     continue;
                 }
-                Fit::Refused(problem) => return Err(self.refused(line, &problem)),
+                Fit::Refused(problem) => return Err(self.refused(prompt.line, &problem)),
             }
             result.push(prompt);
         }
@@ -537,6 +609,7 @@ impl Source {
                 index,
                 line: 0,
                 text: policy.tokenizer.decode(&window[..cut], true)?,
+                conversation: None,
                 ids,
                 reference: Some(policy.tokenizer.decode(&window[cut..], true)?),
             });
@@ -547,7 +620,7 @@ impl Source {
     /// The ids of the one text.
     fn text_ids<B: Backend>(&self, policy: &Policy<B>, whole: &str) -> Result<Vec<u32>> {
         let text = |text| Text { line: 0, field: "", text };
-        let texts = Texts { prompt: text(""), responses: vec![text(whole)] };
+        let texts = Texts { prompt: text(""), responses: vec![text(whole)], chat: false };
         let rows = self.encode(&policy.tokenizer, "text", &[texts])?;
         Ok(rows.into_iter().flat_map(|row| row.responses).flatten().collect())
     }
@@ -582,6 +655,30 @@ struct Text<'a> {
 struct Texts<'a> {
     prompt: Text<'a>,
     responses: Vec<Text<'a>>,
+    /// The texts are a chat template's.
+    chat: bool,
+}
+
+/// The turns of a list's prompt as JSON.
+fn conversation_of(list: &CandidateList) -> Option<Arc<str>> {
+    list.messages.as_ref().map(|turns| Value::from(&turns[..]).to_string().into())
+}
+
+/// The responses of ranked lists of conversations as the template writes them; an error with its line.
+fn answers(
+    dataset: &Dataset,
+    tokenizer: Option<&Tokenizer>,
+) -> std::result::Result<Vec<Vec<String>>, (usize, larpo_data::Error)> {
+    let Dataset::RankedLists(all) = dataset else { return Ok(Vec::new()) };
+    let of_row = |row: &Ranked| {
+        let Some(turns) = &row.list.messages else { return Ok(Vec::new()) };
+        let templates = tokenizer.map_or(Ok(None), Tokenizer::conversations).map_err(|error| (row.line, error))?;
+        let Some(templates) = templates else { return Ok(Vec::new()) };
+        let answers: Vec<[Value; 1]> = row.list.responses.iter().map(|text| [assistant(text)]).collect();
+        let answers: Vec<&[Value]> = answers.iter().map(|answer| &answer[..]).collect();
+        templates.answered(turns, &answers, None).map(|(_, answers)| answers).map_err(|error| (row.line, error))
+    };
+    all.iter().map(of_row).collect()
 }
 
 fn beyond(max_new_tokens: usize, positions: usize) -> String {

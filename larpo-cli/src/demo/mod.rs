@@ -243,6 +243,7 @@ fn prompt_rows<B: Backend>(policy: &Policy<B>, problems: &[Problem]) -> Result<V
             index,
             line: index + 1,
             text: problem.prompt.clone(),
+            conversation: None,
             ids: policy.encode_prompt(&problem.prompt)?,
             reference: Some(format!("#### {}", problem.answer)),
         })

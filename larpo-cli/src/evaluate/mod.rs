@@ -61,6 +61,13 @@ pub struct Judges<'a, B: Backend> {
     pub reference: Option<&'a Policy<B>>,
 }
 
+impl<B: Backend> Judges<'_, B> {
+    /// Whether a response has a reward of its own.
+    fn give_rewards(&self) -> bool {
+        self.reranker.as_ref().is_some_and(|reranker| reranker.is_absolute())
+    }
+}
+
 /// Answers every prompt greedily and with samples at every temperature, and measures both.
 ///
 /// # Errors
@@ -103,7 +110,7 @@ pub fn evaluate<B: Backend>(
         }
         missing(config, judges, &mut result.missing);
     }
-    if judges.reranker.is_some() && highest < config.threshold - SLACK {
+    if judges.give_rewards() && highest < config.threshold - SLACK {
         result.missing.push(format!(
             "note: no response reaches the reward of a correct one, {} (the highest is {highest}); --correct_threshold sets it",
             config.threshold
@@ -124,7 +131,7 @@ fn greedy<B: Backend>(
     let responses =
         generate(policy, prompts, &config.sampling.clone().greedy(), &config.stop, &format!("{label}: greedy"))?;
     let mut rewards = vec![None; prompts.len()];
-    if let Some(reranker) = &mut judges.reranker {
+    if let Some(reranker) = judges.reranker.as_mut().filter(|reranker| reranker.is_absolute()) {
         for ((reward, prompt), responses) in rewards.iter_mut().zip(prompts).zip(&responses) {
             *reward = score(prompt, responses, &mut **reranker)?.first().copied();
         }
@@ -154,7 +161,8 @@ fn flag(holds: bool) -> f64 {
 
 fn score(prompt: &PromptRow, responses: &[Generated], reranker: &mut dyn Reranker) -> Result<Vec<f64>> {
     let responses = responses.iter().map(|g| Response { text: &g.text, tokens: g.sample.ids.len() }).collect();
-    let query = Query { prompt: &prompt.text, reference: prompt.reference.as_deref(), responses };
+    let (conversation, reference) = (prompt.conversation.as_deref(), prompt.reference.as_deref());
+    let query = Query { prompt: &prompt.text, conversation, reference, responses };
     Ok(reranker.score(&query)?)
 }
 
@@ -174,7 +182,7 @@ fn sampled<B: Backend>(
         }
     };
     let rewards: Vec<Vec<f64>> = lists.iter().map(|l| l.candidates.iter().map(|c| c.reward).collect()).collect();
-    if judges.reranker.is_some() {
+    if judges.give_rewards() {
         for &n in &config.recall_at {
             let right = |r: &Vec<f64>| r.iter().filter(|&&r| r >= config.threshold - SLACK).count();
             let recall = |r: &Vec<f64>| pass_at_k(r.len(), right(r), n).map(Some).map_err(metric);
@@ -216,7 +224,9 @@ fn sampled<B: Backend>(
             .collect::<Result<_>>()?;
         let of = |value: fn(&Ranked) -> Option<f64>| ranked.iter().map(|r| r.as_ref().and_then(value)).collect();
         add(Metric::Ndcg, Some(config.ndcg_at), of(|r| Some(r.ndcg)));
-        add(Metric::Mrr, None, of(|r| r.reciprocal_rank));
+        if judges.give_rewards() {
+            add(Metric::Mrr, None, of(|r| r.reciprocal_rank));
+        }
         add(Metric::KendallTau, None, of(|r| r.tau));
         add(Metric::PairAccuracy, None, of(|r| r.pair_accuracy));
     }
@@ -265,6 +275,12 @@ fn missing<B: Backend>(config: &EvalConfig, judges: &Judges<B>, lines: &mut Vec<
         lines.push(
             "no accuracy, Recall@N, maj@N, rewards or ranking: the data have no `reference` to compare with; add the \
              field, or choose --reward_funcs that need none"
+                .into(),
+        );
+    } else if !judges.give_rewards() {
+        lines.push(
+            "no accuracy, Recall@N, maj@N, rewards and MRR: --pairwise_ranker compares the responses to a prompt and gives none \
+             of them a reward of its own"
                 .into(),
         );
     } else if config.recall_at.iter().any(|&n| n > 1) && judges.rules.is_none_or(|rules| !rules.has_answers()) {

@@ -16,13 +16,15 @@ use crate::args::TrainArgs;
 use crate::dataset::PromptRow;
 use crate::error::Result;
 use crate::machine;
+use crate::pairwise_ranker::in_one_pass;
 use crate::references::{self, Updates};
+use crate::reward_model::SharedTexts;
 use crate::training::sft_loss;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
 use larpo_core::cpu::{DryRun, Memory};
 use larpo_core::lists::PackedLists;
-use larpo_core::model::{ModelConfig, Transformer};
+use larpo_core::model::{Head, ModelConfig, Transformer};
 use larpo_core::optim::OptimizerConfig;
 use larpo_core::profile::{Cost, Profile, Profiled, Shape};
 use larpo_core::proofs::prove;
@@ -329,9 +331,24 @@ impl Planner {
             // The judge's own tokens are not known yet.
             let conversation = vec![0; (prompt.ids.len() + tokens).clamp(1, limit)];
             let (prompt, response) = conversation.split_at(prompt.ids.len().min(conversation.len() - 1));
-            let packed = PackedLists::pack([(prompt, std::iter::repeat_n(response, k))]);
             add(&mut work, self.take(share * times), 1.0);
-            drop(judge.reward(&Tape::inference(judge.backend()), &packed)?);
+            if judge.config().head == Head::Score {
+                let packed = PackedLists::pack([(prompt, std::iter::repeat_n(response, k))]);
+                drop(judge.reward(&Tape::inference(judge.backend()), &packed)?);
+                continue;
+            }
+            // A pairwise ranker: the question with one response first, and all others after it.
+            let question = || {
+                let (first, others) = ([prompt, response].concat(), vec![response.to_vec(); k - 1]);
+                SharedTexts { prompt: first[..first.len().min(limit - response.len())].to_vec(), rest: others }
+            };
+            let questions: Vec<SharedTexts> = (0..k).filter(|_| k > 1).map(|_| question()).collect();
+            let mut rest = &questions[..];
+            while !rest.is_empty() {
+                let (pass, after) = rest.split_at(in_one_pass(rest));
+                drop(judge.next_logp(&SharedTexts::pack(pass), &[0, 0])?);
+                rest = after;
+            }
         }
         // The longest counts for the memory alone.
         self.backend.take();

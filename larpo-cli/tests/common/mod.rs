@@ -4,7 +4,7 @@
 
 use larpo_cli::run_record::COPY;
 use larpo_cli::{args, cmd};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -163,4 +163,54 @@ pub fn assert_same(expected: &[(String, Vec<u8>)], found: &[(String, Vec<u8>)], 
     for ((name, expected), (_, found)) in expected.iter().zip(found) {
         assert!(expected == found, "{context}: {name} differs");
     }
+}
+
+/// A model of the goldens, which has no tokenizer.
+pub fn golden(name: &str) -> PathBuf {
+    let all = match std::env::var_os("LARPO_GOLDEN_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../larpo-core/tests/golden"),
+    };
+    all.join("models").join(name)
+}
+
+/// What independent software made of it.
+pub fn numbers(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(golden(name).join("golden.json")).expect("reads")).expect("JSON")
+}
+
+/// A model of the goldens with words for tokens, `w7` for id 7, one of which the tokenizer may put in front of every text.
+pub fn with_words(name: &str, folder: &Path, template: Option<&str>, bos: Option<u32>) {
+    fs::create_dir_all(folder).expect("creates");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden(name).join(file), folder.join(file)).expect("copies");
+    }
+    let vocabulary: Map<String, Value> = (0..320).map(|id| (format!("w{id}"), json!(id))).collect();
+    let front = bos.map(|id| {
+        let special = json!({"SpecialToken": {"id": format!("w{id}"), "type_id": 0}});
+        json!({
+            "type": "TemplateProcessing", "pair": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+            "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {format!("w{id}"): {"id": format!("w{id}"), "ids": [id], "tokens": [format!("w{id}")]}},
+        })
+    });
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": front, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
+    });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("writes");
+    let config = json!({"chat_template": template, "bos_token": bos.map(|id| format!("w{id}"))});
+    fs::write(folder.join("tokenizer_config.json"), config.to_string()).expect("writes");
+}
+
+/// The language model of the goldens, whose responses have no end.
+pub fn language_golden(folder: &Folder, template: Option<&str>) -> String {
+    let model = folder.name("model");
+    with_words("qwen3", Path::new(&model), template, None);
+    let path = Path::new(&model).join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["eos_token_id"] = Value::Null;
+    fs::write(&path, config.to_string()).expect("writes");
+    model
 }

@@ -9,9 +9,20 @@ use std::fmt;
 pub(super) struct Item<'a> {
     pub(super) line: usize,
     pub(super) prompt: &'a str,
+    pub(super) rendered: Rendered,
     pub(super) responses: Vec<&'a str>,
     /// Higher is better.
     pub(super) scores: Option<Vec<f64>>,
+}
+
+/// Which texts of a row are a chat template's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rendered {
+    Nothing,
+    /// The responses are the assistant's answers alone.
+    Prompt,
+    /// The responses end as the template ends a turn.
+    All,
 }
 
 /// The rows of a data set; none of a text.
@@ -22,6 +33,7 @@ pub(super) fn items(dataset: &Dataset) -> Vec<Item<'_>> {
             .map(|row| Item {
                 line: row.line,
                 prompt: &row.prompt,
+                rendered: if row.conversation.is_some() { Rendered::All } else { Rendered::Nothing },
                 responses: row.completion.as_deref().into_iter().collect(),
                 scores: None,
             })
@@ -31,6 +43,7 @@ pub(super) fn items(dataset: &Dataset) -> Vec<Item<'_>> {
             .map(|row| Item {
                 line: row.line,
                 prompt: &row.prompt,
+                rendered: if row.conversation.is_some() { Rendered::All } else { Rendered::Nothing },
                 responses: vec![&row.chosen, &row.rejected],
                 scores: Some(vec![1.0, 0.0]),
             })
@@ -40,6 +53,7 @@ pub(super) fn items(dataset: &Dataset) -> Vec<Item<'_>> {
             .map(|row| Item {
                 line: row.line,
                 prompt: &row.prompt,
+                rendered: if row.conversation.is_some() { Rendered::All } else { Rendered::Nothing },
                 responses: vec![&row.completion],
                 scores: Some(vec![f64::from(u8::from(row.label))]),
             })
@@ -49,6 +63,7 @@ pub(super) fn items(dataset: &Dataset) -> Vec<Item<'_>> {
             .map(|row| Item {
                 line: row.line,
                 prompt: &row.list.prompt,
+                rendered: if row.list.messages.is_some() { Rendered::Prompt } else { Rendered::Nothing },
                 responses: row.list.responses.iter().map(String::as_str).collect(),
                 scores: row.list.scores(),
             })

@@ -96,7 +96,7 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
         "lists",
         "used",
         "equal",
-        "short",
+        "alike",
         "steps",
         "loss",
         "accuracy",

@@ -63,7 +63,13 @@ fn tokens_are_set_apart_and_marked_and_never_steer_the_terminal() {
 fn texts_whose_tokens_depend_on_their_neighbours_are_found() {
     let texts: Vec<String> = vec!["the cat the cat the cat the cat".into()];
     let tokenizer = Tokenizer::train_bpe(&texts, 300).expect("a tokenizer");
-    let item = |prompt, response| Item { line: 1, prompt, responses: vec![response], scores: None };
+    let item = |prompt, response| Item {
+        line: 1,
+        prompt,
+        rendered: Rendered::Nothing,
+        responses: vec![response],
+        scores: None,
+    };
     let differs = |prompt, response| tokens_of(&item(prompt, response), &tokenizer).expect("bytes").differs[0];
     // The prompt takes the space that begins a word.
     assert!(differs("the ", "cat"));

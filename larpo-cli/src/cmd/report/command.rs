@@ -52,8 +52,12 @@ fn again(folder: &Path) -> PathBuf {
 }
 
 /// Flags of `eval` that are the run's own: its rewards, how long responses may be and how the data are read.
-const OF_EVAL: [&str; 12] = [
+const OF_EVAL: [&str; 16] = [
     "reward_model",
+    "pairwise_ranker",
+    "ranker_template",
+    "ranker_labels",
+    "rank_by",
     "reward_funcs",
     "reward_weights",
     "answer_pattern",

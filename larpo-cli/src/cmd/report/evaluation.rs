@@ -187,15 +187,25 @@ fn setting(run: &Run, eval: &Evaluation) -> Option<String> {
     let number = |name: &str| first(name)?.parse::<usize>().ok();
     // A run whose flags are not recorded may have had any.
     let own = |name: &str| texts(&run.record["flags"][name]);
-    let known = ["reward_model", "reward_funcs"].iter().any(|name| !own(name).is_empty());
+    let known = ["reward_model", "pairwise_ranker", "reward_funcs"].iter().any(|name| !own(name).is_empty());
     let differs = |name: &&str| known && !same(Some(&own(name)), Some(&values(name)));
-    let reward = |of: &dyn Fn(&str) -> Vec<String>| match of("reward_model").first() {
-        Some(model) => format!("the model “{model}”"),
-        None => format!("“{}”", of("reward_funcs").join(",")),
+    let reward = |of: &dyn Fn(&str) -> Vec<String>| match (of("reward_model").first(), of("pairwise_ranker").first()) {
+        (Some(model), _) => format!("the model “{model}”"),
+        (None, Some(model)) => format!("the model “{model}” in pairs"),
+        (None, None) => format!("“{}”", of("reward_funcs").join(",")),
     };
-    let flags = ["reward_model", "reward_funcs", "reward_weights", "answer_pattern"];
+    let flags = [
+        "reward_model",
+        "pairwise_ranker",
+        "ranker_template",
+        "ranker_labels",
+        "rank_by",
+        "reward_funcs",
+        "reward_weights",
+        "answer_pattern",
+    ];
     let another = match flags.into_iter().find(differs) {
-        Some("reward_model" | "reward_funcs") => format!(" (the run's own is {})", reward(&own)),
+        Some("reward_model" | "pairwise_ranker" | "reward_funcs") => format!(" (the run's own is {})", reward(&own)),
         Some(name) => format!(" (with another --{name} than the run's own)"),
         None => String::new(),
     };

@@ -27,6 +27,8 @@ pub fn header(run: &Run, points: &[Point], body: &mut String) {
     }
     if let Some(model) = from("reward_model") {
         parts.push(format!("rewards of the model {}", escape(&model)));
+    } else if let Some(model) = from("pairwise_ranker") {
+        parts.push(format!("ranked in pairs by the model {}", escape(&model)));
     } else if let Some(reward) = from("reward_funcs") {
         parts.push(format!("reward {}", escape(&reward)));
     }
