@@ -193,7 +193,7 @@ impl<B: Backend> Backend for Profiled<B> {
     }
 
     fn alloc_bf16(&self, len: usize) -> B::Buffer {
-        self.timed("alloc", Work::moving(Shape::Flat, 0), |b| b.alloc_bf16(len))
+        self.timed("alloc_bf16", Work::moving(Shape::Flat, 0), |b| b.alloc_bf16(len))
     }
 
     fn upload_index(&self, data: &[u32]) -> Self::Index {
