@@ -361,7 +361,8 @@ fn inspect_tells_the_story_of_a_run() {
     let notes = larpo(&["inspect", &out]).expect("inspects")["notes"].to_string();
     assert!(notes.contains("iteration 2 is not finished"), "{notes}");
     fs::write(second.join("manifest.json"), "{\n\"version\"").expect("writes");
-    assert!(larpo(&["inspect", &out]).expect_err("damaged").contains("manifest.json:2: "));
+    let notes = larpo(&["inspect", &out]).expect("inspects")["notes"].to_string();
+    assert!(notes.contains("iteration 2: ") && notes.contains("manifest.json:2: "), "{notes}");
     // Two stories in one folder, one log, one data file, several, none.
     fs::write(folder.0.join("out/metrics.jsonl"), "{\"step\": 1, \"loss\": 0.5}\n{\"step\": 2}\n").expect("writes");
     assert!(larpo(&["inspect", &out]).expect_err("ambiguous").contains("more than one run"));

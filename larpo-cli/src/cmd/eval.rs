@@ -192,9 +192,16 @@ fn report(args: &EvalArgs, flags: &Settings, names: &[String], results: &[Evalua
             "p: McNemar's exact test for greedy accuracy, random sign flips otherwise; not corrected for their number"
         );
     }
-    // What is missing is missing in all, but for the prompts and rewards that a model meets.
     let missing: BTreeSet<&String> = results.iter().flat_map(|r| &r.missing).collect();
-    missing.iter().for_each(|line| show!("{line}"));
+    for line in missing {
+        let of: Vec<&str> =
+            results.iter().zip(&short).filter(|(r, _)| r.missing.contains(line)).map(|(_, n)| &**n).collect();
+        // What is missing in all needs no names.
+        match of.len() == results.len() {
+            true => show!("{line}"),
+            false => show!("{}: {line}", of.join(", ")),
+        }
+    }
     // As `run.json` has them, those included that follow from others.
     let flags = effective::settings(&Command::Eval(Box::new(args.clone())), flags).values();
     let object = |((name, result), rows): ((&String, &Evaluation), &Rows)| {

@@ -85,7 +85,7 @@ fn is_data(name: &str) -> bool {
 /// The iterations as a table.
 ///
 /// # Errors
-/// A manifest or a candidates file that cannot be read.
+/// A candidates file that cannot be read.
 pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
     let headings = [
         "iteration",
@@ -111,7 +111,10 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
     let (mut rows, mut notes, mut manifests) = (Vec::new(), Vec::new(), Vec::new());
     for &n in numbers {
         let iteration = folder.join(format!("iteration-{n}"));
-        let manifest = read_json(&iteration.join("manifest.json"))?;
+        let manifest = read_json(&iteration.join("manifest.json")).unwrap_or_else(|error| {
+            notes.push(format!("iteration {n}: {error}"));
+            None
+        });
         let candidates = iteration.join("candidates.jsonl");
         let numbered = if candidates.is_file() { Some(candidates::read_numbered(&candidates)?) } else { None };
         let wrong =
@@ -123,6 +126,7 @@ pub(super) fn iterations(folder: &Path, numbers: &[u64]) -> Result<Value> {
         let get = |path: &[&str]| report.and_then(|report| path.iter().try_fold(report, |value, key| value.get(key)));
         let cell = |path: &[&str]| get(path).map_or("-".into(), number_of);
         match (&manifest, &seen) {
+            (None, _) if iteration.join("manifest.json").is_file() => {}
             (None, None) => notes.push(format!("iteration {n} has just begun: no candidates yet")),
             (None, Some(_)) => notes.push(format!("iteration {n} is not finished: it has candidates and no manifest")),
             (Some(_), None) => {}
