@@ -110,8 +110,16 @@ fn the_loop_trains_on_a_models_rewards() {
     assert!(record["inputs"]["reward_model"]["files"]["model.safetensors"].is_string(), "{record}");
     assert!(record["flags"]["reward_funcs"].is_null(), "rules that did not rank");
     let eval = ["eval", &run, "--dataset_name", &data, "--reward_model", &judge, "--max_samples", "4"];
-    let result = larpo(&[&eval[..], &sampling, &["--recall_at", "1,4"]].concat()).expect("eval");
-    assert!(result["ndcg"].is_object() || result.to_string().contains("ndcg"), "{result}");
+    // Whether a reward makes a response a correct one is not known, unless it is said.
+    for (threshold, metrics) in [(&[][..], false), (&["--correct_threshold", "-100"][..], true)] {
+        let words = [&eval[..], &sampling, &["--recall_at", "1,4", "--ref_model", &model], threshold].concat();
+        let result = &larpo(&words).expect("eval")["models"][0];
+        let names: Vec<&str> =
+            result["metrics"].as_array().expect("metrics").iter().filter_map(|m| m["metric"].as_str()).collect();
+        assert!(["greedy_reward", "reward", "ndcg", "kendall_tau"].iter().all(|m| names.contains(m)), "{names:?}");
+        assert!(["greedy", "recall", "mrr"].iter().all(|m| names.contains(m) == metrics), "{names:?}");
+        assert_eq!(result["missing"].to_string().contains("--correct_threshold R"), !metrics, "{result}");
+    }
     larpo(&["report", &run]).expect("a page");
     let page = fs::read_to_string(folder.path("run/report.html")).expect("reads");
     assert!(page.contains("rewards of the model"));

@@ -300,7 +300,7 @@ fn contradictions_are_refused() {
     let Command::Eval(e) = ok(&format!("{eval} b c --temperature 1,2 --correct_threshold -3")) else {
         panic!("not eval")
     };
-    assert_eq!((e.models(), e.correct_threshold), (vec![Path::new("m"), Path::new("b"), Path::new("c")], -3.0));
+    assert_eq!((e.models(), e.correct_threshold), (vec![Path::new("m"), Path::new("b"), Path::new("c")], Some(-3.0)));
     let sample = "sample --model_name_or_path m";
     assert!(err(sample).contains("--dataset_name"));
     assert!(err(&format!("{sample} --prompt p --dataset_name d")).contains("cannot be used"));

@@ -528,10 +528,10 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one,
           help_heading = "Evaluation")]
     pub recall_at: Vec<usize>,
-    /// A response counts as correct from this reward on
-    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true,
-          value_parser = finite, help_heading = "Evaluation")]
-    pub correct_threshold: f64,
+    /// A response counts as correct from this reward on [default: 1; none with --reward_model, whose rewards do not say what
+    /// is correct]
+    #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = finite, help_heading = "Evaluation")]
+    pub correct_threshold: Option<f64>,
     /// k of NDCG@k
     #[arg(long, value_name = "K", default_value_t = 10, value_parser = at_least_one,
           help_heading = "Evaluation")]

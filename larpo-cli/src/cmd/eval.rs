@@ -4,7 +4,7 @@ use super::{check_references, effective, prompts_of};
 use crate::args::{Command, EvalArgs, Settings};
 use crate::dataset::{PromptRow, RowReport, Source};
 use crate::error::{Error, Result};
-use crate::evaluate::{Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
+use crate::evaluate::{CORRECT, Comparison, EvalConfig, Evaluation, Judges, Metric, compare, evaluate};
 use crate::generate::sampling_config;
 use crate::messages;
 use crate::output;
@@ -60,7 +60,7 @@ pub fn run<B: Backend>(args: &EvalArgs, settings: &Settings, backend: &B) -> Res
             stop: args.sampling.stop.clone(),
             recall_at: args.recall_at(),
             ndcg_at: args.ndcg_at,
-            threshold: args.correct_threshold,
+            threshold: args.correct_threshold.or(args.reward.rules().map(|_| CORRECT)),
             resampling: Resampling { seed: args.common.seed, resamples: args.bootstrap_samples },
         };
         let mut judges = Judges {

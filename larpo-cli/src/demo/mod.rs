@@ -109,7 +109,7 @@ pub fn run<B: Backend>(recipe: &Recipe, seed: u64, backend: &B, folder: &Path) -
             stop: Vec::new(),
             recall_at: RECALL_AT.to_vec(),
             ndcg_at: 10,
-            threshold: CORRECT,
+            threshold: Some(CORRECT),
             resampling: Resampling { seed, resamples: RESAMPLES },
         };
         let mut reranker = RuleReranker::quiet_answer()?;

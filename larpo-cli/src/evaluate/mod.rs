@@ -45,10 +45,16 @@ pub struct EvalConfig {
     pub recall_at: Vec<usize>,
     /// k of NDCG@k.
     pub ndcg_at: usize,
-    /// A response is correct from this reward on.
-    pub threshold: f64,
+    /// A response is correct from this reward on; none: rewards do not tell.
+    pub threshold: Option<f64>,
     /// How intervals are drawn.
     pub resampling: Resampling,
+}
+
+impl EvalConfig {
+    fn is_correct(&self, reward: f64) -> bool {
+        self.threshold.is_some_and(|threshold| reward >= threshold - SLACK)
+    }
 }
 
 /// What judges the responses.
@@ -110,10 +116,10 @@ pub fn evaluate<B: Backend>(
         }
         missing(config, judges, &mut result.missing);
     }
-    if judges.give_rewards() && highest < config.threshold - SLACK {
+    if let Some(threshold) = config.threshold.filter(|_| judges.give_rewards() && !config.is_correct(highest)) {
         result.missing.push(format!(
-            "note: no response reaches the reward of a correct one, {} (the highest is {highest}); --correct_threshold sets it",
-            config.threshold
+            "note: no response reaches the reward of a correct one, {threshold} (the highest is {highest}); --correct_threshold \
+             sets it"
         ));
     }
     Ok(result)
@@ -136,9 +142,11 @@ fn greedy<B: Backend>(
             *reward = score(prompt, responses, &mut **reranker)?.first().copied();
         }
         *highest = rewards.iter().flatten().copied().fold(*highest, f64::max);
-        let correct = |r: &Option<f64>| r.map(|r| flag(r >= config.threshold - SLACK));
         let measure = |metric, values| Measure { metric, at: None, temperature: None, values };
-        result.measures.push(measure(Metric::Greedy, rewards.iter().map(correct).collect()));
+        if config.threshold.is_some() {
+            let correct = |r: &Option<f64>| r.map(|r| flag(config.is_correct(r)));
+            result.measures.push(measure(Metric::Greedy, rewards.iter().map(correct).collect()));
+        }
         result.measures.push(measure(Metric::GreedyReward, rewards.clone()));
     }
     result.responses = responses.into_iter().flatten().map(|g| g.text).collect();
@@ -183,8 +191,8 @@ fn sampled<B: Backend>(
     };
     let rewards: Vec<Vec<f64>> = lists.iter().map(|l| l.candidates.iter().map(|c| c.reward).collect()).collect();
     if judges.give_rewards() {
-        for &n in &config.recall_at {
-            let right = |r: &Vec<f64>| r.iter().filter(|&&r| r >= config.threshold - SLACK).count();
+        for &n in config.recall_at.iter().filter(|_| config.threshold.is_some()) {
+            let right = |r: &Vec<f64>| r.iter().filter(|&&r| config.is_correct(r)).count();
             let recall = |r: &Vec<f64>| pass_at_k(r.len(), right(r), n).map(Some).map_err(metric);
             add(Metric::Recall, Some(n), rewards.iter().map(recall).collect::<Result<_>>()?);
         }
@@ -224,7 +232,7 @@ fn sampled<B: Backend>(
             .collect::<Result<_>>()?;
         let of = |value: fn(&Ranked) -> Option<f64>| ranked.iter().map(|r| r.as_ref().and_then(value)).collect();
         add(Metric::Ndcg, Some(config.ndcg_at), of(|r| Some(r.ndcg)));
-        if judges.give_rewards() {
+        if judges.give_rewards() && config.threshold.is_some() {
             add(Metric::Mrr, None, of(|r| r.reciprocal_rank));
         }
         add(Metric::KendallTau, None, of(|r| r.tau));
@@ -281,6 +289,12 @@ fn missing<B: Backend>(config: &EvalConfig, judges: &Judges<B>, lines: &mut Vec<
         lines.push(
             "no accuracy, Recall@N, maj@N, rewards and MRR: --pairwise_ranker compares the responses to a prompt and gives none \
              of them a reward of its own"
+                .into(),
+        );
+    } else if config.threshold.is_none() {
+        lines.push(
+            "no accuracy, Recall@N, maj@N and MRR: the rewards of a --reward_model do not say what is correct; \
+             --correct_threshold R takes a response with a reward of R or more for correct"
                 .into(),
         );
     } else if config.recall_at.iter().any(|&n| n > 1) && judges.rules.is_none_or(|rules| !rules.has_answers()) {
@@ -346,7 +360,7 @@ fn ranking(own: &[Vec<f64>], other: &[Vec<f64>], rewards: &[f64], config: &EvalC
     let difference = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| a - b).sum::<f64>();
     let gamma: Vec<f64> = own.iter().zip(other).map(difference).collect();
     let relevance: Vec<f64> = rewards.iter().map(|r| r - lowest).collect();
-    let correct: Vec<f64> = rewards.iter().map(|&r| flag(r >= config.threshold - SLACK)).collect();
+    let correct: Vec<f64> = rewards.iter().map(|&r| flag(config.is_correct(r))).collect();
     let compute = || {
         let first = reciprocal_rank(&gamma, &correct, None)?;
         Ok(Ranked {
