@@ -227,6 +227,41 @@ impl RankedLists {
         self.rewards.len()
     }
 
+    /// The loss with its options.
+    pub fn objective(&self) -> Objective {
+        self.objective
+    }
+
+    /// Factor on the differences of log-probabilities.
+    pub fn beta(&self) -> f64 {
+        self.beta
+    }
+
+    /// First response of every list, and one past the last.
+    pub fn item_offsets(&self) -> &[u32] {
+        &self.item_offsets
+    }
+
+    /// First target of every response, and one past the last.
+    pub fn target_offsets(&self) -> &[u32] {
+        &self.target_offsets
+    }
+
+    /// Reward of every response.
+    pub fn rewards(&self) -> &[f64] {
+        &self.rewards
+    }
+
+    /// The responses of every list from the best on, those of equal reward by the rule for ties: `(items)`, numbers over all
+    /// lists.
+    pub fn order(&self) -> Vec<u32> {
+        let of_list = |(list, ranking): (usize, &Ranking)| {
+            let first = self.item_offsets[list];
+            ranking.order().iter().map(move |&slot| first + slot as u32).collect::<Vec<_>>()
+        };
+        PreparedLists::new(self).rankings.iter().enumerate().flat_map(of_list).collect()
+    }
+
     fn items_of(&self, list: usize) -> Range<usize> {
         self.item_offsets[list] as usize..self.item_offsets[list + 1] as usize
     }

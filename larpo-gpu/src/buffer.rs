@@ -139,12 +139,16 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A buffer of `len` elements with unspecified contents; `for_host` when the host is going to write it.
+    /// A buffer of `len` elements with unspecified contents; `for_host` when the host is going to write it. Where memory of
+    /// its size is not free, `make_room` is called before all memory would take more than `limit` bytes, and once more
+    /// when the device has none left.
     pub(crate) fn take<T: Element>(
         self: &Arc<Self>,
         gpu: &Gpu,
         len: usize,
         for_host: bool,
+        limit: u64,
+        make_room: impl Fn(),
     ) -> Result<Buffer<T>, Error> {
         let bytes = 4 * len as u64;
         check_size(gpu, bytes)?;
@@ -159,7 +163,19 @@ impl Pool {
         };
         let (raw, id) = match reused {
             Some(entry) => (entry.raw, entry.id),
-            None => (self.create(gpu, size)?, next_id()),
+            None => {
+                if self.held() + size > limit {
+                    make_room();
+                }
+                let created = match self.create(gpu, size) {
+                    Err(Error::OutOfMemory { .. }) => {
+                        make_room();
+                        self.create(gpu, size)
+                    }
+                    created => created,
+                };
+                (created?, next_id())
+            }
         };
         Ok(Buffer::new(Slot { raw: Some(raw), id, pool: Arc::downgrade(self) }, len))
     }

@@ -208,8 +208,11 @@ impl Gpu {
         &self.0.pipelines
     }
 
-    /// The first error that the driver reported, if there was one.
-    pub(crate) fn fault(&self) -> Result<(), Error> {
+    /// Whether the device is well: what its driver reported first outside of any call that could have returned it.
+    ///
+    /// # Errors
+    /// [`Error::Lost`], [`Error::Driver`].
+    pub fn fault(&self) -> Result<(), Error> {
         self.0.fault.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 }

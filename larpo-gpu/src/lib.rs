@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs, unsafe_code)]
 
+mod bf16;
 mod buffer;
 mod device;
 mod error;
@@ -8,6 +9,7 @@ pub mod kernels;
 mod recorder;
 mod shader;
 
+pub use bf16::{Bf16, Weight};
 pub use buffer::{Buffer, Element};
 pub use device::{Adapter, Choice, Gpu, choose};
 pub use error::Error;

@@ -4,6 +4,7 @@ use crate::buffer::{Buffer, Element, Pool, Slot};
 use crate::device::Gpu;
 use crate::shader::{PARAMS_BYTES, Pipeline, Shader};
 use crate::{Error, Store};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use wgpu::DeviceType;
@@ -69,13 +70,14 @@ pub struct Recorder {
     page: Option<Page>,
     full_pages: Vec<(Page, Vec<u8>)>,
     free_pages: Vec<Page>,
-    bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
+    bind_groups: RefCell<HashMap<(usize, Vec<u64>), wgpu::BindGroup>>,
     pipelines: HashMap<(usize, &'static str), Arc<Pipeline>>,
     last_pipeline: Option<Arc<Pipeline>>,
     /// Buffers of other recorders in use by what is recorded: they must not be used again before it is submitted.
     guests: Vec<Arc<Slot>>,
     none: Buffer,
     staging: Option<wgpu::Buffer>,
+    limit: u64,
     seconds_per_work: f64,
     pending_seconds: f64,
     submission_seconds: f64,
@@ -89,7 +91,7 @@ impl Recorder {
     /// [`Error::OutOfMemory`].
     pub fn new(gpu: &Gpu) -> Result<Self, Error> {
         let pool = Arc::new(Pool::default());
-        let none = pool.take(gpu, 4, false)?;
+        let none = pool.take(gpu, 4, false, u64::MAX, || {})?;
         // Rates well below what such devices reach: an estimate that is too long only means shorter submissions.
         let rate = match gpu.info().device_type {
             DeviceType::DiscreteGpu => 2e12,
@@ -108,12 +110,13 @@ impl Recorder {
             page: None,
             full_pages: Vec::new(),
             free_pages: Vec::new(),
-            bind_groups: HashMap::new(),
+            bind_groups: RefCell::default(),
             pipelines: HashMap::new(),
             last_pipeline: None,
             guests: Vec::new(),
             none,
             staging: None,
+            limit: u64::MAX,
             seconds_per_work: 1.0 / rate,
             pending_seconds: 0.0,
             submission_seconds: SUBMISSION_SECONDS,
@@ -171,7 +174,7 @@ impl Recorder {
     /// # Errors
     /// [`Error::TooLarge`], [`Error::OutOfMemory`].
     pub fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>, Error> {
-        self.pool.take(&self.gpu, len, false)
+        self.take(len, false)
     }
 
     /// Copies `data` to the device.
@@ -179,7 +182,7 @@ impl Recorder {
     /// # Errors
     /// [`Error::TooLarge`], [`Error::OutOfMemory`].
     pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>, Error> {
-        let buffer = self.pool.take(&self.gpu, data.len(), true)?;
+        let buffer = self.take(data.len(), true)?;
         self.gpu.queue().write_buffer(buffer.raw(), 0, bytemuck::cast_slice(data));
         Ok(buffer)
     }
@@ -246,9 +249,27 @@ impl Recorder {
     /// Hands memory kept for reuse back to the system.
     pub fn trim(&mut self) {
         self.submit();
-        self.bind_groups.clear();
         self.staging = None;
+        self.make_room();
+    }
+
+    /// From now on memory kept for reuse is handed back rather than that all buffers take more than `bytes` together. Buffers
+    /// in use may take more.
+    pub fn limit(&mut self, bytes: u64) {
+        self.limit = bytes;
+    }
+
+    fn take<T: Element>(&self, len: usize, for_host: bool) -> Result<Buffer<T>, Error> {
+        self.pool.take(&self.gpu, len, for_host, self.limit, || self.make_room())
+    }
+
+    /// Hands back what is free and not in use by commands that are still to run.
+    fn make_room(&self) {
+        // Bind groups keep their buffers alive.
+        self.bind_groups.borrow_mut().clear();
         self.pool.trim();
+        // What this fails with shows at the next read.
+        let _ = self.gpu.device().poll(wgpu::PollType::wait_indefinitely());
     }
 
     /// Something to bind where an operand is absent.
@@ -304,7 +325,7 @@ impl Recorder {
         // A cached group would keep the caller's own buffers alive.
         let cached = !buffers.iter().any(|slot| slot.is_foreign());
         let key = (pipeline.layout_key, buffers.iter().map(|slot| slot.id).collect::<Vec<_>>());
-        if let Some(group) = self.bind_groups.get(&key) {
+        if let Some(group) = self.bind_groups.borrow().get(&key) {
             return group.clone();
         }
         let entries: Vec<_> = buffers
@@ -318,10 +339,11 @@ impl Recorder {
             entries: &entries,
         });
         if cached {
-            if self.bind_groups.len() >= MAX_BIND_GROUPS {
-                self.bind_groups.clear();
+            let mut bind_groups = self.bind_groups.borrow_mut();
+            if bind_groups.len() >= MAX_BIND_GROUPS {
+                bind_groups.clear();
             }
-            self.bind_groups.insert(key, group.clone());
+            bind_groups.insert(key, group.clone());
         }
         group
     }

@@ -3,13 +3,21 @@
 use super::{check, elementwise, groups, slot, word};
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
-use crate::{Buffer, Error, Recorder, Store};
+use crate::{Bf16, Buffer, Error, Recorder, Store};
 
 /// Gather, and its gradient where the rows are all different.
 pub static SHADER: Shader = Shader {
     name: "gather",
     wgsl: include_str!("gather.wgsl"),
     entries: &["gather_rows", "scatter_rows"],
+    bindings: &[Access::Read, Access::Read, Access::Write],
+};
+
+/// Gather from a matrix in bfloat16.
+pub static SHADER_BF16: Shader = Shader {
+    name: "gather_bf16",
+    wgsl: include_str!("gather_bf16.wgsl"),
+    entries: &["gather_rows_bf16"],
     bindings: &[Access::Read, Access::Read, Access::Write],
 };
 
@@ -40,6 +48,22 @@ pub fn gather_rows(recorder: &mut Recorder, x: &Buffer, rows: &Buffer<u32>, colu
     assert!(columns > 0 && x.len().is_multiple_of(columns), "gather_rows: rows of {columns} in {}", x.len());
     check("gather_rows", "y", y, rows.len() * columns);
     record(recorder, "gather_rows", x, rows, y, [columns, x.len() / columns]);
+}
+
+/// [`gather_rows`] from a matrix in bfloat16: the embedding of a model that is not trained.
+#[track_caller]
+pub fn gather_rows_bf16(recorder: &mut Recorder, x: &Bf16, rows: &Buffer<u32>, columns: usize, y: &Buffer) {
+    assert!(columns > 0 && x.len().is_multiple_of(columns), "gather_rows_bf16: rows of {columns} in {}", x.len());
+    let n = rows.len() * columns;
+    check("gather_rows_bf16", "y", y, n);
+    recorder.record(&Dispatch {
+        shader: &SHADER_BF16,
+        entry: "gather_rows_bf16",
+        buffers: &[slot(x.pairs()), slot(rows), slot(y)],
+        params: &[word(n), word(columns), word(x.len() / columns)],
+        groups: groups(n),
+        work: BYTE * 10.0 * n as f64,
+    });
 }
 
 /// `d_x (n, columns)` gets `d_y (m, columns)` added at `rows (m)`, which are **all different**; with [`Store::Set`] the other

@@ -3,25 +3,42 @@
 use super::{check, slot, word};
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
-use crate::{Buffer, Recorder, Store};
+use crate::{Buffer, Recorder, Store, Weight};
 
 const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Write];
 
+/// A variant for one precision of the right operand.
+macro_rules! shader {
+    ($file:literal, $precision:literal, $suffix:literal) => {
+        Shader {
+            name: concat!($file, $suffix),
+            wgsl: concat!(
+                include_str!(concat!($file, ".wgsl")),
+                include_str!(concat!("matmul_b_", $precision, ".wgsl"))
+            ),
+            entries: &[$file],
+            bindings: BINDINGS,
+        }
+    };
+}
+
 /// Tiles of 64 × 64 in shared memory: for results of few tiles.
-pub static TILE_64: Shader =
-    Shader { name: "matmul_64", wgsl: include_str!("matmul_64.wgsl"), entries: &["matmul_64"], bindings: BINDINGS };
+pub static TILE_64: Shader = shader!("matmul_64", "f32", "");
 
 /// Tiles of 128 × 128 in shared memory.
-pub static TILE_128: Shader =
-    Shader { name: "matmul_128", wgsl: include_str!("matmul_128.wgsl"), entries: &["matmul_128"], bindings: BINDINGS };
+pub static TILE_128: Shader = shader!("matmul_128", "f32", "");
 
 /// Without shared memory: for CPU adapters.
-pub static DIRECT: Shader = Shader {
-    name: "matmul_direct",
-    wgsl: include_str!("matmul_direct.wgsl"),
-    entries: &["matmul_direct"],
-    bindings: BINDINGS,
-};
+pub static DIRECT: Shader = shader!("matmul_direct", "f32", "");
+
+/// [`TILE_64`] with a right operand in bfloat16.
+pub static TILE_64_BF16: Shader = shader!("matmul_64", "bf16", "_bf16");
+
+/// [`TILE_128`] with a right operand in bfloat16.
+pub static TILE_128_BF16: Shader = shader!("matmul_128", "bf16", "_bf16");
+
+/// [`DIRECT`] with a right operand in bfloat16.
+pub static DIRECT_BF16: Shader = shader!("matmul_direct", "bf16", "_bf16");
 
 /// The ways to compute a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +71,7 @@ impl Variant {
 /// A matrix in a buffer: the rows may lie apart, and the first one anywhere.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
-    buffer: &'a Buffer,
+    numbers: Weight<'a>,
     at: usize,
     rows: usize,
     columns: usize,
@@ -64,24 +81,35 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// `(rows, columns)`, row-major, from the start of `buffer`.
+    /// `(rows, columns)`, row-major, from the start of `numbers`.
     ///
     /// # Panics
-    /// Where the buffer is shorter.
+    /// Where there are fewer numbers.
     #[track_caller]
-    pub fn new(buffer: &'a Buffer, rows: usize, columns: usize) -> Self {
-        Self::at(buffer, 0, rows, columns)
+    pub fn new(numbers: impl Into<Weight<'a>>, rows: usize, columns: usize) -> Self {
+        Self::at(numbers, 0, rows, columns)
     }
 
-    /// `(rows, columns)`, row-major, from element `at` of `buffer`: a range of the rows of a larger matrix.
+    /// `(rows, columns)`, row-major, from element `at` of `numbers`: a range of the rows of a larger matrix.
     ///
     /// # Panics
-    /// Where the buffer is shorter.
+    /// Where there are fewer numbers.
     #[track_caller]
-    pub fn at(buffer: &'a Buffer, at: usize, rows: usize, columns: usize) -> Self {
-        let fits = rows.checked_mul(columns).and_then(|len| len.checked_add(at)).is_some_and(|end| end <= buffer.len());
-        assert!(fits, "matmul: ({rows}, {columns}) from element {at} in a buffer of {}", buffer.len());
-        Self { buffer, at, rows, columns, row: columns, column: 1 }
+    pub fn at(numbers: impl Into<Weight<'a>>, at: usize, rows: usize, columns: usize) -> Self {
+        let numbers = numbers.into();
+        let fits =
+            rows.checked_mul(columns).and_then(|len| len.checked_add(at)).is_some_and(|end| end <= numbers.len());
+        assert!(fits, "matmul: ({rows}, {columns}) from element {at} in a buffer of {}", numbers.len());
+        Self { numbers, at, rows, columns, row: columns, column: 1 }
+    }
+
+    /// Its buffer, which is of single precision.
+    #[track_caller]
+    fn single(&self, operand: &str) -> &'a Buffer {
+        match self.numbers {
+            Weight::F32(buffer) => buffer,
+            Weight::Bf16(_) => panic!("matmul: {operand} in bfloat16"),
+        }
     }
 
     /// The transpose, `(columns, rows)`, of the same memory.
@@ -93,7 +121,7 @@ impl<'a> Matrix<'a> {
 
 /// `c (m, n) = a (m, k) · b (k, n)`, plus `bias (n)` in every row. Any of `a` and `b` may be
 /// [transposed](Matrix::transposed): `x · wᵀ` is the forward product of a layer `w (out, in)`, `d_y · w` its gradient by `x`
-/// and `d_yᵀ · x` by `w`.
+/// and `d_yᵀ · x` by `w`. Only `b` may be in bfloat16.
 ///
 /// # Panics
 /// On shapes that do not fit, a transposed `c`, and a `c` in the buffer of an operand.
@@ -139,16 +167,20 @@ fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3],
     if n == 0 {
         return;
     }
-    let (shader, tiles_n, groups) = match variant {
-        Variant::Tile64 => (&TILE_64, n.div_ceil(64), m.div_ceil(64) * n.div_ceil(64)),
-        Variant::Tile128 => (&TILE_128, n.div_ceil(128), m.div_ceil(128) * n.div_ceil(128)),
-        Variant::Direct => (&DIRECT, n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)),
+    let (single, half, tiles_n, groups) = match variant {
+        Variant::Tile64 => (&TILE_64, &TILE_64_BF16, n.div_ceil(64), m.div_ceil(64) * n.div_ceil(64)),
+        Variant::Tile128 => (&TILE_128, &TILE_128_BF16, n.div_ceil(128), m.div_ceil(128) * n.div_ceil(128)),
+        Variant::Direct => (&DIRECT, &DIRECT_BF16, n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)),
+    };
+    let (shader, b_slot) = match b.numbers {
+        Weight::F32(buffer) => (single, slot(buffer)),
+        Weight::Bf16(x) => (half, slot(x.pairs())),
     };
     let none = recorder.none();
     recorder.record(&Dispatch {
         shader,
         entry: shader.entries[0],
-        buffers: &[slot(a.buffer), slot(b.buffer), bias.map_or(&none, slot), slot(c.buffer)],
+        buffers: &[slot(a.single("the left operand")), b_slot, bias.map_or(&none, slot), slot(c.single("a result"))],
         params: &[
             word(m),
             word(n),

@@ -1,6 +1,7 @@
 // C (m, n) = A (m, k) · B (k, n), plus bias (n) in every row, set or accumulated.
 // Workgroup: a 64 x 64 tile of C, 16 x 16 invocations of 4 x 4, over shared tiles of 16 along k (8.5 KiB).
 // Element (i, l) of A stands at a_at + i·a_row + l·a_col, one of the two strides being 1; B and C likewise (C by rows).
+// `b_number(at)` reads B, which is in a precision of its own: matmul_b_f32.wgsl, matmul_b_bf16.wgsl.
 
 struct Params {
     width: u32,
@@ -21,7 +22,6 @@ struct Params {
 }
 
 @group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 @group(1) @binding(0) var<uniform> p: Params;
@@ -39,7 +39,7 @@ fn a_value(i: u32, l: u32) -> f32 {
 
 fn b_value(l: u32, j: u32) -> f32 {
     if l < p.k && j < p.n {
-        return b[p.b_at + l * p.b_row + j * p.b_col];
+        return b_number(p.b_at + l * p.b_row + j * p.b_col);
     }
     return 0.0;
 }

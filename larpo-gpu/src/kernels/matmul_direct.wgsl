@@ -2,6 +2,7 @@
 // For CPU adapters: no shared memory and no barrier. Each invocation makes an 8 x 16 piece of C: such
 // adapters load one number at a time, so that loads cost far more than sums.
 // Element (i, l) of A stands at a_at + i·a_row + l·a_col, one of the two strides being 1; B and C likewise (C by rows).
+// `b_number(at)` reads B, which is in a precision of its own: matmul_b_f32.wgsl, matmul_b_bf16.wgsl.
 
 struct Params {
     width: u32,
@@ -22,7 +23,6 @@ struct Params {
 }
 
 @group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 @group(1) @binding(0) var<uniform> p: Params;
@@ -118,10 +118,10 @@ fn matmul_direct(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     var at_a = 0u;
     var at_b = 0u;
     for (var k = 0u; k < p.k; k++) {
-        let y0 = vec4(b[b0 + at_b], b[b1 + at_b], b[b2 + at_b], b[b3 + at_b]);
-        let y1 = vec4(b[b4 + at_b], b[b5 + at_b], b[b6 + at_b], b[b7 + at_b]);
-        let y2 = vec4(b[b8 + at_b], b[b9 + at_b], b[b10 + at_b], b[b11 + at_b]);
-        let y3 = vec4(b[b12 + at_b], b[b13 + at_b], b[b14 + at_b], b[b15 + at_b]);
+        let y0 = vec4(b_number(b0 + at_b), b_number(b1 + at_b), b_number(b2 + at_b), b_number(b3 + at_b));
+        let y1 = vec4(b_number(b4 + at_b), b_number(b5 + at_b), b_number(b6 + at_b), b_number(b7 + at_b));
+        let y2 = vec4(b_number(b8 + at_b), b_number(b9 + at_b), b_number(b10 + at_b), b_number(b11 + at_b));
+        let y3 = vec4(b_number(b12 + at_b), b_number(b13 + at_b), b_number(b14 + at_b), b_number(b15 + at_b));
         let x0 = a[a0 + at_a];
         c0_0 += x0 * y0;
         c0_1 += x0 * y1;

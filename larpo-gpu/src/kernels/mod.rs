@@ -12,6 +12,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod decode;
+pub mod dropout;
 pub mod elementwise;
 pub mod gather;
 pub mod list_loss;
@@ -33,9 +34,13 @@ pub static ALL: &[&Shader] = &[
     &matmul::TILE_64,
     &matmul::TILE_128,
     &matmul::DIRECT,
+    &matmul::TILE_64_BF16,
+    &matmul::TILE_128_BF16,
+    &matmul::DIRECT_BF16,
     &elementwise::SHADER,
     &activation::SHADER,
     &gather::SHADER,
+    &gather::SHADER_BF16,
     &gather::SEGMENT_SUM,
     &norm::SHADER,
     &norm::GRAD,
@@ -43,6 +48,7 @@ pub static ALL: &[&Shader] = &[
     &reduce::SHADER,
     &sum_rows::SHADER,
     &adamw::SHADER,
+    &dropout::SHADER,
     &list_loss::SHADER,
     &list_loss::GAMMA,
     &list_loss::SOFTMAX,

@@ -4,7 +4,7 @@ use super::matmul::{Matrix, matmul};
 use super::{bits, check, elementwise, slot, word};
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
-use crate::{Buffer, Error, Recorder, Store};
+use crate::{Buffer, Error, Recorder, Store, Weight};
 
 /// The kernels between the products.
 pub static SHADER: Shader = Shader {
@@ -74,7 +74,7 @@ impl Targets {
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     /// Weight `(vocab, channels)`, row-major.
-    pub w: &'a Buffer,
+    pub w: Weight<'a>,
     /// Width of `w`.
     pub channels: usize,
     /// Logits `z` become `c·tanh(z / c)` (Gemma Team 2024, section 2).

@@ -122,6 +122,11 @@ pub fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
 }
 
+/// The numbers cut to bfloat16.
+pub fn upper_halves(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).collect()
+}
+
 /// A buffer of NaN: what a kernel leaves unwritten, or reads although it must not, shows.
 pub fn blank(recorder: &Recorder, len: usize) -> Result<Buffer, Error> {
     recorder.upload(&vec![f32::NAN; len])

@@ -50,6 +50,39 @@ fn gpu_what_is_uploaded_comes_back() {
     }
 }
 
+/// A number of bfloat16 comes back as it is, others rounded, also an odd number of them.
+#[test]
+fn gpu_bf16_comes_back_widened() {
+    let Some(devices) = devices() else { return };
+    let mut recorder = Recorder::new(&devices.trusted).unwrap();
+    let x = recorder.upload_bf16(&[1.0, -2.5, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1e-3]).unwrap();
+    assert_eq!((x.len(), x.pairs().len()), (5, 3));
+    assert_eq!(recorder.read_bf16(&x).unwrap(), [1.0, -2.5, 1.0, 1.015625, f32::from_bits(0x3a83_0000)]);
+    assert_eq!(recorder.alloc_bf16(7).unwrap().len(), 7);
+}
+
+/// Beyond a limit memory is handed back instead of kept.
+#[test]
+fn gpu_memory_is_limited() {
+    let Some(devices) = devices() else { return };
+    let mut recorder = Recorder::new(&devices.trusted).unwrap();
+    let held = |recorder: &Recorder| recorder.stats().bytes;
+    let kept = recorder.upload(&[1.0f32; 1024]).unwrap();
+    for len in [1 << 12, 1 << 14, 1 << 16] {
+        let y = recorder.alloc(len).unwrap();
+        fill(&mut recorder, &y, 2.0);
+    }
+    let before = held(&recorder);
+    recorder.limit(before);
+    drop(recorder.alloc::<f32>(1 << 16).unwrap());
+    assert_eq!(held(&recorder), before, "what fits is used again");
+    let y = recorder.alloc(1 << 15).unwrap();
+    fill(&mut recorder, &y, 3.0);
+    assert!(held(&recorder) < before, "what is free goes");
+    assert_eq!(recorder.read(&kept).unwrap(), [1.0; 1024], "what is in use stays");
+    assert_eq!(recorder.read(&y).unwrap(), [3.0; 1 << 15]);
+}
+
 /// Host writes come before the submission; a kernel recorded earlier must not find the later contents.
 #[test]
 fn gpu_uploads_do_not_overtake_recorded_kernels() {

@@ -2,6 +2,7 @@
 
 use crate::common::{Rng, STORES, before, blank, compare, run, stored, wide};
 use larpo_gpu::kernels::activation::{Activation, activate, activate_grad, glu, glu_grad};
+use larpo_gpu::kernels::dropout::{Dropout, dropout};
 use larpo_gpu::kernels::elementwise::{broadcast_rows, copy, fill, scale, scaled_copy, softcap};
 
 const LENGTHS: [usize; 6] = [1, 3, 64, 255, 257, 4099];
@@ -67,6 +68,50 @@ fn gpu_broadcast_rows() {
             };
             compare(&format!("{rows} {c} {store:?}"), kernels, &[want]);
         }
+    }
+}
+
+/// Philox4x32 with ten rounds, from its definition (Salmon et al., SC 2011).
+fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let (a, b) = (0xD251_1F53 * u64::from(c[0]), 0xCD9E_8D57 * u64::from(c[2]));
+        c = [(b >> 32) as u32 ^ c[1] ^ key[0], b as u32, (a >> 32) as u32 ^ c[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    c
+}
+
+/// Bit for bit, the mask is that of the definition.
+#[test]
+fn gpu_dropout() {
+    // A known answer of the Random123 distribution.
+    assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+    let mut rng = Rng::new(6);
+    let rates = [0.0, 0.1, 0.5, 0.95, 1.0 - 1e-12, 0.3];
+    for (len, rate) in LENGTHS.into_iter().zip(rates).chain([(70_001, 0.2), (1 << 12, 0.0)]) {
+        let settings = Dropout {
+            rate,
+            key: [rng.next() as u32, rng.next() as u32],
+            counter: [rng.next() as u32, rng.next() as u32],
+        };
+        let factor = |i: usize| {
+            let word = philox([i as u32 / 4, 0, settings.counter[0], settings.counter[1]], settings.key)[i % 4];
+            if f64::from(word) < rate * 4_294_967_296.0 { 0.0 } else { (1.0 / (1.0 - rate)) as f32 }
+        };
+        let (x, y) = (rng.floats(len, 1.0), rng.floats(len, 1.0));
+        let kernels = |store| {
+            let (x, y) = (&x, &y);
+            move |r: &mut larpo_gpu::Recorder| {
+                let (x, y) = (r.upload(x)?, r.upload(y)?);
+                dropout(r, &x, &settings, &y, store);
+                Ok(vec![y])
+            }
+        };
+        let kept: Vec<f32> = x.iter().enumerate().map(|(i, x)| x * factor(i)).collect();
+        let got = run(kernels(larpo_gpu::Store::Set));
+        assert!(got.is_none_or(|got| got[0] == kept), "{len} {rate}");
+        let sums = stored(&y, wide(&kept), larpo_gpu::Store::Add);
+        compare(&format!("{len} {rate}"), kernels(larpo_gpu::Store::Add), &[sums]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Products.
 
-use crate::common::{Rng, SIZES, before, compare, run, stored, wide};
+use crate::common::{Rng, SIZES, STORES, before, compare, run, stored, upper_halves, wide};
 use larpo_gpu::Store;
 use larpo_gpu::kernels::matmul::{Matrix, Variant, matmul, matmul_as};
 
@@ -130,5 +130,30 @@ fn gpu_matmul_names_shapes_that_do_not_fit() {
     };
     if run(kernels).is_none() {
         panic!("matmul: (2, 3) · (4, 5) -> (2, 5), had there been an adapter");
+    }
+}
+
+/// A right operand in bfloat16 gives the sums of its numbers, also of an odd number of them and from an odd place on.
+#[test]
+fn gpu_matmul_bf16() {
+    let mut rng = Rng::new(11);
+    for variant in Variant::ALL {
+        for (i, (m, n, k)) in [(1, 1, 1), (3, 7, 5), (17, 33, 9), (65, 129, 31), (8, 16, 64)].into_iter().enumerate() {
+            for b_t in [false, true] {
+                let store = STORES[i % 2];
+                let case = Case { m, n, k, a_t: false, b_t, bias: false, store };
+                let (a, c) = (rng.floats(m * k, 1.0), before(&mut rng, m * n, store));
+                // Three numbers of another matrix stand before.
+                let b = upper_halves(&rng.floats(3 + k * n, 1.0));
+                let want = stored(&c, twin(&case, &wide(&a), &wide(&b[3..]), &[]), store);
+                let kernels = |r: &mut larpo_gpu::Recorder| {
+                    let (a, b, c) = (r.upload(&a)?, r.upload_bf16(&b)?, r.upload(&c)?);
+                    let b = if b_t { Matrix::at(&b, 3, n, k).transposed() } else { Matrix::at(&b, 3, k, n) };
+                    matmul_as(r, variant, Matrix::new(&a, m, k), b, None, Matrix::new(&c, m, n), store);
+                    Ok(vec![c])
+                };
+                compare(&format!("{variant:?} {case:?}"), kernels, &[want]);
+            }
+        }
     }
 }

@@ -151,6 +151,7 @@ fn shaders_translate_to_hlsl() {
 #[test]
 fn shaders_use_no_atomics() {
     for shader in ALL {
-        check_text(shader.name, shader.wgsl, &["atomic", "enable ", "subgroup", "f16"]);
+        // A type is meant, not the names of what reads bfloat16 by its bits.
+        check_text(shader.name, &shader.wgsl.replace("bf16", ""), &["atomic", "enable ", "subgroup", "f16"]);
     }
 }

@@ -1,8 +1,8 @@
 //! Rotary embedding, rows by index, and sums of rows.
 
-use crate::common::{Rng, SIZES, STORES, before, blank, compare, stored, wide};
+use crate::common::{Rng, SIZES, STORES, before, blank, compare, stored, upper_halves, wide};
 use larpo_gpu::Recorder;
-use larpo_gpu::kernels::gather::{SortedIds, embed_grad, gather_rows, gather_rows_grad};
+use larpo_gpu::kernels::gather::{SortedIds, embed_grad, gather_rows, gather_rows_bf16, gather_rows_grad};
 use larpo_gpu::kernels::norm::Heads;
 use larpo_gpu::kernels::rope::rope;
 use larpo_gpu::kernels::sum_rows::sum_rows;
@@ -55,6 +55,24 @@ fn gpu_gather_rows() {
         let kernels = |r: &mut Recorder| {
             let (x, rows, y) = (r.upload(&x)?, r.upload(&rows)?, blank(r, m * c)?);
             gather_rows(r, &x, &rows, c, &y);
+            Ok(vec![y])
+        };
+        compare(&format!("{v} {c} {m}"), kernels, &[want]);
+    }
+}
+
+#[test]
+fn gpu_gather_rows_bf16() {
+    let mut rng = Rng::new(6);
+    for (v, c, m) in [(1, 1, 3), (7, 3, 4), (64, 33, 65), (129, 64, 17)] {
+        let (x, mut rows) = (upper_halves(&rng.floats(v * c, 1.0)), rng.indices(m, v));
+        // One beyond the table.
+        rows[m / 2] = v as u32;
+        let row = |&r: &u32| if r < v as u32 { wide(&x[r as usize * c..][..c]) } else { vec![0.0; c] };
+        let want = rows.iter().flat_map(row).collect();
+        let kernels = |r: &mut Recorder| {
+            let (x, rows, y) = (r.upload_bf16(&x)?, r.upload(&rows)?, blank(r, m * c)?);
+            gather_rows_bf16(r, &x, &rows, c, &y);
             Ok(vec![y])
         };
         compare(&format!("{v} {c} {m}"), kernels, &[want]);

@@ -56,7 +56,7 @@ fn check(case: Case, seed: usize) {
         let (h, w, d_logp) = (r.upload(&h)?, r.upload(&w)?, r.upload(&d_logp)?);
         let (d_h, d_w) = (r.upload(&d_h)?, r.upload(&d_w)?);
         let (logp, lse) = (blank(r, targets)?, blank(r, rows)?);
-        let head = Head { w: &w, channels: c, softcap, chunk };
+        let head = Head { w: (&w).into(), channels: c, softcap, chunk };
         let targets = Targets::new(r, rows, &target_rows, &ids)?;
         token_logp(r, &h, &head, &targets, &logp, &lse)?;
         let into_w = Some((&d_w, store_w));
@@ -99,7 +99,7 @@ fn gpu_token_logp_without_weights_or_targets() {
     let kernels = |r: &mut Recorder| {
         let (h, w) = (r.upload(&h)?, r.upload(&w)?);
         let (logp, lse, d_h) = (blank(r, 0)?, blank(r, 2)?, blank(r, 6)?);
-        let head = Head { w: &w, channels: 3, softcap: None, chunk: None };
+        let head = Head { w: (&w).into(), channels: 3, softcap: None, chunk: None };
         let targets = Targets::new(r, 2, &[], &[])?;
         token_logp(r, &h, &head, &targets, &logp, &lse)?;
         token_logp_grad(r, &logp, &h, &head, &targets, &lse, (&d_h, larpo_gpu::Store::Set), None)?;
