@@ -138,7 +138,14 @@ pub fn save<B: Backend>(
             run_record::copy(run, folder)?;
         }
         let log = (log.bytes, log.hash);
-        let state = TrainerState { optimizer: trainer.state(), plan, data, counters, log };
+        let optimizer = trainer.state();
+        let mut moments = optimizer.moments.iter().flatten().flat_map(|(m, v)| m.iter().chain(v));
+        // The weights were looked at when they were written; a device may have failed since.
+        if moments.any(|moment| !moment.is_finite()) {
+            let what = "a moment of the optimizer".into();
+            return Err(larpo_core::Error::NotFinite { what, at: format!("update {}", trainer.steps()) }.into());
+        }
+        let state = TrainerState { optimizer, plan, data, counters, log };
         state::save_state(folder.join(STATE), kind.name(), &state)?;
         Ok::<(), Error>(checksums::seal(folder)?)
     })?;

@@ -37,6 +37,13 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The device that computed failed.
+    Device {
+        /// Which one.
+        device: String,
+        /// What happened to it.
+        source: larpo_gpu::Error,
+    },
     /// A request that cannot be met, with the mend.
     Request(String),
     /// The user stopped the run; the message says what is left of it.
@@ -54,7 +61,9 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Interrupted(_) => exit_code::INTERRUPTED,
-            Self::Data(_) | Self::Core(_) | Self::Io { .. } | Self::Request(_) => exit_code::FAILURE,
+            Self::Data(_) | Self::Core(_) | Self::Io { .. } | Self::Device { .. } | Self::Request(_) => {
+                exit_code::FAILURE
+            }
         }
     }
 
@@ -83,7 +92,24 @@ impl fmt::Display for Error {
             Self::Data(error) => error.fmt(f),
             Self::Core(error) => error.fmt(f),
             Self::Io { path, action, source } => write!(f, "cannot {action} {}: {source}", path.display()),
+            Self::Device { device, source } => write!(f, "{device}: {source}; {}", mend(source)),
             Self::Request(message) | Self::Interrupted(message) => f.write_str(message),
+        }
+    }
+}
+
+/// What to do about a device that failed.
+fn mend(source: &larpo_gpu::Error) -> &'static str {
+    use larpo_gpu::Error::{OutOfMemory, TooLarge};
+    match source {
+        OutOfMemory { .. } => {
+            "take less memory with a smaller --per_device_train_batch_size or --max_length, or with --gradient_checkpointing \
+             (`larpo plan` with the same command line says what it needs), or take --device cpu"
+        }
+        TooLarge { .. } => "take --device cpu",
+        _ => {
+            "what was computed since the last checkpoint is lost, all checkpoints are whole: a run that can go on does so with \
+             --resume_from_checkpoint latest, if need be with --device cpu"
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod edits;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
+pub mod gpu;
 pub mod machine;
 pub mod metrics_log;
 pub mod numbers;

@@ -40,13 +40,14 @@ pub fn no_run(n: usize) -> String {
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-pub(crate) const FREE: [&str; 26] = [
+pub(crate) const FREE: [&str; 27] = [
     "cache_dir",
     "color",
     "config",
     "config_name",
     "dataset_name",
     "deterministic",
+    "device",
     "early_stopping_patience",
     "eval_dataset",
     "gradient_checkpointing",

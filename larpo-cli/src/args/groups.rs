@@ -1,6 +1,7 @@
 //! Groups of flags that several verbs share.
 
 use super::values::*;
+use crate::gpu::Device;
 use crate::messages::Level;
 use crate::resume::ResumeFrom;
 use clap::Args;
@@ -22,6 +23,11 @@ pub struct CommonArgs {
     /// Threads to compute with [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Where to compute: auto (a discrete, then an integrated GPU, else the CPU), cpu, gpu, or gpu:N with the number of
+    /// `larpo gpu list`; LARPO_ADAPTER names the adapter of `gpu` by a part of its name. Verbs that only read and write
+    /// files, and the plan, do not look at it
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    pub device: Device,
     /// The same bits for any number of threads; the CPU always computes so, the flag only says that it is relied on
     #[arg(long)]
     pub deterministic: bool,

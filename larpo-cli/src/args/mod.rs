@@ -163,8 +163,10 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Add an adapter to the weights of its model: one model folder
     Merge(MergeArgs),
-    /// Time a training step, sampling, matrix products, memory traffic or list losses
+    /// Time a training step, sampling, matrix products, memory traffic or list losses on the CPU
     Bench(BenchArgs),
+    /// List the adapters of this machine, check what a GPU computes, or time it
+    Gpu(GpuArgs),
 }
 
 impl Command {
@@ -187,12 +189,26 @@ impl Command {
             Command::Convert(_) => "convert",
             Command::Merge(_) => "merge",
             Command::Bench(_) => "bench",
+            Command::Gpu(_) => "gpu",
         }
     }
 
     /// Whether an interrupted run of the verb can be gone on with.
     pub fn can_resume(&self) -> bool {
         matches!(self, Command::Sft(_) | Command::Train(_) | Command::Reward(_) | Command::Align(_))
+    }
+
+    /// Whether the verb computes with a model on the device that `--device` chooses. `bench` and `gpu` have one of their own.
+    pub fn computes(&self) -> bool {
+        !matches!(
+            self,
+            Command::Inspect(_)
+                | Command::Report(_)
+                | Command::Convert(_)
+                | Command::Merge(_)
+                | Command::Bench(_)
+                | Command::Gpu(_)
+        )
     }
 
     /// The flags every verb has.
@@ -214,6 +230,7 @@ impl Command {
             Command::Convert(a) => &a.common,
             Command::Merge(a) => &a.common,
             Command::Bench(a) => &a.common,
+            Command::Gpu(a) => &a.common,
         }
     }
 
@@ -225,7 +242,8 @@ impl Command {
             | Command::Report(_)
             | Command::Convert(_)
             | Command::Merge(_)
-            | Command::Bench(_) => Ok(()),
+            | Command::Bench(_)
+            | Command::Gpu(_) => Ok(()),
             Command::Sft(a) => a.validate(),
             Command::Sample(a) => a.validate(),
             Command::Rank(a) => a.reward.validate(),

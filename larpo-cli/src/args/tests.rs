@@ -78,7 +78,7 @@ fn every_long_flag_has_underscores_only() {
 #[test]
 fn every_verb_has_the_common_flags() {
     for verb in verbs().get_subcommands() {
-        for name in ["seed", "threads", "json", "config", "quiet", "log_level"] {
+        for name in ["seed", "threads", "device", "json", "config", "quiet", "log_level"] {
             let found = verb.get_arguments().any(|a| a.get_long() == Some(name));
             assert!(found, "{} --{name}", verb.get_name());
         }
@@ -447,6 +447,7 @@ fn settings_of_every_verb_are_read_back() {
         "reward --model_name_or_path m --dataset_name d --output_dir o --margin 0.5",
         "eval --model_name_or_path m --dataset_name d --reward_model r",
         "bench step --preset m135m --profile",
+        "gpu check --device gpu:2 --json",
     ];
     let mut seen = std::collections::BTreeSet::new();
     for line in lines {
@@ -458,6 +459,7 @@ fn settings_of_every_verb_are_read_back() {
         // Positional words are no settings.
         let what = match command {
             Command::Bench(_) => "step",
+            Command::Gpu(_) => "check",
             Command::Inspect(_) => "x.jsonl",
             Command::Report(_) => "run",
             Command::Convert(_) | Command::Merge(_) => "in out",

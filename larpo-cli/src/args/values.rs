@@ -153,6 +153,18 @@ pub enum BenchKind {
     Lists,
 }
 
+/// What `larpo gpu` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum GpuTask {
+    /// show the adapters with their drivers, limits and features
+    List,
+    /// compare every operation with the reference, and a training step with the CPU's
+    Check,
+    /// time products, elementwise kernels, the recording of kernels, a training step and decoding
+    Bench,
+}
+
 /// Model shapes with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

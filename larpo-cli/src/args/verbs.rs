@@ -671,6 +671,18 @@ impl BenchArgs {
     }
 }
 
+/// Flags of `larpo gpu`.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct GpuArgs {
+    /// What to do
+    #[arg(value_enum, value_name = "WHAT")]
+    pub what: GpuTask,
+    /// Seed, threads, JSON.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
 /// Flags of `larpo inspect`.
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]

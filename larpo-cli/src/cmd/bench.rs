@@ -19,8 +19,9 @@ mod profile;
 #[cfg(test)]
 mod tests;
 
-use crate::args::{BenchArgs, BenchKind};
+use crate::args::{BenchArgs, BenchKind, Preset};
 use crate::error::{Error, Result};
+use crate::gpu::Device;
 use crate::machine::{self, Product};
 use crate::plan::bytes;
 use crate::table::Table;
@@ -63,6 +64,12 @@ const PROBE: ProbeSizes = ProbeSizes { product: 1024, memory: 1 << 30, floor_mem
 /// Sizes that make no benchmark (no prompt to sample from, nothing to score, more tokens than the model has positions),
 /// as a sentence that says which flag to change.
 pub fn run(args: &BenchArgs) -> Result<Value> {
+    if let Device::Gpu(_) = args.common.device {
+        let device = args.common.device;
+        return Err(Error::request(format!(
+            "--device {device}: larpo bench times the CPU; larpo gpu bench times a GPU"
+        )));
+    }
     run_with(args, PROBE)
 }
 
@@ -84,7 +91,12 @@ fn run_with(args: &BenchArgs, probe: ProbeSizes) -> Result<Value> {
 
 /// The preset's shape.
 pub(super) fn config(args: &BenchArgs) -> ModelConfig {
-    let s = args.preset.sizes();
+    preset_config(args.preset)
+}
+
+/// A preset's shape.
+pub fn preset_config(preset: Preset) -> ModelConfig {
+    let s = preset.sizes();
     let shape = ModelConfig::new(
         s.hidden_size,
         s.intermediate_size,

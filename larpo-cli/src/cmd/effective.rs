@@ -47,7 +47,8 @@ pub fn settings(command: &Command, given: &Settings) -> Settings {
         | Command::Chat(_)
         | Command::Convert(_)
         | Command::Merge(_)
-        | Command::Bench(_) => {}
+        | Command::Bench(_)
+        | Command::Gpu(_) => {}
     }
     let threads = vec![threads::of_the_machine().to_string()];
     settings.resolve("threads", threads, "default: one for each core of this machine", false);

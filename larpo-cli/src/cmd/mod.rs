@@ -13,6 +13,7 @@ mod effective;
 mod ending;
 pub mod eval;
 pub mod generate;
+pub mod gpu;
 pub mod inspect;
 pub mod losses;
 pub mod merge;
@@ -28,6 +29,8 @@ pub mod train;
 use crate::args::{Cli, Command, DataArgs, Planned, Settings, SplitArgs, Task, write_settings};
 use crate::dataset::{Limits, Part, PromptRow, RowReport, Source};
 use crate::error::{Error, Result};
+use crate::gpu::check::healthy;
+use crate::gpu::{Chosen, Device, choose};
 use crate::machine;
 use crate::policy::Policy;
 use crate::stop::Stop;
@@ -70,25 +73,39 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
     }
 }
 
+/// Runs a verb on the device that is asked for; no other place chooses a backend.
 fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value> {
-    let backend = Cpu::new();
+    let device = if command.computes() { command.common().device } else { Device::Cpu };
+    match choose(device)? {
+        Chosen::Cpu => run_on(&Cpu::new(), command, settings, stop),
+        Chosen::Gpu(backend) => {
+            let result = run_on(&backend, command, settings, stop);
+            debug!("{:?}", backend.stats());
+            // What else the verb reports followed from it.
+            healthy(&backend).and(result)
+        }
+    }
+}
+
+fn run_on<B: Backend>(backend: &B, command: &Command, settings: &Settings, stop: &Stop) -> Result<Value> {
     match command {
-        Command::Demo(args) => demo::run(args, settings, &backend),
-        Command::Sft(args) => sft::run(args, settings, stop, &backend),
-        Command::Sample(args) => sample::run(args, &backend),
-        Command::Rank(args) => rank::run(args, &backend),
-        Command::Generate(args) => generate::run(args, &backend),
-        Command::Chat(args) => chat::run(args, &backend),
-        Command::Score(args) => score::run(args, &backend),
-        Command::Train(args) => train::run(args, settings, stop, &backend),
-        Command::Reward(args) => reward::run(args, settings, stop, &backend),
-        Command::Align(args) => align::run(args, settings, stop, &backend),
-        Command::Eval(args) => eval::run(args, settings, &backend),
+        Command::Demo(args) => demo::run(args, settings, backend),
+        Command::Sft(args) => sft::run(args, settings, stop, backend),
+        Command::Sample(args) => sample::run(args, backend),
+        Command::Rank(args) => rank::run(args, backend),
+        Command::Generate(args) => generate::run(args, backend),
+        Command::Chat(args) => chat::run(args, backend),
+        Command::Score(args) => score::run(args, backend),
+        Command::Train(args) => train::run(args, settings, stop, backend),
+        Command::Reward(args) => reward::run(args, settings, stop, backend),
+        Command::Align(args) => align::run(args, settings, stop, backend),
+        Command::Eval(args) => eval::run(args, settings, backend),
         Command::Inspect(args) => inspect::run(args),
         Command::Report(args) => report::run(args),
         Command::Convert(args) => convert::run(args),
-        Command::Merge(args) => merge::run(args, &backend),
+        Command::Merge(args) => merge::run(args, backend),
         Command::Bench(args) => bench::run(args),
+        Command::Gpu(args) => gpu::run(args),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::args::{
 use crate::dataset::{PromptRow, Source};
 use crate::error::{Error, Result};
 use crate::generate::sampling_config;
+use crate::gpu::Device;
 use crate::machine;
 use crate::output::OutputDir;
 use crate::plan::calibrate::calibrate;
@@ -45,6 +46,9 @@ pub fn run(command: &Command, settings: &Settings) -> Result<Value> {
     // What is read and gone through here, the run reads and goes through as well.
     let start = Instant::now();
     spares_inputs(command)?;
+    if let device @ Device::Gpu(_) = command.common().device {
+        warn!("--device {device}: memory and times of a plan are those of the CPU");
+    }
     let plan = match command {
         Command::Sft(args) => sft(args)?,
         Command::Train(args) => train(args)?,

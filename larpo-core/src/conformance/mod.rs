@@ -73,6 +73,8 @@ pub struct Outcome {
     pub error: f64,
     /// What was permitted.
     pub tolerance: f64,
+    /// Squared error over squared magnitude of the output where that is largest; see [`nmse`].
+    pub nmse: f64,
 }
 
 impl Outcome {
@@ -84,7 +86,7 @@ impl Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { op, dims, output, error, tolerance } = self;
+        let Self { op, dims, output, error, tolerance, .. } = self;
         write!(f, "{op}: {dims}: relative error of {output} is {error:.2e}, permitted is {tolerance:.0e}")
     }
 }
@@ -163,9 +165,10 @@ pub fn run<B: Backend>(backend: &B, case: &Case<B>) -> Outcome {
         output: "nothing",
         error: 0.0,
         tolerance: case.tolerance,
+        nmse: 0.0,
     };
     if want.0.is_empty() || got.0.len() != want.0.len() {
-        worst.error = f64::INFINITY;
+        (worst.error, worst.nmse) = (f64::INFINITY, f64::INFINITY);
         return worst;
     }
     for (got, want) in got.0.iter().zip(&want.0) {
@@ -177,8 +180,27 @@ pub fn run<B: Backend>(backend: &B, case: &Case<B>) -> Outcome {
         if error >= worst.error {
             (worst.output, worst.error) = (want.name, error);
         }
+        worst.nmse = worst.nmse.max(if want.exact { error } else { nmse(&got.values, &want.values) });
     }
     worst
+}
+
+/// Whether two runs of a case on `backend` give the same numbers to the last bit.
+pub fn repeats<B: Backend>(backend: &B, case: &Case<B>) -> bool {
+    let bits = || -> Vec<u64> {
+        (case.on_backend)(backend).0.iter().flat_map(|output| &output.values).map(|v| v.to_bits()).collect()
+    };
+    bits() == bits()
+}
+
+/// Squared error over the squared magnitude of `want`; infinite where lengths differ or a number is not finite.
+pub fn nmse(got: &[f64], want: &[f64]) -> f64 {
+    if got.len() != want.len() || got.iter().chain(want).any(|v| !v.is_finite()) {
+        return f64::INFINITY;
+    }
+    let error: f64 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
+    let magnitude: f64 = want.iter().map(|v| v * v).sum();
+    if error == 0.0 { 0.0 } else { error / magnitude }
 }
 
 /// Largest difference over the largest magnitude of `want`; infinite where lengths differ or a number is not finite.
@@ -220,5 +242,7 @@ mod tests {
         assert_eq!(relative_error(&[1e-30], &[0.0]), f64::INFINITY);
         assert_eq!(relative_error(&[f64::NAN], &[f64::NAN]), f64::INFINITY);
         assert_eq!(relative_error(&[1.0], &[1.0, 2.0]), f64::INFINITY);
+        assert_eq!((nmse(&[4.0, 1.0], &[4.0, 3.0]), nmse(&[0.0], &[0.0])), (4.0 / 25.0, 0.0));
+        assert_eq!((nmse(&[1.0], &[0.0]), nmse(&[f64::NAN], &[1.0])), (f64::INFINITY, f64::INFINITY));
     }
 }

@@ -1,0 +1,125 @@
+//! `--device`: which device computes, and why.
+
+use super::GpuBackend;
+use crate::error::{Error, Result};
+use larpo_gpu::{Adapter, Checks, Choice, Gpu};
+use std::fmt;
+use std::str::FromStr;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// A discrete GPU, else an integrated one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, or the adapter that LARPO_ADAPTER names; with a number that one of `larpo gpu list`.
+    Gpu(Option<usize>),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "gpu" => Ok(Self::Gpu(None)),
+            _ => match text.strip_prefix("gpu:").map(str::parse) {
+                Some(Ok(number)) => Ok(Self::Gpu(Some(number))),
+                _ => Err("expected auto, cpu, gpu, or gpu:N with the number of `larpo gpu list`".into()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Gpu(None) => f.write_str("gpu"),
+            Self::Gpu(Some(number)) => write!(f, "gpu:{number}"),
+        }
+    }
+}
+
+/// What computes.
+pub enum Chosen {
+    /// The CPU.
+    Cpu,
+    /// A GPU.
+    Gpu(GpuBackend),
+}
+
+/// Opens the device that `device` stands for, and says on stderr which one it is.
+///
+/// # Errors
+/// An adapter that is asked for and is not there, or gives no device.
+pub fn choose(device: Device) -> Result<Chosen> {
+    match device {
+        Device::Cpu => Ok(Chosen::Cpu),
+        Device::Auto => Ok(auto()),
+        Device::Gpu(number) => {
+            let backend = open(number)?;
+            say!("device: {}", backend.gpu());
+            Ok(Chosen::Gpu(backend))
+        }
+    }
+}
+
+/// Opens the adapter with a number of `larpo gpu list`, or else the one that LARPO_ADAPTER names, or else a GPU.
+///
+/// # Errors
+/// No such adapter, or one that gives no device.
+pub fn open(number: Option<usize>) -> Result<GpuBackend> {
+    let choice = number.map_or_else(Choice::from_env, Choice::Number);
+    Gpu::open(&choice)
+        .and_then(|gpu| GpuBackend::new(&gpu))
+        .map_err(|error| Error::request(format!("--device {}: {error}{}", Device::Gpu(number), mend(&error))))
+}
+
+/// A GPU where there is one that can be opened, never a CPU adapter: it would be slower than the CPU itself.
+fn auto() -> Chosen {
+    let adapters = Adapter::all();
+    let infos: Vec<_> = adapters.iter().map(|adapter| adapter.info().clone()).collect();
+    let opened = larpo_gpu::choose(&infos, &Choice::Auto)
+        .and_then(|index| Gpu::open_adapter(&adapters[index], Checks::default()))
+        .and_then(|gpu| GpuBackend::new(&gpu));
+    match opened {
+        Ok(backend) => {
+            say!("device: {} (a GPU is taken before the CPU; --device cpu takes the CPU)", backend.gpu());
+            Chosen::Gpu(backend)
+        }
+        Err(error) => {
+            say!("device: the CPU ({error})");
+            Chosen::Cpu
+        }
+    }
+}
+
+/// What to do where there is no such adapter.
+fn mend(error: &larpo_gpu::Error) -> &'static str {
+    match error {
+        larpo_gpu::Error::NoAdapter { .. } => {
+            "; take --device cpu, or name an adapter: gpu:N with its number in `larpo gpu list`, or a part of its name in \
+             LARPO_ADAPTER"
+        }
+        _ => "; take --device cpu",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for device in [Device::Auto, Device::Cpu, Device::Gpu(None), Device::Gpu(Some(3))] {
+            assert_eq!(device.to_string().parse(), Ok(device));
+        }
+        for wrong in ["", "GPU", "gpu:", "gpu:x", "gpu:-1", "cuda"] {
+            assert!(wrong.parse::<Device>().is_err_and(|problem| problem.contains("gpu:N")), "{wrong}");
+        }
+    }
+}

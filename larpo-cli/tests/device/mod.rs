@@ -1,0 +1,34 @@
+//! The device under test.
+
+use larpo_cli::gpu::GpuBackend;
+use larpo_gpu::{Adapter, Checks, Choice, Gpu, choose};
+use std::sync::OnceLock;
+
+/// A backend of its own on the one device of these tests; `None`, after a note, where there is no adapter.
+pub fn backend() -> Option<GpuBackend> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    let asked = std::env::var("LARPO_DEVICE").unwrap_or_default();
+    if asked == "cpu" {
+        eprintln!("skipped: LARPO_DEVICE=cpu");
+        return None;
+    }
+    let gpu = GPU.get_or_init(open);
+    let required = asked == "gpu" || std::env::var("LARPO_REQUIRE_GPU").is_ok_and(|value| value == "1");
+    assert!(gpu.is_some() || !required, "a GPU is required, and there is no adapter");
+    gpu.as_ref().map(|gpu| GpuBackend::new(gpu).expect("the device has memory"))
+}
+
+fn open() -> Option<Gpu> {
+    let adapters = Adapter::all();
+    let infos: Vec<_> = adapters.iter().map(|adapter| adapter.info().clone()).collect();
+    let index = match (choose(&infos, &Choice::from_env()), Choice::from_env()) {
+        (Ok(index), _) => index,
+        // Tests run on any adapter, if need be on a CPU.
+        (Err(_), Choice::Auto) if !adapters.is_empty() => 0,
+        (Err(error), _) => {
+            eprintln!("skipped: {error}");
+            return None;
+        }
+    };
+    Some(Gpu::open_adapter(&adapters[index], Checks::default()).expect("the adapter gives a device"))
+}

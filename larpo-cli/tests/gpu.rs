@@ -1,0 +1,209 @@
+//! The GPU backend against the reference and the CPU: every operation, a training step, fine-tuning, decoding, and what
+//! happens when the device fails.
+//!
+//! The adapter is the one that LARPO_ADAPTER names, else a GPU, else any; see `device`.
+
+mod device;
+
+use larpo_cli::gpu::check::{self, CaseOutcome};
+use larpo_core::Error;
+use larpo_core::backend::{Backend, DropoutSpec, Store, Weight};
+use larpo_core::cpu::Cpu;
+use larpo_core::model::{ModelConfig, Transformer};
+use larpo_core::reference::Reference;
+use larpo_core::retriever::{self, NoHooks, Prompt, Sample, SamplingConfig};
+use larpo_core::rng::{CounterRng, Purpose};
+
+#[test]
+fn gpu_conformance() {
+    let Some(backend) = device::backend() else { return };
+    let (mut cases, mut worst) = (0, 0f64);
+    let mut failed: Vec<CaseOutcome> = Vec::new();
+    check::cases(&backend, |case| {
+        cases += 1;
+        worst = worst.max(case.outcome.nmse);
+        if !case.passed() {
+            failed.push(case);
+        }
+    });
+    assert_eq!(backend.fault(), None);
+    let problems: Vec<String> = failed.iter().map(CaseOutcome::problem).collect();
+    assert!(problems.is_empty(), "{} of {cases} cases failed:\n{}", problems.len(), problems.join("\n"));
+    assert!(cases > 500, "{cases} cases");
+    eprintln!("{cases} cases, largest NMSE {worst:.1e}");
+}
+
+/// Whole numbers from -`size` to `size`.
+fn whole(stream: u32, len: usize, size: i32) -> Vec<f32> {
+    let random = CounterRng::new(9, Purpose::Bench);
+    let number = |at: u32| (random.uniform([stream, at, 0, 0]) * f64::from(2 * size + 1)) as i32 - size;
+    (0..len as u32).map(|at| number(at) as f32).collect()
+}
+
+/// Sums of small whole numbers, which are exact in any order.
+fn sums<B: Backend>(b: &B, (n, c, out): (usize, usize, usize)) -> Vec<Vec<f64>> {
+    let up = |stream: u32, len: usize| b.upload(&whole(stream, len, 8));
+    let (x, w, d_y) = (up(1, n * c), up(2, out * c), up(3, n * out));
+    let (mut y, mut d_x, mut d_w) = (up(4, n * out), up(5, n * c), b.alloc(out * c));
+    let weight = Weight { data: &w, out_features: out, in_features: c };
+    b.linear(&x, weight, &mut y, Store::Add);
+    b.linear_grad_x(&d_y, weight, &mut d_x, Store::Add);
+    b.linear_grad_w(&d_y, &x, out, c, &mut d_w, Store::Set);
+    let ids = b.upload_index(&whole(6, n, 3).iter().map(|id| (id + 3.0) as u32 % out as u32).collect::<Vec<_>>());
+    let (mut embedded, mut d_table) = (b.alloc(n * c), up(7, out * c));
+    b.embed(&w, &ids, c, &mut embedded);
+    b.embed_grad(&x, &ids, c, &mut d_table, Store::Add);
+    let (mut sum, mut rows, mut dot, mut norm) = (b.alloc(c), up(8, n * c), b.alloc(1), b.alloc(2));
+    b.sum_rows(&x, &mut sum, Store::Set);
+    b.broadcast_rows(&sum, &mut rows, Store::Add);
+    b.weighted_sum(&x, &rows, &mut dot);
+    b.fill(&mut norm, 0.0);
+    b.sq_norm(&x, &mut norm, 1);
+    [&y, &d_x, &d_w, &embedded, &d_table, &sum, &rows, &dot, &norm].map(|x| b.read(x)).to_vec()
+}
+
+#[test]
+fn gpu_whole_numbers_are_exact() {
+    let Some(backend) = device::backend() else { return };
+    for shape in [(1, 1, 1), (3, 7, 5), (16, 17, 15), (63, 65, 33), (129, 127, 64), (200, 31, 300)] {
+        assert_eq!(sums(&backend, shape), sums(&Reference, shape), "{shape:?}");
+    }
+}
+
+/// The same elements are left out as on the CPU, and the others are the same to the last bit.
+#[test]
+fn gpu_dropout_draws_what_the_cpu_draws() {
+    let Some(backend) = device::backend() else { return };
+    let data: Vec<f32> = whole(1, 10_007, 1000).iter().map(|x| x / 7.0).collect();
+    fn dropped<B: Backend>(b: &B, data: &[f32], spec: &DropoutSpec) -> Vec<f64> {
+        let mut y = b.alloc(data.len());
+        b.dropout(&b.upload(data), spec, &mut y, Store::Set);
+        b.read(&y)
+    }
+    for (rate, counter) in [(0.0, [0, 1]), (0.1, [5, 0]), (0.5, [7, 9]), (0.999, [1, 1])] {
+        let spec = DropoutSpec { rate, key: [3, 4], counter };
+        assert_eq!(dropped(&backend, &data, &spec), dropped(&Cpu::new(), &data, &spec), "{rate}");
+    }
+}
+
+#[test]
+fn gpu_a_training_step_agrees_with_the_cpu() {
+    let Some(backend) = device::backend() else { return };
+    let difference = check::step(&backend).unwrap();
+    eprintln!("{difference:?}");
+    assert!(difference.passed(), "{difference:?}");
+}
+
+#[test]
+fn gpu_twenty_steps_of_fine_tuning_agree_with_the_cpu() {
+    let Some(backend) = device::backend() else { return };
+    let before = backend.stats();
+    let got = check::sft_losses(&backend, 20).unwrap();
+    let stats = backend.stats();
+    let want = check::sft_losses(&Cpu::new(), 20).unwrap();
+    let errors: Vec<f64> = got.iter().zip(&want).map(|(a, b)| (a - b).abs() / b).collect();
+    let worst = errors.iter().copied().fold(0.0, f64::max);
+    assert!(worst <= 1e-4, "{errors:?}");
+    assert_ne!(got[0], got[19], "nothing was learned");
+    let (dispatches, submits) = (stats.dispatches - before.dispatches, stats.submits - before.submits);
+    eprintln!("20 steps: largest error {worst:.1e}, {dispatches} kernels in {submits} submissions");
+    assert!(20 * submits <= dispatches, "{dispatches} kernels in {submits} submissions");
+}
+
+/// Memory is used again from step to step.
+#[test]
+fn gpu_memory_stays_flat() {
+    let Some(backend) = device::backend() else { return };
+    let held = [5, 25].map(|steps| {
+        let backend = larpo_cli::gpu::GpuBackend::new(backend.gpu()).unwrap();
+        check::sft_losses(&backend, steps).unwrap();
+        backend.stats().bytes
+    });
+    // Rows are ragged: the longest come in the first steps.
+    assert!(held[1] as f64 <= 1.05 * held[0] as f64, "{held:?}");
+}
+
+fn decoded<B: Backend>(backend: &B, settings: &SamplingConfig) -> Vec<Vec<Sample>> {
+    let mut config = ModelConfig::new(32, 64, 2, 4, 2, 300);
+    // Random logits that are far from equal.
+    config.initializer_range = 0.3;
+    let model = Transformer::random(backend, config, 3).unwrap();
+    let prompts: Vec<Vec<u32>> = (1..=4).map(|n: u32| (0..3 * n).map(|i| (i * 37 + n) % 300).collect()).collect();
+    let prompts: Vec<Prompt> = prompts.iter().zip(0..).map(|(ids, index)| Prompt { index, ids }).collect();
+    retriever::sample(&model, &prompts, settings, &mut NoHooks).unwrap()
+}
+
+#[test]
+fn gpu_decoding_draws_the_tokens_of_the_cpu() {
+    let Some(backend) = device::backend() else { return };
+    let sampled = SamplingConfig {
+        num_generations: 5,
+        max_new_tokens: 24,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        eos_ids: vec![7, 8, 9],
+        vocab_limit: 290,
+        seed: 1,
+        iteration: 0,
+    };
+    let cut = SamplingConfig { temperature: 0.8, top_k: 40, top_p: 0.9, min_p: 0.01, ..sampled.clone() };
+    for (name, settings) in [("greedy", sampled.clone().greedy()), ("sampled", sampled), ("cut", cut)] {
+        let (got, want) = (decoded(&backend, &settings), decoded(&Cpu::new(), &settings));
+        for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+            assert_eq!((&got.ids, got.finish_reason), (&want.ids, want.finish_reason), "{name}");
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4;
+            assert!(got.logps.iter().zip(&want.logps).all(close), "{name}: {:?} {:?}", got.logps, want.logps);
+        }
+    }
+    assert_eq!(backend.fault(), None);
+}
+
+/// What is read from a device that is lost is no number, no step is made of it, and the backend knows why.
+#[test]
+fn gpu_a_lost_device_ends_in_an_error() {
+    let Some(shared) = device::backend() else { return };
+    let name = shared.gpu().info().name.clone();
+    let gpu = larpo_gpu::Gpu::open(&larpo_gpu::Choice::Named(name)).unwrap();
+    let backend = larpo_cli::gpu::GpuBackend::new(&gpu).unwrap();
+    let x = backend.upload(&[1.0, 2.0]);
+    assert_eq!(backend.read(&x), [1.0, 2.0]);
+    assert_eq!(backend.fault(), None);
+    gpu.device().destroy();
+    assert!(backend.read(&x).iter().all(|x| x.is_nan()));
+    assert!(backend.fault().is_some());
+    // Everything goes on without a panic, and nothing of it is a number.
+    let y = backend.upload(&[3.0; 5]);
+    assert!(backend.len(&y) == 5 && backend.read(&y).iter().all(|y| y.is_nan()));
+    let error = check::sft_losses(&backend, 1).unwrap_err().to_string();
+    assert!(error.contains("not a finite number"), "{error}");
+    assert!(check::step(&backend).is_err());
+    let settings = SamplingConfig {
+        num_generations: 2,
+        max_new_tokens: 3,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        eos_ids: vec![],
+        vocab_limit: 300,
+        seed: 1,
+        iteration: 0,
+    };
+    let model = Transformer::random(&backend, ModelConfig::new(32, 64, 2, 4, 2, 300), 3).unwrap();
+    let prompts = [Prompt { index: 0, ids: &[1, 2, 3] }];
+    let drawn = retriever::sample(&model, &prompts, &settings, &mut NoHooks);
+    assert!(matches!(drawn, Err(Error::NotFinite { .. })), "{drawn:?}");
+}
+
+/// A tensor that one binding cannot show is refused, and named.
+#[test]
+fn gpu_too_large_a_tensor_is_named() {
+    let Some(backend) = device::backend() else { return };
+    let limit = backend.gpu().max_tensor_bytes();
+    let x = backend.alloc(limit as usize / 4 + 1);
+    assert_eq!(backend.len(&x), limit as usize / 4 + 1);
+    let fault = backend.fault().expect("a failure").to_string();
+    assert!(fault.contains(&limit.to_string()), "{fault}");
+}
