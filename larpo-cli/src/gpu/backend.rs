@@ -553,7 +553,7 @@ impl Backend for GpuBackend {
         assert_eq!(n, uniform.len(), "sample: one random number a row");
         let &SamplingSpec { temperature, top_k, top_p, min_p, vocab_limit } = spec;
         let settings = sample::Sampling { temperature, top_k, top_p, min_p, vocab_limit };
-        let uniform: Vec<f32> = uniform.iter().map(|&u| u as f32).collect();
+        let uniform = sample::uniform_numbers(uniform);
         let draws = self.run(|r| {
             let (uniform, ids, logp) = (r.upload(&uniform)?, r.alloc(n)?, r.alloc(n)?);
             sample::sample(r, logits.f32(), vocab, &settings, &uniform, &ids, &logp);

@@ -4,6 +4,7 @@ use super::GpuBackend;
 use crate::error::{Error, Result};
 use larpo_gpu::{Adapter, Checks, Choice, Gpu};
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 /// What is asked for.
@@ -79,8 +80,21 @@ pub fn open(number: Option<usize>) -> Result<GpuBackend> {
         .map_err(|error| Error::request(format!("--device {}: {error}{}", Device::Gpu(number), mend(&error))))
 }
 
+/// What a GPU shows as in `/dev` of Linux: rendering nodes, NVIDIA's own driver, WSL, and what phones and small boards have.
+const NODES: [&str; 7] = ["dri", "nvidiactl", "dxg", "nvhost-gpu", "nvgpu", "kgsl-3d0", "mali0"];
+
+/// Whether a GPU is out of the question. Drivers are then not loaded, which takes time and memory, and some of them write to
+/// stderr.
+fn is_without_gpu() -> bool {
+    cfg!(target_os = "linux") && !NODES.iter().any(|node| Path::new("/dev").join(node).exists())
+}
+
 /// A GPU where there is one that can be opened, never a CPU adapter: it would be slower than the CPU itself.
 fn auto() -> Chosen {
+    if is_without_gpu() {
+        say!("device: the CPU (this machine has no GPU)");
+        return Chosen::Cpu;
+    }
     let adapters = Adapter::all();
     let infos: Vec<_> = adapters.iter().map(|adapter| adapter.info().clone()).collect();
     let opened = larpo_gpu::choose(&infos, &Choice::Auto)

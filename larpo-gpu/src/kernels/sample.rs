@@ -28,7 +28,13 @@ pub struct Sampling {
     pub vocab_limit: usize,
 }
 
-/// Draws one token a row of `logits (n, vocab)`; `uniform (n)` in [0, 1) decides → `ids (n)` and `logp (n)`, the
+/// Numbers in [0, 1) as [`sample`] takes them: those from one half on with one subtracted, so that single precision tells
+/// apart those near 1 as well as those near 0.
+pub fn uniform_numbers(uniform: &[f64]) -> Vec<f32> {
+    uniform.iter().map(|&u| if u < 0.5 { u as f32 } else { (u - 1.0) as f32 }).collect()
+}
+
+/// Draws one token a row of `logits (n, vocab)`; `uniform (n)` of [`uniform_numbers`] decides → `ids (n)` and `logp (n)`, the
 /// log-probabilities at temperature 1 over the whole vocabulary.
 ///
 /// Thresholds and sums are in single precision: a token within its rounding of a boundary may fall on either side of it.

@@ -1,5 +1,5 @@
 // Draws one id a row of logits (n, vocab): temperature, top-k, top-p, min-p in this order, then the cumulative distribution in the
-// order of ids at uniform (n). Workgroup: one row.
+// order of ids at uniform (n), from the end where the number is negative. Workgroup: one row.
 // The order of ids is (logit descending, id ascending). What is kept of it is a prefix: every id above a threshold, and the first
 // `ties` of those at it. Thresholds are found bit by bit on logits mapped to u32 in their order.
 
@@ -201,37 +201,59 @@ fn sample(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     workgroupBarrier();
     parts[id] = kept;
     workgroupBarrier();
+    // Sums begin at the nearer end: the small ones there are exact to their own last digits.
+    let from_end = uniform_numbers[row] < 0.0;
     if id == 0u {
         var total = 0.0;
+        var lowest_part = 255u;
         var last = 0u;
         for (var i = 0u; i < 256u; i++) {
             total += parts[i];
+            lowest_part = select(lowest_part, min(lowest_part, i), parts[i] > 0.0);
             last = select(last, i, parts[i] > 0.0);
         }
-        let goal = uniform_numbers[row] * total;
+        let goal = abs(uniform_numbers[row]) * total;
         var sum = 0.0;
-        var owner = last;
-        for (var i = 0u; i < last; i++) {
-            if sum + parts[i] > goal {
-                owner = i;
-                break;
+        var owner = select(last, lowest_part, from_end);
+        if from_end {
+            for (var i = last; i > lowest_part; i--) {
+                if sum + parts[i] >= goal {
+                    owner = i;
+                    break;
+                }
+                sum += parts[i];
             }
-            sum += parts[i];
+        } else {
+            for (var i = 0u; i < last; i++) {
+                if sum + parts[i] > goal {
+                    owner = i;
+                    break;
+                }
+                sum += parts[i];
+            }
         }
         counts[0] = owner;
         parts[0] = goal - sum;
     }
     workgroupBarrier();
     if id == counts[0] {
-        tie = before;
+        tie = select(before, before + mine, from_end);
         var sum = 0.0;
         var drawn = first;
-        for (var v = first; v < end; v++) {
-            let weight = kept_weight(logits[base + v], threshold, ties, &tie, top);
+        for (var i = first; i < end; i++) {
+            let v = select(i, end - 1u - (i - first), from_end);
+            let x = logits[base + v];
+            // The ids at the threshold before this one.
+            if from_end && key(x) == threshold {
+                tie -= 1u;
+            }
+            var at = tie;
+            let weight = kept_weight(x, threshold, ties, &at, top);
+            tie = select(at, tie, from_end);
             if weight > 0.0 {
                 drawn = v;
                 sum += weight;
-                if sum > parts[0] {
+                if sum > parts[0] || (from_end && sum >= parts[0]) {
                     break;
                 }
             }
