@@ -105,8 +105,11 @@ fn trainer<B: Backend>(backend: &B) -> Result<Trainer<B>> {
     Ok(Trainer::new(model, optimizer, 20))
 }
 
+/// A parameter's name and gradient.
+type Named = (String, Vec<f64>);
+
 /// Loss, and every parameter's gradient by name, of a list step: forward, backward, clipping and AdamW.
-fn list_step<B: Backend>(backend: &B) -> Result<(f64, Vec<(String, Vec<f64>)>)> {
+fn list_step<B: Backend>(backend: &B) -> Result<(f64, Vec<Named>)> {
     let mut trainer = trainer(backend)?;
     let lists = lists(trainer.model.config().vocab_size);
     let objective = Objective { loss: LossType::Listmle, ..Default::default() };
