@@ -171,8 +171,26 @@ fn fields_that_change_the_arithmetic_are_refused_by_name() {
         let message = config_error(&[(field, value.clone())]);
         holds(&message, &["config.json", &format!("field `{field}"), "not supported"]);
     }
+    // The kind is named before what belongs to it.
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4});
+    let old = [("rope_theta", Value::Null), ("rope_scaling", Value::Null), ("rope_parameters", yarn)];
+    holds(&config_error(&old), &["`rope_parameters.rope_type`", "\"yarn\"", "\"llama3\""]);
+    // The same attention in every layer, which the window decides.
+    let mistral = |window: Value, kind: &str| {
+        let family = [("architectures", json!(["MistralForCausalLM"])), ("model_type", json!("mistral"))];
+        let layers = [("sliding_window", window), ("layer_types", json!([kind]))];
+        changed(config(false).json(), &[family, layers].concat())
+    };
+    for (window, kind, other) in
+        [(json!(7), "sliding_attention", "full_attention"), (Value::Null, "full_attention", "sliding_attention")]
+    {
+        mistral(window.clone(), kind).unwrap();
+        let error = mistral(window, other).unwrap_err().to_string();
+        holds(&error, &["`layer_types`", other, &format!("only \"{kind}\"")]);
+    }
     // The same fields where they change nothing.
     let harmless = [
+        ("use_mrope", json!(false)),
         ("rope_scaling", json!({"type": "default"})),
         ("sliding_window", Value::Null),
         ("layer_types", json!(["full_attention"])),

@@ -472,3 +472,31 @@ fn the_first_malformed_row_is_the_first_of_the_file() {
     let skipped = read_as("data.jsonl", text, SKIP).unwrap();
     assert_eq!(skipped.bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [2, 3]);
 }
+
+#[test]
+fn conversations_of_published_sets_are_read() {
+    let options = ReadOptions { renderer: larpo_data::records::Renderer::Plain, ..ReadOptions::default() };
+    let folder = Folder::new();
+    let read = |text: &str| {
+        folder.file("data.jsonl", text);
+        larpo_data::records::read_dataset(folder.path().join("data.jsonl"), &options)
+    };
+    let turn = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let answered = |question: &str, answer: &str| vec![turn("user", question), turn("assistant", answer)];
+    // As in ultrafeedback_binarized: a text that the conversations repeat, and the chosen one once more as `messages`.
+    let row = |prompt: &str| {
+        let (chosen, rejected) = (answered("q", "a"), answered("q", "b"));
+        serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": rejected, "messages": chosen}).to_string()
+    };
+    let Dataset::Pairs(pairs) = read(&row("q ")).unwrap().dataset else { panic!("pairs") };
+    assert_eq!(pairs[0].conversation.as_deref(), Some(r#"[{"role":"user","content":"q"}]"#));
+    assert!(pairs[0].chosen.contains('a') && pairs[0].rejected.contains('b') && pairs[0].prompt.contains('q'));
+    holds(&read(&row("r")).unwrap_err().to_string(), &["data.jsonl:1", "`prompt`", "the last turn"]);
+    // As in the prompts of Online-RLHF.
+    let prompts =
+        serde_json::json!({"context": "q", "context_messages": [turn("user", "q")], "source": "x"}).to_string();
+    let records = read(&prompts).unwrap();
+    let Dataset::Examples(rows) = records.dataset else { panic!("examples") };
+    assert_eq!((rows[0].completion.clone(), rows[0].conversation.is_some()), (None, true));
+    assert_eq!(records.unread, ["context", "source"]);
+}

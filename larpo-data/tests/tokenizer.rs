@@ -243,6 +243,12 @@ fn broken_folders_are_refused_by_name() {
     holds(&Tokenizer::open(folder.path()).unwrap_err().to_string(), &["tokenizer.json", "not a tokenizer"]);
     let tokenizer = Tokenizer::characters(&["abc"]).unwrap();
     tokenizer.save(folder.path()).unwrap();
+    // A configuration is written as it was read, to the byte.
+    let text = r#"{ "model_max_length": 1000000000000000019884624838656,  "eos_token": "<|endoftext|>" }"#;
+    folder.file("tokenizer_config.json", text);
+    let copy = Folder::new();
+    Tokenizer::open(folder.path()).unwrap().save(copy.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(copy.path().join("tokenizer_config.json")).unwrap(), text);
     folder.file("tokenizer_config.json", r#"{"eos_token": {"content": "</s>"}}"#);
     holds(
         &Tokenizer::open(folder.path()).unwrap_err().to_string(),

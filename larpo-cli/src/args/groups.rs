@@ -65,8 +65,8 @@ pub struct ModelArgs {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct ReadArgs {
-    /// What the rows are: text, prompt_only, prompt_completion, gsm8k, preference, unpaired_preference or ranked_list
-    /// [default: told by their fields]
+    /// What the rows are: text, prompt_only, prompt_completion, messages, gsm8k, preference, unpaired_preference,
+    /// ranked_list, ultrafeedback or nectar [default: told by their fields]
     #[arg(long, value_name = "NAME")]
     pub dataset_schema: Option<Schema>,
     /// What a malformed row does: end the run with an error, or be left out and counted

@@ -63,7 +63,12 @@ pub fn run<B: Backend>(args: &ChatArgs, backend: &B) -> Result<Value> {
         // Every answer has random numbers of its own.
         config.iteration = turns;
         turns += 1;
-        let mut hooks = Stream { tokenizer: &policy.tokenizer, stop: &args.sampling.stop, shown: Cell::new(0) };
+        let mut hooks = Stream {
+            tokenizer: &policy.tokenizer,
+            stop: &args.sampling.stop,
+            silent: args.common.json,
+            shown: Cell::new(0),
+        };
         let drawn = sample(&policy.model, &[Prompt { index: 0, ids: &ids }], &config, &mut hooks)?;
         let Some(answer) = drawn.into_iter().flatten().next() else { break };
         let kept = match answer.finish_reason {
@@ -73,7 +78,9 @@ pub fn run<B: Backend>(args: &ChatArgs, backend: &B) -> Result<Value> {
         let mut text = policy.tokenizer.decode(kept, true)?;
         text.truncate(first_stop(&text, &args.sampling.stop).unwrap_or(text.len()));
         hooks.show(&text);
-        messages::print("\n");
+        if !args.common.json {
+            messages::print("\n");
+        }
         if answer.finish_reason == FinishReason::Length {
             say!("note: cut off after --max_new_tokens {}", args.sampling.max_new_tokens);
         }
@@ -86,6 +93,8 @@ pub fn run<B: Backend>(args: &ChatArgs, backend: &B) -> Result<Value> {
 struct Stream<'a> {
     tokenizer: &'a Tokenizer,
     stop: &'a [String],
+    /// The whole conversation is printed at the end.
+    silent: bool,
     /// Bytes of the text that are shown.
     shown: Cell<usize>,
 }
@@ -93,7 +102,7 @@ struct Stream<'a> {
 impl Stream<'_> {
     /// Shows what is new of `text`.
     fn show(&self, text: &str) {
-        if let Some(new) = text.get(self.shown.get()..) {
+        if let Some(new) = text.get(self.shown.get()..).filter(|_| !self.silent) {
             messages::print(new);
             self.shown.set(text.len());
         }

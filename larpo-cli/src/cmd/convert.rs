@@ -24,6 +24,11 @@ pub fn run(args: &ConvertArgs) -> Result<Value> {
         return Err(Error::request("OUT is the folder that is converted; give another one, the model stays as it is"));
     }
     let files = check_model(&args.input)?;
+    // Looked at before anything is written.
+    let tokenizer = match args.input.join("tokenizer.json").is_file() {
+        true => Some(Tokenizer::open(&args.input)?),
+        false => None,
+    };
     output::prepare_file(&args.output, "config.json", args.overwrite_output_dir, "OUT")?;
     let mut form = files.form()?;
     if let Some(format) = args.dtype {
@@ -45,10 +50,9 @@ pub fn run(args: &ConvertArgs) -> Result<Value> {
         return Err(error.into());
     }
     written?;
-    if args.input.join("tokenizer.json").is_file() {
-        Tokenizer::open(&args.input)?.save(&args.output)?;
-    } else {
-        warn!("{} has no tokenizer.json: the converted folder has no tokenizer", args.input.display());
+    match tokenizer {
+        Some(tokenizer) => tokenizer.save(&args.output)?,
+        None => warn!("{} has no tokenizer.json: the converted folder has no tokenizer", args.input.display()),
     }
     let tensors = ModelFolder::open(&args.output)?.tensor_names().len();
     show!("{} in {}", count(tensors, "tensors"), args.output.display());

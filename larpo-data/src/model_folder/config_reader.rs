@@ -68,6 +68,8 @@ const INERT: &[&str] = &[
     "transformers.js_config",
     "attn_implementation",
     "max_window_layers",
+    "output_past",
+    "neftune_noise_alpha",
 ];
 
 /// Fields that change the arithmetic, with the only value under which they change nothing (besides null).
@@ -78,6 +80,7 @@ fn neutral(key: &str) -> Option<Value> {
         | "mlp_bias"
         | "use_sliding_window"
         | "use_bidirectional_attention"
+        | "use_mrope"
         | "rope_interleaved"
         | "scale_attn_by_inverse_layer_idx"
         | "is_encoder_decoder"
@@ -171,10 +174,18 @@ impl Reader<'_> {
             // Listed by Qwen-like configurations even where no window is used.
             let unused_window =
                 field == "sliding_window" && self.object.get("use_sliding_window") == Some(&json!(false));
-            let full_attention = field == "layer_types"
-                && value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "full_attention"));
-            if unused_window || full_attention {
+            if unused_window {
                 continue;
+            }
+            if field == "layer_types" {
+                // The family has the same attention in every layer.
+                let window = family == Family::Mistral && self.object.get("sliding_window") != Some(&Value::Null);
+                let kind = if window { "sliding_attention" } else { "full_attention" };
+                if value.as_array().is_some_and(|kinds| kinds.iter().all(|of_layer| of_layer == kind)) {
+                    continue;
+                }
+                let problem = format!("{value} is not supported, only \"{kind}\" for every layer, by `sliding_window`");
+                return self.fail(field, problem, "Correct it or `sliding_window`, or use another model");
             }
             match neutral(field) {
                 Some(neutral) if *value == neutral || same_number(value, &neutral) => {}
@@ -267,16 +278,20 @@ impl Rope<'_> {
             "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
             _ => &[],
         };
+        let is_known = |kind: &Value| matches!(kind.as_str(), Some("default" | "linear" | "llama3"));
+        if let Some((key, other)) = kind.filter(|(_, kind)| !is_known(kind)) {
+            let problem = format!("{other} is not supported, only \"default\", \"linear\" and \"llama3\"");
+            return self.fail(key, problem, "Use another model");
+        }
         for (key, value) in self.object {
             let neutral = key == "partial_rotary_factor" && same_number(value, &json!(1.0));
             let read = ["rope_type", "type", "rope_theta"].contains(&key.as_str()) || known.contains(&key.as_str());
             if !(read || neutral || value.is_null()) {
-                return self.fail(key, format!("{value} is not supported"), "Use another model");
+                let only = if key == "partial_rotary_factor" { ", only 1.0" } else { "" };
+                return self.fail(key, format!("{value} is not supported{only}"), "Use another model");
             }
         }
         match kind {
-            None => Ok(RopeScaling::None),
-            Some((_, kind)) if kind == "default" => Ok(RopeScaling::None),
             Some((_, kind)) if kind == "linear" => Ok(RopeScaling::Linear(self.needed("factor")?)),
             Some((_, kind)) if kind == "llama3" => {
                 let [factor, low_freq_factor, high_freq_factor, original_max_position_embeddings] =
@@ -293,10 +308,7 @@ impl Rope<'_> {
                     original_max_position_embeddings: original_max_position_embeddings?,
                 })
             }
-            Some((key, kind)) => {
-                let problem = format!("{kind} is not supported, only \"default\", \"linear\" and \"llama3\"");
-                self.fail(key, problem, "Use another model")
-            }
+            _ => Ok(RopeScaling::None),
         }
     }
 }

@@ -370,15 +370,16 @@ fn example_of(index: usize, row: &Row, texts: conversation::Texts) -> Result<Exa
     })
 }
 
-/// A row with `messages`: a conversation, of which what follows the last turn of anyone but the assistant and its tools is the
+/// A row with `messages` (or `context_messages`, which data sets of online RLHF have): a conversation, of which what follows the last turn of anyone but the assistant and its tools is the
 /// completion.
 fn messages(index: usize, row: &Row, renderer: Renderer) -> Result<Example> {
-    let turns = row.turns("messages")?;
+    let field = if row.has("messages") { "messages" } else { "context_messages" };
+    let turns = row.turns(field)?;
     let own = |turn: &serde_json::Value| turn["role"] == "assistant" || turn["role"] == "tool";
     let asked = turns.len() - turns.iter().rev().take_while(|turn| own(turn)).count();
     let (prompt, answer) = turns.split_at(asked);
     let answers = if answer.is_empty() { &[][..] } else { &[answer][..] };
-    example_of(index, row, renderer.rendered(row, "messages", prompt, answers)?)
+    example_of(index, row, renderer.rendered(row, field, prompt, answers)?)
 }
 
 /// A row with `prompt`, `completion` and `label`.

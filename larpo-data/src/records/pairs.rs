@@ -11,8 +11,9 @@ const TURN: &str = "\n\nAssistant:";
 
 /// A row with `chosen` and `rejected`, and perhaps `prompt` and `margin`.
 pub(super) fn pair(index: usize, row: &Row, renderer: Renderer) -> Result<Pair> {
-    let implicit_prompt = !row.has("prompt");
     let are_turns = ["chosen", "rejected"].iter().any(|field| row.get(field).is_some_and(Value::is_array));
+    // Beside whole conversations a text repeats their last common turn.
+    let implicit_prompt = !row.has("prompt") || are_turns && row.get("prompt").is_some_and(Value::is_string);
     let texts = match (implicit_prompt, are_turns) {
         (false, _) => renderer.texts(row, &["chosen", "rejected"])?,
         (true, true) => shared_turns(row, renderer)?,
@@ -65,6 +66,12 @@ fn shared_turns(row: &Row, renderer: Renderer) -> Result<Texts> {
             "a conversation, or `chosen` and `rejected` that begin with the same turns and go on with different ones";
         let mend = r#"Add the field, for example "prompt": [{"role": "user", "content": "2 + 2 ="}]"#;
         return Err(row.error("prompt", expected, "no such field, and no common beginning", mend));
+    }
+    if let Some(prompt) = row.get("prompt").and_then(Value::as_str)
+        && chosen[end - 1]["content"].as_str().map(str::trim) != Some(prompt.trim())
+    {
+        let expected = "the text of the last turn that `chosen` and `rejected` share";
+        return Err(row.error("prompt", expected, "another text", "Remove the field, or write it as turns"));
     }
     renderer.rendered(row, "chosen", &chosen[..end], &[&chosen[end..], &rejected[end..]])
 }

@@ -71,7 +71,7 @@ impl Schema {
             Self::Text => "a file named .txt",
             Self::PromptOnly => "`prompt`",
             Self::PromptCompletion => "`completion`",
-            Self::Messages => "`messages`",
+            Self::Messages => "`messages` or `context_messages`",
             Self::Gsm8k => "`question`",
             Self::Preference => "`chosen`, `rejected`",
             Self::UnpairedPreference => "`completion`, `label`",
@@ -108,7 +108,7 @@ impl Schema {
         match self {
             Self::Text => &[],
             Self::PromptOnly | Self::PromptCompletion => &["prompt", "completion", "reference", "answer", "tools"],
-            Self::Messages => &["messages", "reference", "answer", "tools"],
+            Self::Messages => &["messages", "context_messages", "reference", "answer", "tools"],
             Self::Gsm8k => &["question", "answer"],
             Self::Preference => &["prompt", "chosen", "rejected", "margin", "tools"],
             Self::UnpairedPreference => &["prompt", "completion", "label", "tools"],
@@ -144,12 +144,13 @@ pub(super) fn detect(path: &Path, rows: &[&Row]) -> Result<(Schema, String)> {
     let mut fits: BTreeMap<Schema, (usize, usize)> = BTreeMap::new();
     let mut prompts = 0;
     for row in rows {
+        let has_messages = row.has("messages") || row.has("context_messages");
         let found = [
             (row.has("responses"), Schema::RankedList),
             (row.has("chosen") || row.has("rejected"), Schema::Preference),
             (row.has("instruction") && row.has("completions"), Schema::Ultrafeedback),
             (has_objects(row, "answers", "answer"), Schema::Nectar),
-            (row.has("messages") && !row.has("responses") && !row.has("chosen"), Schema::Messages),
+            (has_messages && !row.has("responses") && !row.has("chosen"), Schema::Messages),
             (row.has("question"), Schema::Gsm8k),
             (row.has("question") && row.has("prompt"), Schema::PromptOnly),
             (row.has("completion") && labelled, Schema::UnpairedPreference),

@@ -59,6 +59,8 @@ pub struct Tokenizer {
     json: String,
     /// The fields of `tokenizer_config.json`.
     config: Map<String, Value>,
+    /// That file as it was read, which is written again.
+    config_file: Option<Vec<u8>>,
     /// Files beside them: path within the folder, contents.
     companions: Vec<(PathBuf, Vec<u8>)>,
     chat: ChatTemplates,
@@ -108,19 +110,21 @@ impl Tokenizer {
         for (key, value) in read_object(&folder.join("special_tokens_map.json"))?.unwrap_or_default() {
             config.entry(key).or_insert(value);
         }
+        let read = |name: &str| {
+            let file = folder.join(name);
+            file.is_file().then(|| std::fs::read(&file).map_err(Error::io(&file, "read"))).transpose()
+        };
+        let config_file = read("tokenizer_config.json")?;
         let mut companions = Vec::new();
         for name in COMPANIONS {
-            let file = folder.join(name);
-            if file.is_file() {
-                companions.push((name.into(), std::fs::read(&file).map_err(Error::io(&file, "read"))?));
-            }
+            companions.extend(read(name)?.map(|bytes| (name.into(), bytes)));
         }
         for path in chat::jinja_files(&folder.join(chat::MORE))? {
             let name = Path::new(chat::MORE).join(path.file_name().unwrap_or_default());
             companions.push((name, std::fs::read(&path).map_err(Error::io(&path, "read"))?));
         }
         let chat = ChatTemplates::open(folder, &config)?;
-        Ok(Self { companions, chat, ..Self::from_parts(json, config, Some(path))? })
+        Ok(Self { config_file, companions, chat, ..Self::from_parts(json, config, Some(path))? })
     }
 
     /// Puts a tokenizer together and derives the tables that encoding and decoding need.
@@ -190,6 +194,7 @@ impl Tokenizer {
             inner,
             json,
             config,
+            config_file: None,
             companions: Vec::new(),
             chat: ChatTemplates::default(),
             conversations: OnceLock::new(),
@@ -209,9 +214,14 @@ impl Tokenizer {
         let folder = folder.as_ref();
         files::create_folder(folder)?;
         files::write_bytes(folder.join("tokenizer.json"), self.json.as_bytes())?;
-        let mut config = serde_json::to_string_pretty(&self.config).expect("a JSON object can be written");
-        config.push('\n');
-        files::write_bytes(folder.join("tokenizer_config.json"), config.as_bytes())?;
+        let path = folder.join("tokenizer_config.json");
+        match &self.config_file {
+            Some(bytes) => files::write_bytes(path, bytes)?,
+            None => {
+                let config = serde_json::to_string_pretty(&self.config).expect("a JSON object can be written");
+                files::write_bytes(path, format!("{config}\n").as_bytes())?;
+            }
+        }
         for (name, bytes) in &self.companions {
             let path = folder.join(name);
             files::create_folder(path.parent().unwrap_or(folder))?;
