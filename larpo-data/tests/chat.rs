@@ -144,7 +144,7 @@ fn templates_that_mean_harm_come_to_a_named_end() {
         (nested(100_000), "does not compile"),
         (braces, "does not compile"),
         (lists, "does not compile"),
-        ("{{ 'a' * 99999999999 }}".into(), "too large"),
+        ("{{ 'a' * 99999999999 }}".into(), "MiB of texts and lists"),
         ("{{ range(99999999999) }}".into(), "refuses the conversation"),
         ("{% include '/etc/passwd' %}".into(), "refuses the conversation"),
         ("\n\n{{ raise_exception('no such role') }}".into(), "in line 3: no such role"),
@@ -156,4 +156,139 @@ fn templates_that_mean_harm_come_to_a_named_end() {
     }
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     assert_eq!(render(&nested(30)).unwrap(), "x");
+}
+
+#[test]
+fn what_templates_build_is_bounded() {
+    let doubled = |first: &str, step: &str, last: &str| {
+        format!(
+            "{{% set ns = namespace(s={first}) %}}{{% for i in range(60) %}}{{% set ns.s = {step} %}}{{% endfor %}}{last}"
+        )
+    };
+    let after = |then: &str| format!("{{% set s = 'a' * 16777216 %}}{{% set ns = namespace(l=[]) %}}{then}");
+    let text = r#""aaaaaaaaaaaaaaaa""#;
+    let templates = [
+        doubled(text, "ns.s + ns.s", "{{ ns.s }}"),
+        doubled(text, "ns.s ~ ns.s", "{{ ns.s }}"),
+        doubled(text, "ns.s * 16", "{{ ns.s }}"),
+        doubled(text, r#"ns.s.replace("a", "aaaaaaaaaaaaaaaa")"#, "{{ ns.s }}"),
+        doubled(text, r#"ns.s|replace("a", "aaaaaaaaaaaaaaaa")"#, "{{ ns.s }}"),
+        doubled(text, "[ns.s, ns.s]|join", "{{ ns.s }}"),
+        doubled(text, "ns.s.join(ns.s)", "{{ ns.s }}"),
+        doubled("[1, 2, 3, 4]", "ns.s + ns.s", "{{ ns.s|list|length }}"),
+        doubled("[1, 2, 3, 4]", "ns.s * 16", "{{ ns.s|length }}"),
+        doubled("[1, 2]", "[ns.s, ns.s]", "{{ ns.s }}"),
+        doubled("[1, 2]", "[ns.s, ns.s]", "{{ ns.s|tojson }}"),
+        doubled("[1, 2]", "[ns.s, ns.s]", "{{ ns.s == [1] }}"),
+        doubled("[1, 2]", "dict(a=ns.s, b=ns.s)", "{{ ns.s }}"),
+        doubled("[1, 2]", "namespace(a=ns.s, b=ns.s)", "{{ ns.s }}"),
+        doubled("[1, 2]", r#"{"a": ns.s, "b": ns.s}"#, "{{ ns.s }}"),
+        r#"{{ range(9000)|join("y" * 90000) }}"#.into(),
+        r#"{{ ("y" * 90000)|join("y" * 90000) }}"#.into(),
+        r#"{% for i in range(9000) %}{% for j in range(90000) %}{{ "a" * 9000 }}{% endfor %}{% endfor %}"#.into(),
+        format!(
+            "{{% for i in range(9000) %}}{{% for j in range(90000) %}}{}{{% endfor %}}{{% endfor %}}",
+            "a".repeat(90_000)
+        ),
+        r#"{{ "%2000000000d"|format(1) }}"#.into(),
+        r#"{{ "{:2000000000d}".format(1) }}"#.into(),
+        r#"{{ "a\nb"|indent(1500000000) }}"#.into(),
+        r#"{{ "a\nb"|indent(width=1500000000) }}"#.into(),
+        "{{ [1]|batch(2000000000, 0)|list }}".into(),
+        "{{ [1]|slice(2000000000)|list }}".into(),
+        "{{ [1]|tojson(indent=2000000000) }}".into(),
+        // What a text doubled up to 16 MiB can do afterwards.
+        after(r#"{{ [s]|map("replace", "a", "a" * 999)|list }}"#),
+        after("{% set ns.l = [] %}{% for i in range(9999) %}{% set ns.l = ns.l + [s[1:]] %}{% endfor %}"),
+        after("{% for i in range(99999) %}{% if 'b' in s %}x{% endif %}{% endfor %}"),
+        after("{% for i in range(99999) %}{% if s == s ~ 'b' %}x{% endif %}{% endfor %}"),
+        after("{% for i in range(99999) %}{% if [s] < [s] < [s] %}x{% endif %}{% endfor %}"),
+        after("{% for i in range(99999) %}{{ s[9999999] }}{% endfor %}"),
+        after("{% for i in range(99999) %}{% for c in s %}{% break %}{% endfor %}{% endfor %}"),
+        after("{% for i in range(99999) %}{% if s is lower %}x{% endif %}{{ s|length }}{% endfor %}"),
+        after("{% for i in range(99999) %}{% if s.startswith('b') %}{% endif %}{{ s.find('b') }}{% endfor %}"),
+        // Values as deep as the template runs long.
+        "{% set ns = namespace(s=[1]) %}{% for i in range(99999) %}{% set t = namespace(x=0) %}{% set t.x = ns.s %}{% set ns.s = t %}{% endfor %}".into(),
+        "{% set ns = namespace(s=[1]) %}{% for i in range(99999) %}{% set ns.s = ns.s|batch(1)|list %}{% endfor %}".into(),
+        "{% set ns = namespace(s=[1]) %}{% for i in range(99999) %}{% set ns.s = ns.s|zip(ns.s)|list %}{% endfor %}".into(),
+        "{% set ns = namespace(s={}) %}{% set ns.s = ns %}{{ ns == ns }}{{ ns < ns < ns }}{{ ns }}".into(),
+        "{% set ns = namespace(s={}) %}{% set ns.s = ns %}{{ ns < ns < ns }}".into(),
+        "{% set ns = namespace(s={}) %}{% set ns.s = [ns] %}{{ ns|tojson }}".into(),
+        "{% macro m(a) %}{% endmacro %}{% set l = [1] * 9999999 %}{{ m(*l, *l, *l, *l, *l, *l) }}".into(),
+    ];
+    for template in templates {
+        let begun = Instant::now();
+        let error = render(&template).unwrap_err();
+        assert!(error.contains("the chat template"), "{template}: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{template}: {:?}", begun.elapsed());
+    }
+}
+
+/// What the counted operations give is what the engine's own give.
+#[test]
+fn counted_operations_are_the_engines() {
+    for (template, expected) in [
+        (r#"{{ "a" + "b" ~ 1 ~ 2.0 ~ none ~ [1, "x"] }}"#, r#"ab12.0None[1, "x"]"#),
+        ("{{ 1 + 2 }} {{ 1.5 + 1 }} {{ true + 1 }} {{ 2 * 3 }} {{ 2 * 1.5 }} {{ 7 * true }}", "3 2.5 2 6 3.0 7"),
+        (
+            r#"{{ "ab" * 3 }} {{ 2 * "ab" }} {{ [1, 2] * 2 }} {{ [1] + [2, [3]] }}"#,
+            "ababab abab [1, 2, 1, 2] [1, 2, [3]]",
+        ),
+        (
+            r#"{{ "a,b".split(",")|join("-") }} {{ "-".join(["a", "b"]) }} {{ "x"|upper }} {{ " x "|trim }}"#,
+            "a-b a-b X x",
+        ),
+        (
+            r#"{{ "a-b"|replace("-", "+") }} {{ "%s is %d"|format("x", 3) }} {{ [3, 1]|sort }} {{ [[1, 2], [3]]|map("length")|list }}"#,
+            "a+b x is 3 [1, 3] [2, 1]",
+        ),
+        (r#"{% macro m(x, y=2) %}{{ x + y }}{% endmacro %}{{ m(1) }}{{ m(1, y=3) }}"#, "34"),
+        (r#"{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}"#, "3"),
+        (
+            r#"{% set d = {"b": 1, "a": [2]} %}{{ d }} {{ d.a }} {{ {}|tojson }} {{ {"x": {"y": none}}|tojson }}"#,
+            r#"{'b': 1, 'a': [2]} [2] {} {"x": {"y": null}}"#,
+        ),
+        (r#"{% block b %}{{ "a" + "b" }}{% endblock %}"#, "ab"),
+        (
+            r#"{{ "abcdef"[1:-1:2] }} {{ [1, 2, 3][::-1] }} {{ [1, 2, 3][:2]|length }} {{ "abc"[1] }} {{ {"a": 1}["a"] }}"#,
+            "bd [3, 2, 1] 2 b 1",
+        ),
+        (
+            "{{ 1 < 2 < 3 }} {{ 3 > 2 > 2 }} {{ 1 in [1] }} {{ 'a' not in 'bc' }} {{ 1 == 1.0 }} {{ 'a' != 'b' }}",
+            "True False True True True True",
+        ),
+        (
+            "{{ 1 is odd }} {{ x is defined }} {{ 'a' is in ['a'] }} {{ [1, 2, 3]|select('odd')|list }}",
+            "True False True [1, 3]",
+        ),
+        (
+            r#"{{ ["a-b", "c"]|map("replace", "-", "+")|map("upper")|list }} {{ [{"r": 1}]|map(attribute="r")|list }}"#,
+            "['A+B', 'C'] [1]",
+        ),
+        (
+            "{% for x in [1, [2, [3]]] recursive %}{% if x is number %}{{ x }}{% elif x %}({{ loop(x) }}){% else %}e{% endif %}{% else %}none{% endfor %}",
+            "1(2(3))",
+        ),
+        (
+            "{% for x in [] %}a{% else %}b{% endfor %}{% for x in 'abc' %}{% if x == 'b' %}{% continue %}{% endif %}{{ x }}{{ loop.index }}{% endfor %}",
+            "ba1c3",
+        ),
+        (
+            r#"{% macro m(a, b="x") %}{{ a }}{{ b }}{{ caller() if caller else "" }}{% endmacro %}{{ m(*[1, 2]) }}{% call m(3) %}c{% endcall %}"#,
+            "123xc",
+        ),
+        ("{{ 'a' if 1 else 'b' }} {{ (none or 'c') and 'd' }} {{ loop is defined }}", "a d False"),
+        (
+            "{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}{% for k in {'b': 1} %}{{ k }}{{ loop.cycle('x', 'y') }}{% endfor %}",
+            "a1bx",
+        ),
+    ] {
+        assert_eq!(render(template).unwrap(), expected, "{template}");
+    }
+    let error = render(r#"{{ "a" + 1 }}"#).unwrap_err();
+    assert!(error.contains("line 1") && error.contains("unsupported types string and number"), "{error}");
+    assert!(render("{{ nothing['a'] }}").unwrap_err().contains("undefined value"));
+    assert!(render("{{ 1 is nothing }}").unwrap_err().contains("test nothing is unknown"));
+    assert!(render(r#"{{ "a"|nothing }}"#).unwrap_err().contains("filter nothing is unknown"));
+    assert!(render(r#"{% include "chat_template" %}"#).unwrap_err().contains("another template"));
 }

@@ -5,6 +5,7 @@
 //! as Python prints them. A template can read what it is given and nothing else, and its work is bounded.
 
 mod conversations;
+mod guard;
 mod python;
 
 pub use conversations::Conversations;
@@ -12,15 +13,19 @@ pub use conversations::Conversations;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::tokenizer::{read_object, special_content};
+use minijinja::machinery::{Vm, get_compiled_template, make_string_output};
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, ErrorKind, Output, State, UndefinedBehavior};
+use minijinja::{AutoEscape, Environment, ErrorKind, Output, State, UndefinedBehavior};
 use regex::Regex;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 /// Steps of a template's work: some ten thousand messages with a usual template.
 const FUEL: u64 = 5_000_000;
+/// Characters between two items of JSON.
+const WIDTH: usize = 64;
 /// Templates, macros and loops inside one another.
 const DEPTH: usize = 100;
 /// The template's name inside its environment.
@@ -43,6 +48,8 @@ pub struct ChatTemplate {
     /// Where it came from.
     path: PathBuf,
     environment: Environment<'static>,
+    /// Names of the functions that count what instructions make.
+    calls: BTreeSet<String>,
     /// `bos_token` and the like with their texts.
     special_tokens: Map<String, Value>,
 }
@@ -72,7 +79,7 @@ impl ChatTemplate {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_formatter(print);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(DEPTH);
@@ -86,7 +93,17 @@ impl ChatTemplate {
         let source = without_generation_marks(source);
         let fail = |error: minijinja::Error| problem(name, path, "does not compile", &error);
         environment.add_template_owned(NAME, source).map_err(fail)?;
-        Ok(Self { name: name.into(), path: path.into(), environment, special_tokens })
+        environment.remove_global("debug");
+        let mut calls = BTreeSet::new();
+        {
+            let template = environment.get_template(NAME).map_err(fail)?;
+            let compiled = get_compiled_template(&template);
+            for instructions in [&compiled.instructions].into_iter().chain(compiled.blocks.values()) {
+                guard::calls(instructions, &mut calls);
+            }
+        }
+        guard::add_functions(&mut environment, &calls);
+        Ok(Self { name: name.into(), path: path.into(), environment, calls, special_tokens })
     }
 
     /// Its name; `default` where it has none of its own.
@@ -109,7 +126,17 @@ impl ChatTemplate {
             ErrorKind::OutOfFuel => problem(&self.name, &self.path, "does not come to an end", &error),
             _ => problem(&self.name, &self.path, "refuses the conversation", &error),
         };
-        self.environment.get_template(NAME).and_then(|template| template.render(context)).map_err(fail)
+        guard::begin();
+        let template = self.environment.get_template(NAME).map_err(fail)?;
+        let compiled = get_compiled_template(&template);
+        let instructions = guard::guarded(&compiled.instructions, &self.calls);
+        let blocks = compiled.blocks.iter().map(|(name, block)| (*name, guard::guarded(block, &self.calls))).collect();
+        let mut text = String::new();
+        let root = minijinja::Value::from_serialize(&context);
+        let mut out = make_string_output(&mut text);
+        Vm::new(&self.environment).eval(&instructions, root, &blocks, &mut out, AutoEscape::None).map_err(fail)?;
+        drop(out);
+        Ok(text)
     }
 }
 
@@ -261,7 +288,9 @@ fn problem(name: &str, path: &Path, what: &str, error: &minijinja::Error) -> Err
 
 /// Prints a value into the text as Python would.
 fn print(out: &mut Output, _: &State, value: &minijinja::Value) -> std::result::Result<(), minijinja::Error> {
-    Ok(out.write_str(&python::display(value)?)?)
+    let text = python::display(value)?;
+    guard::spend(text.len() as u64)?;
+    Ok(out.write_str(&text)?)
 }
 
 fn raise_exception(message: String) -> std::result::Result<String, minijinja::Error> {
@@ -300,5 +329,10 @@ fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<mini
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     options.assert_all_used()?;
+    let separators = json.separators.iter().flatten().map(String::len).max();
+    if json.indent.max(separators).is_some_and(|width| width > WIDTH) {
+        let detail = format!("tojson with an indent or separators of more than {WIDTH} characters");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, detail));
+    }
     Ok(minijinja::Value::from_safe_string(json.dumps(&value)?))
 }

@@ -1,5 +1,6 @@
 //! Values as Python writes them: `str`, `repr` and `json.dumps`.
 
+use super::guard::{NODE, spend};
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
@@ -28,11 +29,16 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > DEPTH {
         return Err(too_deep());
     }
+    spend(NODE)?;
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => out.push_str(&number(value)),
-        ValueKind::String => quoted(out, value.as_str().unwrap_or_default()),
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            spend(text.len() as u64)?;
+            quoted(out, text);
+        }
         ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
             for (i, item) in value.try_iter()?.enumerate() {
@@ -144,6 +150,7 @@ impl Json {
         if level > DEPTH {
             return Err(too_deep());
         }
+        spend(NODE)?;
         let (comma, colon) = self.separators()?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
@@ -154,7 +161,11 @@ impl Json {
                 "-inf" => "-Infinity",
                 number => number,
             }),
-            ValueKind::String => self.text(out, value.as_str().unwrap_or_default()),
+            ValueKind::String => {
+                let text = value.as_str().unwrap_or_default();
+                spend(text.len() as u64)?;
+                self.text(out, text);
+            }
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
                 out.push('[');
