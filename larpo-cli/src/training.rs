@@ -11,7 +11,7 @@ use crate::resume::Resume;
 use crate::stop::Stop;
 use larpo_core::backend::Backend;
 use larpo_core::batches::BatchPlan;
-use larpo_core::finite::check_weights;
+use larpo_core::finite::{check_trained_weights, check_weights};
 use larpo_core::lists::PackedLists;
 use larpo_core::model::Transformer;
 use larpo_core::objective::{LossType, Objective};
@@ -222,7 +222,7 @@ pub fn sft<B: Backend>(
 /// Each update is checked by the loss of the next one; what the last one made is checked here, by a forward pass over rows of
 /// its batch, so that a model that blew up is neither saved nor sampled from.
 fn check_end<B: Backend>(trainer: &Trainer<B>, lists: &PackedLists) -> Result<()> {
-    check_weights(&trainer.model)?;
+    check_trained_weights(&trainer.model)?;
     match trainer.model.score(lists)?.iter().all(|logp| logp.is_finite()) {
         true => Ok(()),
         false => {
@@ -377,7 +377,7 @@ pub fn train_rewards<B: Backend>(
     // The last update is checked by what it made of the last batch.
     let last = plan.batches().last().unwrap_or_default();
     let last: Vec<&RewardList> = last.into_iter().take(config.micro_batch).map(|index| &lists[index]).collect();
-    check_weights(&training.trainer.model)?;
+    check_trained_weights(&training.trainer.model)?;
     rewards(&training.trainer.model, &last)?;
     let (loss, metrics) = training.counters.last_quarter.take();
     Ok((training.finish(), ListOutcome { steps: plan.steps, loss, metrics }))

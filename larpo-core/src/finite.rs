@@ -18,9 +18,21 @@ fn place<B: Backend>(parameter: &Parameter<B>, at: usize) -> (&str, usize) {
 /// # Errors
 /// [`Error::NotFinite`] with the tensor's name and the element.
 pub fn check_weights<B: Backend>(model: &Transformer<B>) -> Result<(), Error> {
+    check_those(model, |_| true)
+}
+
+/// [`check_weights`] of those that updates change.
+///
+/// # Errors
+/// As [`check_weights`].
+pub fn check_trained_weights<B: Backend>(model: &Transformer<B>) -> Result<(), Error> {
+    check_those(model, |parameter| parameter.trainable)
+}
+
+fn check_those<B: Backend>(model: &Transformer<B>, of: impl Fn(&Parameter<B>) -> bool) -> Result<(), Error> {
     // After an update that blew up every tensor has some: the first one in the model's order would always be the embedding.
     let (mut worst, mut bad): (Option<(f64, String, usize)>, usize) = (None, 0);
-    for (index, parameter) in model.parameters().iter().enumerate() {
+    for (index, parameter) in model.parameters().iter().enumerate().filter(|(_, parameter)| of(parameter)) {
         let values = model.parameters().download(model.backend(), index);
         let Some(at) = values.iter().position(|v| !v.is_finite()) else { continue };
         let share = values.iter().filter(|v| !v.is_finite()).count() as f64 / values.len() as f64;

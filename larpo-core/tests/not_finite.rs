@@ -4,8 +4,8 @@ use larpo_core::Error;
 use larpo_core::backend::Backend;
 use larpo_core::candidates::{Candidate, CandidateList};
 use larpo_core::cpu::Cpu;
-use larpo_core::finite::check_weights;
-use larpo_core::model::{Head, ModelConfig, Transformer};
+use larpo_core::finite::{check_trained_weights, check_weights};
+use larpo_core::model::{Head, Lora, ModelConfig, Transformer};
 use larpo_core::objective::{LossType, Objective};
 use larpo_core::optim::OptimizerConfig;
 use larpo_core::reranker::Query;
@@ -82,6 +82,7 @@ fn a_weight_is_named_by_its_tensor() {
             spoil(&mut bad, index, at, value);
             let expected = Error::NotFinite { what: format!("weight {tensor}"), at: format!("element {element}") };
             assert_eq!(check_weights(&bad), Err(expected.clone()));
+            assert_eq!(check_trained_weights(&bad), Err(expected.clone()));
             assert_eq!(fill_references(&bad, &mut lists.clone(), false), Err(expected.clone()));
             let mut trainer = Trainer::new(bad, OptimizerConfig::default(), 3);
             let error =
@@ -94,6 +95,21 @@ fn a_weight_is_named_by_its_tensor() {
         }
     }
     assert_eq!(check_weights(&model()), Ok(()));
+}
+
+#[test]
+fn of_an_adapted_model_the_trained_weights_are_the_adapter() {
+    let targets = vec!["model.layers.0.self_attn.q_proj".into()];
+    let lora = Some(Lora { rank: 2, alpha: 4.0, rslora: false, dropout: 0.0, targets });
+    let config = ModelConfig { lora, ..ModelConfig::new(16, 24, 2, 4, 2, 29) };
+    let mut bad = Transformer::random(&Cpu::new(), config, 5).expect("a model");
+    let embedding = parameter(&bad, "embedding");
+    spoil(&mut bad, embedding, (3, 1), f32::NAN);
+    assert!(check_weights(&bad).is_err());
+    assert_eq!(check_trained_weights(&bad), Ok(()));
+    let adapter = bad.parameters().iter().position(|p| p.trainable).expect("an adapter");
+    spoil(&mut bad, adapter, (1, 0), f32::INFINITY);
+    assert!(check_trained_weights(&bad).is_err_and(|error| error.to_string().contains("lora_A")));
 }
 
 #[test]
