@@ -100,11 +100,15 @@ impl fmt::Display for Error {
 
 /// What to do about a device that failed.
 fn mend(source: &larpo_gpu::Error) -> &'static str {
-    use larpo_gpu::Error::{OutOfMemory, TooLarge};
+    use larpo_gpu::Error::{Binding, OutOfMemory, TooLarge};
     match source {
         OutOfMemory { .. } => {
             "take less memory with a smaller --per_device_train_batch_size or --max_length, or with --gradient_checkpointing \
              (`larpo plan` with the same command line says what it needs), or take --device cpu"
+        }
+        Binding { .. } => {
+            "take a smaller --per_device_train_batch_size (with more --gradient_accumulation_steps a step stays what it is) or \
+             --max_length, or take --device cpu"
         }
         TooLarge { .. } => "take --device cpu",
         _ => {

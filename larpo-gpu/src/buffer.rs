@@ -4,6 +4,7 @@ use crate::Error;
 use crate::device::Gpu;
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -37,7 +38,7 @@ impl<T: Element> Buffer<T> {
     /// `COPY_SRC` to be read back.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for one that cannot be bound whole.
+    /// [`Error::TooLarge`] for one with more elements than a `u32` counts.
     ///
     /// # Panics
     /// Where the buffer is shorter than `len` elements or lacks the usage.
@@ -68,9 +69,30 @@ impl<T: Element> Buffer<T> {
         self.slot.raw()
     }
 
-    pub(crate) fn slot(&self) -> &Arc<Slot> {
-        &self.slot
+    /// All of it, as a kernel sees it.
+    pub(crate) fn whole(&self) -> View<'_> {
+        View { slot: &self.slot, at: 0, bytes: 4 * self.len as u64 }
     }
+
+    /// The elements of `range`, which begins at a multiple of [`View::ALIGNMENT`] elements.
+    pub(crate) fn part(&self, range: Range<usize>) -> View<'_> {
+        debug_assert!(range.start.is_multiple_of(View::ALIGNMENT) && range.end <= self.len);
+        View { slot: &self.slot, at: 4 * range.start as u64, bytes: 4 * range.len() as u64 }
+    }
+}
+
+/// What a kernel sees of a buffer: of one that a binding cannot show as a whole, a part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) slot: &'a Arc<Slot>,
+    /// First byte.
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
+}
+
+impl View<'_> {
+    /// Elements; no device wants bindings to begin at multiples of more than 256 bytes.
+    pub(crate) const ALIGNMENT: usize = 64;
 }
 
 /// The memory of a [`Buffer`].
@@ -152,7 +174,9 @@ impl Pool {
     ) -> Result<Buffer<T>, Error> {
         let bytes = 4 * len as u64;
         check_size(gpu, bytes)?;
-        let size = size_class(bytes).min(gpu.max_tensor_bytes() / 4 * 4);
+        // What one binding shows whole stays so.
+        let whole = gpu.max_binding_bytes();
+        let size = size_class(bytes).min(if bytes <= whole { whole } else { gpu.max_tensor_bytes() } / 4 * 4);
         let submitted = self.submitted.load(Ordering::Relaxed);
         let reused = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);

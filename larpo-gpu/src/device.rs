@@ -145,9 +145,17 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoDevice`].
     pub fn open_adapter(adapter: &Adapter, checks: Checks) -> Result<Self, Error> {
+        Self::open_with_limits(adapter, adapter.limits(), checks)
+    }
+
+    /// Opens `adapter` with limits of the caller's, for example those of a weaker one.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`].
+    pub fn open_with_limits(adapter: &Adapter, limits: wgpu::Limits, checks: Checks) -> Result<Self, Error> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("larpo-gpu"),
-            required_limits: adapter.limits(),
+            required_limits: limits,
             ..wgpu::DeviceDescriptor::default()
         };
         let (device, queue) = pollster::block_on(adapter.inner.request_device(&descriptor))
@@ -197,11 +205,16 @@ impl Gpu {
         self.0.info.device_type == DeviceType::Cpu
     }
 
-    /// Largest tensor in bytes: what one binding may show and one buffer may hold, and what a `u32` can index.
+    /// Largest tensor in bytes: what one buffer may hold, and what a `u32` can index.
     pub fn max_tensor_bytes(&self) -> u64 {
-        let limits = &self.0.limits;
-        let indexable = 4 * (u64::from(u32::MAX) + 1);
-        limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(indexable)
+        let indexable = 4 * u64::from(u32::MAX);
+        self.0.limits.max_buffer_size.min(indexable)
+    }
+
+    /// Largest part of a tensor that a kernel sees at a time, in bytes. Weights, what belongs to them, operands of products and
+    /// logits may be larger: their kernels run on one part after another.
+    pub fn max_binding_bytes(&self) -> u64 {
+        self.0.limits.max_storage_buffer_binding_size.min(self.max_tensor_bytes())
     }
 
     pub(crate) fn pipelines(&self) -> &Pipelines {

@@ -19,9 +19,18 @@ pub enum Error {
         /// The driver's reason.
         reason: String,
     },
-    /// A tensor is larger than one binding of this device may be.
+    /// A tensor is larger than a buffer of this device may be, or than a `u32` can index.
     TooLarge {
         /// Bytes asked for.
+        bytes: u64,
+        /// Largest size, in bytes.
+        limit: u64,
+    },
+    /// A kernel that takes its operands whole met one that is larger than one binding of this device may be.
+    Binding {
+        /// The kernel's entry point.
+        kernel: &'static str,
+        /// Bytes of the operand.
         bytes: u64,
         /// Largest size of a binding, in bytes.
         limit: u64,
@@ -50,7 +59,10 @@ impl fmt::Display for Error {
             Self::NoAdapter { wanted, found } => write!(f, "no {wanted}; there are: {}", found.join(", ")),
             Self::NoDevice { adapter, reason } => write!(f, "{adapter} gives no device: {reason}"),
             Self::TooLarge { bytes, limit } => {
-                write!(f, "a tensor of {bytes} bytes is above this device's limit of {limit} bytes a binding")
+                write!(f, "a tensor of {bytes} bytes is above this device's limit of {limit} bytes")
+            }
+            Self::Binding { kernel, bytes, limit } => {
+                write!(f, "{kernel}: a tensor of {bytes} bytes is above this device's limit of {limit} bytes a binding")
             }
             Self::OutOfMemory { bytes, held } => {
                 write!(f, "out of device memory: {bytes} bytes more than the {held} held already")

@@ -1,11 +1,12 @@
 //! The command stream: kernels are recorded one after another and handed to the device in few, bounded submissions.
 
-use crate::buffer::{Buffer, Element, Pool, Slot};
+use crate::buffer::{Buffer, Element, Pool, Slot, View};
 use crate::device::Gpu;
 use crate::shader::{PARAMS_BYTES, Pipeline, Shader};
 use crate::{Error, Store};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use wgpu::DeviceType;
 
@@ -36,7 +37,7 @@ pub(crate) struct Dispatch<'a> {
     pub(crate) shader: &'static Shader,
     pub(crate) entry: &'static str,
     /// As many as the shader has bindings.
-    pub(crate) buffers: &'a [&'a Arc<Slot>],
+    pub(crate) buffers: &'a [View<'a>],
     /// The shader's `Params` without the leading `width`.
     pub(crate) params: &'a [u32],
     pub(crate) groups: u64,
@@ -70,12 +71,14 @@ pub struct Recorder {
     page: Option<Page>,
     full_pages: Vec<(Page, Vec<u8>)>,
     free_pages: Vec<Page>,
-    bind_groups: RefCell<HashMap<(usize, Vec<u64>), wgpu::BindGroup>>,
+    bind_groups: RefCell<HashMap<(usize, Vec<[u64; 3]>), wgpu::BindGroup>>,
     pipelines: HashMap<(usize, &'static str), Arc<Pipeline>>,
     last_pipeline: Option<Arc<Pipeline>>,
     /// Buffers of other recorders in use by what is recorded: they must not be used again before it is submitted.
     guests: Vec<Arc<Slot>>,
     none: Buffer,
+    /// The first kernel that could not be recorded.
+    fault: Option<Error>,
     staging: Option<wgpu::Buffer>,
     limit: u64,
     seconds_per_work: f64,
@@ -115,6 +118,7 @@ impl Recorder {
             last_pipeline: None,
             guests: Vec::new(),
             none,
+            fault: None,
             staging: None,
             limit: u64::MAX,
             seconds_per_work: 1.0 / rate,
@@ -190,7 +194,7 @@ impl Recorder {
     /// Reads a buffer back: the one call that waits for the device, and the one that learns of its errors.
     ///
     /// # Errors
-    /// [`Error::Lost`], [`Error::Driver`], [`Error::OutOfMemory`].
+    /// [`Error::Lost`], [`Error::Driver`], [`Error::OutOfMemory`], and what [`Recorder::fault`] gives.
     ///
     /// # Panics
     /// On a recorder that does not submit by itself.
@@ -198,6 +202,7 @@ impl Recorder {
     pub fn read<T: Element>(&mut self, buffer: &Buffer<T>) -> Result<Vec<T>, Error> {
         assert!(!self.borrowed, "read: this recorder's commands are submitted by the owner of its encoder");
         self.gpu.fault()?;
+        self.fault()?;
         let bytes = 4 * buffer.len() as u64;
         if bytes == 0 {
             return Ok(Vec::new());
@@ -272,9 +277,33 @@ impl Recorder {
         let _ = self.gpu.device().poll(wgpu::PollType::wait_indefinitely());
     }
 
+    /// The first kernel that could not be recorded: what would follow from it is worth nothing, and is not read.
+    ///
+    /// # Errors
+    /// [`Error::Binding`].
+    pub fn fault(&self) -> Result<(), Error> {
+        self.fault.clone().map_or(Ok(()), Err)
+    }
+
     /// Something to bind where an operand is absent.
-    pub(crate) fn none(&self) -> Arc<Slot> {
-        self.none.slot().clone()
+    pub(crate) fn none(&self) -> Buffer {
+        self.none.clone()
+    }
+
+    /// Elements that one binding shows.
+    pub(crate) fn binding(&self) -> usize {
+        usize::try_from(self.gpu.max_binding_bytes() / 4).unwrap_or(usize::MAX)
+    }
+
+    /// The parts of `rows` rows of `columns` elements that bindings can show, one after another: all of them at once where
+    /// one binding does.
+    pub(crate) fn parts(&self, rows: usize, columns: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        // Whole words of bfloat16 pairs are aligned too.
+        const STEP: usize = 2 * View::ALIGNMENT;
+        let most = self.binding() / columns.max(1);
+        // A part that is still too large is refused where it is recorded.
+        let part = if rows <= most { rows.max(1) } else { (most / STEP).max(1) * STEP };
+        (0..rows.max(1)).step_by(part).map(move |first| first..rows.min(first + part))
     }
 
     /// Adds one kernel to the open pass.
@@ -283,6 +312,11 @@ impl Recorder {
         assert_eq!(buffers.len(), shader.bindings.len(), "{entry}: buffers for another layout");
         assert!(4 * (params.len() as u64 + 1) <= PARAMS_BYTES, "{entry}: too many parameters");
         if groups == 0 {
+            return;
+        }
+        let limit = self.gpu.max_binding_bytes();
+        if let Some(view) = buffers.iter().find(|view| view.bytes > limit) {
+            self.fault.get_or_insert(Error::Binding { kernel: entry, bytes: view.bytes, limit });
             return;
         }
         let width = groups.min(MAX_GROUPS);
@@ -316,22 +350,34 @@ impl Recorder {
         self.pipelines.entry(key).or_insert_with(|| gpu.pipelines().get(shader, entry)).clone()
     }
 
-    fn bind_group(&mut self, pipeline: &Pipeline, buffers: &[&Arc<Slot>]) -> wgpu::BindGroup {
-        for slot in buffers {
+    fn bind_group(&mut self, pipeline: &Pipeline, buffers: &[View<'_>]) -> wgpu::BindGroup {
+        for View { slot, .. } in buffers {
             if !slot.is_of(&self.pool) && !self.guests.iter().any(|guest| Arc::ptr_eq(guest, slot)) {
                 self.guests.push((*slot).clone());
             }
         }
         // A cached group would keep the caller's own buffers alive.
-        let cached = !buffers.iter().any(|slot| slot.is_foreign());
-        let key = (pipeline.layout_key, buffers.iter().map(|slot| slot.id).collect::<Vec<_>>());
+        let cached = !buffers.iter().any(|view| view.slot.is_foreign());
+        let limit = self.gpu.max_binding_bytes();
+        // All of a buffer where one binding shows it, so that all that is ever in its memory shares one group.
+        let range = |view: &View<'_>| match view.slot.raw().size() {
+            size if size <= limit && view.at == 0 => (0, size),
+            _ => (view.at, view.bytes.max(4)),
+        };
+        let name = |view: &View<'_>| [view.slot.id, range(view).0, range(view).1];
+        let key = (pipeline.layout_key, buffers.iter().map(name).collect::<Vec<_>>());
         if let Some(group) = self.bind_groups.borrow().get(&key) {
             return group.clone();
         }
         let entries: Vec<_> = buffers
             .iter()
             .zip(0..)
-            .map(|(slot, binding)| wgpu::BindGroupEntry { binding, resource: slot.raw().as_entire_binding() })
+            .map(|(view, binding)| {
+                let (offset, bytes) = range(view);
+                let (buffer, size) = (view.slot.raw(), wgpu::BufferSize::new(bytes));
+                let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
+                wgpu::BindGroupEntry { binding, resource }
+            })
             .collect();
         let group = self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,

@@ -39,7 +39,7 @@ pub fn run(args: &GpuArgs) -> Result<Value> {
 fn list() -> Value {
     let adapters = Adapter::all();
     let mut table =
-        Table::new(["adapter", "kind", "backend", "driver", "largest tensor", "workgroup memory", "features"]);
+        Table::new(["adapter", "kind", "backend", "driver", "largest buffer", "a binding", "workgroup memory", "features"]);
     let mut objects = Vec::new();
     for (number, adapter) in adapters.iter().enumerate() {
         let (info, limits) = (adapter.info(), adapter.limits());
@@ -51,7 +51,8 @@ fn list() -> Value {
             kind.clone(),
             info.backend.to_string(),
             driver.clone(),
-            format!("{} MiB", limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) >> 20),
+            format!("{} MiB", limits.max_buffer_size >> 20),
+            format!("{} MiB", limits.max_storage_buffer_binding_size >> 20),
             format!("{} KiB", limits.max_compute_workgroup_storage_size >> 10),
             features.len().to_string(),
         ]);

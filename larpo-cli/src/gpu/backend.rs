@@ -67,7 +67,9 @@ impl GpuBackend {
         if state.fault.is_some() {
             return None;
         }
-        match run(&mut state.recorder) {
+        let result = run(&mut state.recorder);
+        // A kernel that could not be recorded.
+        match result.and_then(|result| state.recorder.fault().map(|()| result)) {
             Ok(result) => Some(result),
             Err(error) => {
                 state.fault = Some(error);

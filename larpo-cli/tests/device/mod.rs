@@ -4,6 +4,17 @@ use larpo_cli::gpu::GpuBackend;
 use larpo_gpu::{Adapter, Checks, Choice, Gpu, choose};
 use std::sync::OnceLock;
 
+/// A backend on a device of its own that shows kernels `bytes` of a tensor at a time at most.
+#[allow(dead_code)]
+pub fn tight(bytes: u64) -> Option<GpuBackend> {
+    backend()?;
+    let adapter = adapter()?;
+    let mut limits = adapter.limits();
+    limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(bytes);
+    let gpu = Gpu::open_with_limits(&adapter, limits, Checks::default()).expect("the adapter gives a device");
+    Some(GpuBackend::new(&gpu).expect("the device has memory"))
+}
+
 /// A backend of its own on the one device of these tests; `None`, after a note, where there is no adapter.
 pub fn backend() -> Option<GpuBackend> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
@@ -19,7 +30,11 @@ pub fn backend() -> Option<GpuBackend> {
 }
 
 fn open() -> Option<Gpu> {
-    let adapters = Adapter::all();
+    Some(Gpu::open_adapter(&adapter()?, Checks::default()).expect("the adapter gives a device"))
+}
+
+fn adapter() -> Option<Adapter> {
+    let mut adapters = Adapter::all();
     let infos: Vec<_> = adapters.iter().map(|adapter| adapter.info().clone()).collect();
     let index = match (choose(&infos, &Choice::from_env()), Choice::from_env()) {
         (Ok(index), _) => index,
@@ -30,5 +45,5 @@ fn open() -> Option<Gpu> {
             return None;
         }
     };
-    Some(Gpu::open_adapter(&adapters[index], Checks::default()).expect("the adapter gives a device"))
+    Some(adapters.swap_remove(index))
 }

@@ -42,23 +42,27 @@ pub fn adamw(recorder: &mut Recorder, settings: &AdamW, g: &Buffer, clip: &Buffe
     let s = settings;
     let step = i32::try_from(s.step).unwrap_or(i32::MAX);
     let scale = |beta: f64| 1.0 / (1.0 - beta.powi(step));
-    recorder.record(&Dispatch {
-        shader: &SHADER,
-        entry: "adamw",
-        buffers: &[slot(g), slot(clip), slot(w), slot(m), slot(v)],
-        params: &[
-            word(n),
-            bits(s.learning_rate),
-            bits(s.beta1),
-            bits(1.0 - s.beta1),
-            bits(s.beta2),
-            bits(1.0 - s.beta2),
-            bits(s.eps),
-            bits(s.weight_decay),
-            bits(scale(s.beta1)),
-            bits(scale(s.beta2)),
-        ],
-        groups: groups(n),
-        work: BYTE * 28.0 * n as f64,
-    });
+    for part in recorder.parts(n, 1) {
+        let n = part.len();
+        let [g, w, m, v] = [g, w, m, v].map(|x| x.part(part.clone()));
+        recorder.record(&Dispatch {
+            shader: &SHADER,
+            entry: "adamw",
+            buffers: &[g, slot(clip), w, m, v],
+            params: &[
+                word(n),
+                bits(s.learning_rate),
+                bits(s.beta1),
+                bits(1.0 - s.beta1),
+                bits(s.beta2),
+                bits(1.0 - s.beta2),
+                bits(s.eps),
+                bits(s.weight_decay),
+                bits(scale(s.beta1)),
+                bits(scale(s.beta2)),
+            ],
+            groups: groups(n),
+            work: BYTE * 28.0 * n as f64,
+        });
+    }
 }

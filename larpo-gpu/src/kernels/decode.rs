@@ -34,7 +34,7 @@ pub fn kv_append(recorder: &mut Recorder, heads: Heads, qkv: &Buffer, places: &B
     recorder.record(&Dispatch {
         shader: &SHADER,
         entry: "kv_append",
-        buffers: &[slot(qkv), slot(places), &none, slot(cache)],
+        buffers: &[slot(qkv), slot(places), slot(&none), slot(cache)],
         params: &params(n, heads, slots, 1.0, None),
         groups: numbers.div_ceil(64) as u64,
         work: BYTE * 8.0 * numbers as f64,

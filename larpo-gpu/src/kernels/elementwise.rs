@@ -1,11 +1,9 @@
 //! Fill, copy, scale, soft-cap and a row in every row.
 
 use super::{bits, check, groups, slot, word};
-use crate::buffer::Slot;
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
 use crate::{Buffer, Recorder, Store};
-use std::sync::Arc;
 
 /// The kernels with one invocation an element.
 pub static SHADER: Shader = Shader {
@@ -27,15 +25,21 @@ struct Call<'a> {
 
 fn record(recorder: &mut Recorder, call: &Call<'_>) {
     let none = recorder.none();
-    let or_none = |x: Option<&'_ Buffer>| -> Arc<Slot> { x.map_or(&none, slot).clone() };
-    recorder.record(&Dispatch {
-        shader: &SHADER,
-        entry: call.entry,
-        buffers: &[&or_none(call.x), &or_none(call.s), slot(call.y)],
-        params: &[word(call.y.len()), word(call.columns), call.store.flag(), bits(call.value)],
-        groups: groups(call.y.len()),
-        work: BYTE * 4.0 * call.y.len() as f64 * (2.0 + call.store.reads()),
-    });
+    let c = call.columns;
+    for rows in recorder.parts(call.y.len() / c, c) {
+        let part = c * rows.start..c * rows.end;
+        // A row that goes into every row stays whole.
+        let x = call.x.map_or(slot(&none), |x| if x.len() == call.y.len() { x.part(part.clone()) } else { slot(x) });
+        let n = part.len();
+        recorder.record(&Dispatch {
+            shader: &SHADER,
+            entry: call.entry,
+            buffers: &[x, call.s.map_or(slot(&none), slot), call.y.part(part)],
+            params: &[word(n), word(c), call.store.flag(), bits(call.value)],
+            groups: groups(n),
+            work: BYTE * 4.0 * n as f64 * (2.0 + call.store.reads()),
+        });
+    }
 }
 
 /// `y (n) = value`

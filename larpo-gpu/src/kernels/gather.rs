@@ -1,9 +1,11 @@
 //! Rows by index: embedding and selected rows, with their gradients.
 
 use super::{check, elementwise, groups, slot, word};
+use crate::buffer::View;
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
 use crate::{Bf16, Buffer, Error, Recorder, Store};
+use std::ops::Range;
 
 /// Gather, and its gradient where the rows are all different.
 pub static SHADER: Shader = Shader {
@@ -29,17 +31,27 @@ pub static SEGMENT_SUM: Shader = Shader {
     bindings: &[Access::Read, Access::Read, Access::Write],
 };
 
-fn record(recorder: &mut Recorder, entry: &'static str, x: &Buffer, rows: &Buffer<u32>, y: &Buffer, dims: [usize; 2]) {
-    let [columns, limit] = dims;
-    let n = rows.len() * columns;
-    recorder.record(&Dispatch {
-        shader: &SHADER,
-        entry,
-        buffers: &[slot(x), slot(rows), slot(y)],
-        params: &[word(n), word(columns), word(limit)],
-        groups: groups(n),
-        work: BYTE * 12.0 * n as f64,
-    });
+/// A kernel of `shader`, with `n` invocations, for each part of the matrix `(limit, columns)`; `buffers` by the part.
+fn record<'b>(
+    recorder: &mut Recorder,
+    (shader, entry): (&'static Shader, &'static str),
+    n: usize,
+    [limit, columns]: [usize; 2],
+    more: &[u32],
+    buffers: impl Fn(Range<usize>) -> [View<'b>; 3],
+) {
+    for part in recorder.parts(limit, columns) {
+        let mut params = vec![word(n), word(columns)];
+        params.extend_from_slice(more);
+        params.extend([word(part.len()), word(part.start)]);
+        let (groups, work) = (groups(n), BYTE * 12.0 * n as f64);
+        recorder.record(&Dispatch { shader, entry, buffers: &buffers(part), params: &params, groups, work });
+    }
+}
+
+/// The elements of rows.
+fn elements(rows: Range<usize>, columns: usize) -> Range<usize> {
+    rows.start * columns..rows.end * columns
 }
 
 /// `y (m, columns) = x (n, columns)[rows (m)]`: an embedding, or selected rows. Rows beyond `n` give zeros.
@@ -47,7 +59,9 @@ fn record(recorder: &mut Recorder, entry: &'static str, x: &Buffer, rows: &Buffe
 pub fn gather_rows(recorder: &mut Recorder, x: &Buffer, rows: &Buffer<u32>, columns: usize, y: &Buffer) {
     assert!(columns > 0 && x.len().is_multiple_of(columns), "gather_rows: rows of {columns} in {}", x.len());
     check("gather_rows", "y", y, rows.len() * columns);
-    record(recorder, "gather_rows", x, rows, y, [columns, x.len() / columns]);
+    record(recorder, (&SHADER, "gather_rows"), y.len(), [x.len() / columns, columns], &[], |part| {
+        [x.part(elements(part, columns)), slot(rows), slot(y)]
+    });
 }
 
 /// [`gather_rows`] from a matrix in bfloat16: the embedding of a model that is not trained.
@@ -56,13 +70,9 @@ pub fn gather_rows_bf16(recorder: &mut Recorder, x: &Bf16, rows: &Buffer<u32>, c
     assert!(columns > 0 && x.len().is_multiple_of(columns), "gather_rows_bf16: rows of {columns} in {}", x.len());
     let n = rows.len() * columns;
     check("gather_rows_bf16", "y", y, n);
-    recorder.record(&Dispatch {
-        shader: &SHADER_BF16,
-        entry: "gather_rows_bf16",
-        buffers: &[slot(x.pairs()), slot(rows), slot(y)],
-        params: &[word(n), word(columns), word(x.len() / columns)],
-        groups: groups(n),
-        work: BYTE * 10.0 * n as f64,
+    record(recorder, (&SHADER_BF16, "gather_rows_bf16"), n, [x.len() / columns, columns], &[], |part| {
+        let part = elements(part, columns);
+        [x.pairs().part(part.start / 2..part.end.div_ceil(2)), slot(rows), slot(y)]
     });
 }
 
@@ -82,7 +92,9 @@ pub fn gather_rows_grad(
     if store == Store::Set {
         elementwise::fill(recorder, d_x, 0.0);
     }
-    record(recorder, "scatter_rows", d_y, rows, d_x, [columns, d_x.len() / columns]);
+    record(recorder, (&SHADER, "scatter_rows"), d_y.len(), [d_x.len() / columns, columns], &[], |part| {
+        [slot(d_y), slot(rows), d_x.part(elements(part, columns))]
+    });
 }
 
 /// Token ids sorted for [`embed_grad`].
@@ -141,13 +153,8 @@ pub fn embed_grad(
         return;
     }
     assert!((ids.largest + 1) * columns <= d_table.len(), "embed_grad: id {} is beyond the table", ids.largest);
-    let n = ids.distinct * columns;
-    recorder.record(&Dispatch {
-        shader: &SEGMENT_SUM,
-        entry: "segment_sum",
-        buffers: &[slot(d_y), slot(&ids.buffer), slot(d_table)],
-        params: &[word(n), word(columns), word(ids.distinct)],
-        groups: groups(n),
-        work: BYTE * 4.0 * (d_y.len() + 2 * n) as f64,
+    let dims = [d_table.len() / columns, columns];
+    record(recorder, (&SEGMENT_SUM, "segment_sum"), ids.distinct * columns, dims, &[word(ids.distinct)], |part| {
+        [slot(d_y), slot(&ids.buffer), d_table.part(elements(part, columns))]
     });
 }

@@ -1,10 +1,12 @@
-// Rows by index. A row number at or beyond `limit` reads zeros and writes nothing.
+// Rows by index, of `limit` rows of the matrix from row `first` on: where it is in parts, one after another. A row number
+// beyond the matrix reads zeros and writes nothing.
 
 struct Params {
     width: u32,
     n: u32,     // elements of the m gathered rows, m·c
     c: u32,     // columns
-    limit: u32, // rows of the matrix that is indexed
+    limit: u32, // rows of the part of the matrix
+    first: u32, // the first of them
 }
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -17,10 +19,10 @@ struct Params {
 fn gather_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) id: u32) {
     let i = (group.y * p.width + group.x) * 256u + id;
     if i < p.n {
-        let row = rows[i / p.c];
+        let row = rows[i / p.c] - p.first;
         if row < p.limit {
             y[i] = x[row * p.c + i % p.c];
-        } else {
+        } else if p.first == 0u {
             y[i] = 0.0;
         }
     }
@@ -31,7 +33,7 @@ fn gather_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
 fn scatter_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) id: u32) {
     let i = (group.y * p.width + group.x) * 256u + id;
     if i < p.n {
-        let row = rows[i / p.c];
+        let row = rows[i / p.c] - p.first;
         if row < p.limit {
             y[row * p.c + i % p.c] += x[i];
         }

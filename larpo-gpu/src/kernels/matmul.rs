@@ -1,6 +1,7 @@
 //! Matrix products: every layout, set or accumulated, with a bias, on parts of matrices.
 
 use super::{check, slot, word};
+use crate::buffer::View;
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
 use crate::{Buffer, Recorder, Store, Weight};
@@ -103,13 +104,59 @@ impl<'a> Matrix<'a> {
         Self { numbers, at, rows, columns, row: columns, column: 1 }
     }
 
-    /// Its buffer, which is of single precision.
+    /// Panics unless it is of single precision.
     #[track_caller]
-    fn single(&self, operand: &str) -> &'a Buffer {
+    fn single(&self, operand: &str) {
+        assert!(matches!(self.numbers, Weight::F32(_)), "matmul: {operand} in bfloat16");
+    }
+
+    /// Numbers in one element of its buffer.
+    fn packed(&self) -> usize {
         match self.numbers {
-            Weight::F32(buffer) => buffer,
-            Weight::Bf16(_) => panic!("matmul: {operand} in bfloat16"),
+            Weight::F32(_) => 1,
+            Weight::Bf16(_) => 2,
         }
+    }
+
+    /// Elements of its buffer.
+    fn buffer_len(&self) -> usize {
+        self.numbers.len().div_ceil(self.packed())
+    }
+
+    /// Where the buffer has more elements than a binding shows, the lines along the larger stride that one does show.
+    fn lines_of(&self, most: usize) -> Option<usize> {
+        if self.buffer_len() <= most {
+            return None;
+        }
+        let (stride, line) = if self.column <= self.row { (self.row, self.columns) } else { (self.column, self.rows) };
+        // A part begins anywhere behind an aligned element.
+        let room = (most * self.packed()).saturating_sub(line + 2 * View::ALIGNMENT);
+        let lines = room / stride.max(1) + 1;
+        Some(if lines > 128 { lines / 128 * 128 } else { lines })
+    }
+
+    /// Rows and columns (first, count) of it.
+    fn part(self, (row, rows): (usize, usize), (column, columns): (usize, usize)) -> Self {
+        Self { at: self.at + row * self.row + column * self.column, rows, columns, ..self }
+    }
+
+    /// What a kernel sees of its buffer, and the first number's place there.
+    fn view(&self, most: usize) -> (View<'a>, usize) {
+        let end = match self.rows * self.columns {
+            0 => self.at,
+            _ => self.at + (self.rows - 1) * self.row + (self.columns - 1) * self.column + 1,
+        };
+        let step = View::ALIGNMENT * self.packed();
+        let (from, to) = match self.buffer_len() <= most {
+            true => (0, self.numbers.len()),
+            false => (self.at / step * step, end),
+        };
+        let range = from / self.packed()..to.div_ceil(self.packed());
+        let view = match self.numbers {
+            Weight::F32(x) => x.part(range),
+            Weight::Bf16(x) => x.pairs().part(range),
+        };
+        (view, self.at - from)
     }
 
     /// The transpose, `(columns, rows)`, of the same memory.
@@ -151,48 +198,63 @@ pub fn matmul_as(
     if let Some(bias) = bias {
         check("matmul", "bias", bias, n);
     }
-    // Parts of whole tiles: cut or not, every element is made by the same sums.
+    // Parts of whole tiles: cut along m and n or not, every element is made by the same sums.
     let rows = recorder.submission_work() / (2.0 * n as f64 * k.max(1) as f64);
-    let part = (rows as usize / 128 * 128).max(128);
-    for first in (0..m).step_by(part) {
-        let rows = part.min(m - first);
-        let a = Matrix { at: a.at + first * a.row, rows, ..a };
-        let c = Matrix { at: c.at + first * c.row, rows, ..c };
-        record(recorder, variant, [a, b, c], bias, store);
+    let mut parts = [(rows as usize / 128 * 128).max(128), n, k];
+    let most = recorder.binding();
+    // What lies along the rows and columns of each: 0 is m, 1 is n, 2 is k.
+    for (matrix, along) in [(a, [0, 2]), (b, [2, 1]), (c, [0, 1])] {
+        let part = &mut parts[along[usize::from(matrix.column > matrix.row)]];
+        *part = matrix.lines_of(most).map_or(*part, |lines| lines.min(*part));
+    }
+    let [m_part, n_part, k_part] = parts;
+    for first_m in (0..m).step_by(m_part) {
+        for first_n in (0..n).step_by(n_part.max(1)) {
+            for first_k in (0..k.max(1)).step_by(k_part.max(1)) {
+                let (m, n, k) = (m_part.min(m - first_m), n_part.min(n - first_n), k_part.min(k - first_k));
+                let a = a.part((first_m, m), (first_k, k));
+                let b = b.part((first_k, k), (first_n, n));
+                let c = c.part((first_m, m), (first_n, n));
+                let store = if first_k == 0 { store } else { Store::Add };
+                let bias = bias.filter(|_| first_k == 0).map(|bias| bias.part(first_n..first_n + n));
+                record(recorder, variant, [a, b, c], bias, store);
+            }
+        }
     }
 }
 
-fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3], bias: Option<&Buffer>, store: Store) {
+fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3], bias: Option<View<'_>>, store: Store) {
     let (m, n, k) = (c.rows, c.columns, a.columns);
-    if n == 0 {
-        return;
-    }
     let (single, half, tiles_n, groups) = match variant {
         Variant::Tile64 => (&TILE_64, &TILE_64_BF16, n.div_ceil(64), m.div_ceil(64) * n.div_ceil(64)),
         Variant::Tile128 => (&TILE_128, &TILE_128_BF16, n.div_ceil(128), m.div_ceil(128) * n.div_ceil(128)),
         Variant::Direct => (&DIRECT, &DIRECT_BF16, n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)),
     };
-    let (shader, b_slot) = match b.numbers {
-        Weight::F32(buffer) => (single, slot(buffer)),
-        Weight::Bf16(x) => (half, slot(x.pairs())),
+    let shader = match b.numbers {
+        Weight::F32(_) => single,
+        Weight::Bf16(_) => half,
     };
     let none = recorder.none();
+    let most = recorder.binding();
+    a.single("the left operand");
+    c.single("a result");
+    let [(a_view, a_at), (b_view, b_at), (c_view, c_at)] = [a.view(most), b.view(most), c.view(most)];
     recorder.record(&Dispatch {
         shader,
         entry: shader.entries[0],
-        buffers: &[slot(a.single("the left operand")), b_slot, bias.map_or(&none, slot), slot(c.single("a result"))],
+        buffers: &[a_view, b_view, bias.unwrap_or(slot(&none)), c_view],
         params: &[
             word(m),
             word(n),
             word(k),
             word(tiles_n),
-            word(a.at),
+            word(a_at),
             word(a.row),
             word(a.column),
-            word(b.at),
+            word(b_at),
             word(b.row),
             word(b.column),
-            word(c.at),
+            word(c_at),
             word(c.row),
             store.flag(),
             u32::from(bias.is_some()),

@@ -5,7 +5,11 @@
 //! they are bugs of the caller. A result is another buffer than the operands, except where a kernel says that it works in
 //! place. Functions that need scratch memory return an [`Error`](crate::Error) when there is none.
 //!
-//! Sums have a fixed order that depends on shapes alone, and no kernel uses atomics, so results are the same bits from run
+//! A tensor may be larger than what the device shows a kernel at a time ([`Gpu::max_binding_bytes`](crate::Gpu)), where it is
+//! an operand of `matmul`, `token_logp`, `gather`, `elementwise`, `reduce`, `adamw` or `sample`: these run on one part after
+//! another. Elsewhere that is an error ([`Recorder::fault`](crate::Recorder::fault)).
+//!
+//! Sums have a fixed order that depends on shapes and that limit alone, and no kernel uses atomics, so results are the same bits from run
 //! to run on one adapter and driver.
 
 pub mod activation;
@@ -25,9 +29,8 @@ pub mod sample;
 pub mod sum_rows;
 pub mod token_logp;
 
-use crate::buffer::{Buffer, Element, Slot};
+use crate::buffer::{Buffer, Element, View};
 use crate::shader::Shader;
-use std::sync::Arc;
 
 /// Every shader of this crate.
 pub static ALL: &[&Shader] = &[
@@ -84,7 +87,7 @@ fn check<T: Element>(kernel: &str, name: &str, buffer: &Buffer<T>, len: usize) {
     assert_eq!(buffer.len(), len, "{kernel}: length of {name}");
 }
 
-/// The memory of an operand.
-fn slot<T: Element>(buffer: &Buffer<T>) -> &Arc<Slot> {
-    buffer.slot()
+/// An operand that a kernel takes whole.
+fn slot<T: Element>(buffer: &Buffer<T>) -> View<'_> {
+    buffer.whole()
 }

@@ -1,9 +1,11 @@
 //! Sums over whole tensors: squared norms, weighted sums, and the factor of gradient clipping.
 
 use super::{bits, check, slot, word};
+use crate::buffer::View;
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
 use crate::{Buffer, Error, Recorder};
+use std::ops::Range;
 
 /// The kernels of this module.
 pub static SHADER: Shader = Shader {
@@ -42,15 +44,30 @@ pub fn weighted_sum(recorder: &mut Recorder, x: &Buffer, w: &Buffer, out: &Buffe
 #[track_caller]
 fn sum(recorder: &mut Recorder, mode: Mode, [x, w]: [&Buffer; 2], out: &Buffer, at: usize) -> Result<(), Error> {
     assert!(at < out.len(), "sum: element {at} of {}", out.len());
-    // At least 16 elements an invocation; the number of partial sums depends on the length alone.
-    let groups = x.len().div_ceil(256 * 16).clamp(1, 1024);
-    if groups == 1 {
-        record(recorder, "whole_sum", [x, w, out], [x.len(), 1, mode as usize, at], 0.0, 1);
+    // At least 16 elements an invocation; the number of partial sums of a part depends on its length alone.
+    let groups = |n: usize| n.div_ceil(256 * 16).clamp(1, 1024);
+    let parts: Vec<Range<usize>> = recorder.parts(x.len(), 1).collect();
+    let all: usize = parts.iter().map(|part| groups(part.len())).sum();
+    if all == 1 {
+        record(recorder, "whole_sum", [x, w, out].map(slot), [x.len(), 1, mode as usize, at], 0.0, 1);
         return Ok(());
     }
-    let partial = recorder.alloc(groups)?;
-    record(recorder, "partial_sums", [x, w, &partial], [x.len(), groups, mode as usize, 0], 0.0, groups as u64);
-    record(recorder, "whole_sum", [&partial, &partial, out], [groups, 1, Mode::Plain as usize, at], 0.0, 1);
+    let partial = recorder.alloc(all)?;
+    let mut first = 0;
+    for part in parts {
+        let groups = groups(part.len());
+        let dims = [part.len(), groups, mode as usize, first];
+        record(
+            recorder,
+            "partial_sums",
+            [x.part(part.clone()), w.part(part), slot(&partial)],
+            dims,
+            0.0,
+            groups as u64,
+        );
+        first += groups;
+    }
+    record(recorder, "whole_sum", [&partial, &partial, out].map(slot), [all, 1, Mode::Plain as usize, at], 0.0, 1);
     Ok(())
 }
 
@@ -60,13 +77,13 @@ fn sum(recorder: &mut Recorder, mode: Mode, [x, w]: [&Buffer; 2], out: &Buffer, 
 pub fn clip(recorder: &mut Recorder, sq_norms: &Buffer, max_norm: f64, out: &Buffer) {
     check("clip", "out", out, 2);
     let dims = [sq_norms.len(), 1, Mode::Plain as usize, 0];
-    record(recorder, "clip", [sq_norms, sq_norms, out], dims, max_norm, 1);
+    record(recorder, "clip", [sq_norms, sq_norms, out].map(slot), dims, max_norm, 1);
 }
 
 fn record(
     recorder: &mut Recorder,
     entry: &'static str,
-    [x, w, y]: [&Buffer; 3],
+    buffers: [View<'_>; 3],
     dims: [usize; 4],
     max_norm: f64,
     groups: u64,
@@ -75,7 +92,7 @@ fn record(
     recorder.record(&Dispatch {
         shader: &SHADER,
         entry,
-        buffers: &[slot(x), slot(w), slot(y)],
+        buffers: &buffers,
         params: &[n, partial, mode, at, bits(max_norm)],
         groups,
         work: BYTE * 8.0 * f64::from(n),

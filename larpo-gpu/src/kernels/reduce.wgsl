@@ -5,7 +5,7 @@ struct Params {
     n: u32,      // elements of x
     groups: u32, // partial sums
     mode: u32,   // 0: x², 1: w·x, 2: x
-    at: u32,     // where the result goes
+    at: u32,     // where the (first) result goes
     max_norm: f32,
 }
 
@@ -48,7 +48,7 @@ fn share(index: u32, count: u32, id: u32) -> f32 {
     return total(id, sum);
 }
 
-// x (n), w (n) -> y (groups)
+// x (n), w (n) -> y[at ..] (groups)
 @compute @workgroup_size(256)
 fn partial_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) id: u32) {
     let index = group.y * p.width + group.x;
@@ -57,7 +57,7 @@ fn partial_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     }
     let sum = share(index, p.groups, id);
     if id == 0u {
-        y[index] = sum;
+        y[p.at + index] = sum;
     }
 }
 

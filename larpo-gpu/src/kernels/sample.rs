@@ -1,6 +1,6 @@
 //! Sampling on the device: only ids and their log-probabilities come back.
 
-use super::{bits, check, slot, word};
+use super::{bits, check, word};
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
 use crate::{Buffer, Recorder};
@@ -58,21 +58,25 @@ pub fn sample(
     let limit = settings.vocab_limit.min(vocab);
     assert!(limit > 0 && settings.temperature >= 0.0, "sample: {settings:?}");
     let inverse = if settings.temperature == 0.0 { 0.0 } else { 1.0 / settings.temperature };
-    recorder.record(&Dispatch {
-        shader: &SHADER,
-        entry: "sample",
-        buffers: &[slot(logits), slot(uniform), slot(ids), slot(logp)],
-        params: &[
-            word(n),
-            word(vocab),
-            word(limit),
-            word(settings.top_k.min(vocab)),
-            bits(inverse),
-            bits(settings.top_p),
-            bits(settings.min_p),
-        ],
-        groups: n as u64,
-        // Some seventy passes over a row.
-        work: BYTE * 4.0 * 70.0 * (n * vocab) as f64,
-    });
+    for rows in recorder.parts(n, vocab) {
+        let n = rows.len();
+        let row_logits = logits.part(rows.start * vocab..rows.end * vocab);
+        recorder.record(&Dispatch {
+            shader: &SHADER,
+            entry: "sample",
+            buffers: &[row_logits, uniform.part(rows.clone()), ids.part(rows.clone()), logp.part(rows)],
+            params: &[
+                word(n),
+                word(vocab),
+                word(limit),
+                word(settings.top_k.min(vocab)),
+                bits(inverse),
+                bits(settings.top_p),
+                bits(settings.min_p),
+            ],
+            groups: n as u64,
+            // Some seventy passes over a row.
+            work: BYTE * 4.0 * 70.0 * (n * vocab) as f64,
+        });
+    }
 }

@@ -88,10 +88,10 @@ impl Head<'_> {
         self.w.len() / self.channels
     }
 
-    /// The chunks of the vocabulary, (first id, ids), by the shapes alone.
-    fn chunks(&self, rows: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    /// The chunks of the vocabulary, (first id, ids), for logits of `most` elements where the caller did not choose.
+    fn chunks(&self, rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let vocab = self.vocab();
-        let size = self.chunk.unwrap_or_else(|| (CHUNK_LOGITS / rows.max(1)).next_multiple_of(128)).max(1);
+        let size = self.chunk.unwrap_or_else(|| (most / rows.max(1)).next_multiple_of(128)).max(1);
         (0..vocab).step_by(size).map(move |first| (first, size.min(vocab - first)))
     }
 
@@ -155,11 +155,12 @@ pub fn token_logp(
     if targets.rows == 0 {
         return Ok(());
     }
-    let largest = head.chunks(targets.rows).map(|(_, columns)| columns).max().unwrap_or(0);
+    let most = CHUNK_LOGITS.min(recorder.binding() / 2);
+    let largest = head.chunks(targets.rows, most).map(|(_, columns)| columns).max().unwrap_or(0);
     let logits = recorder.alloc(targets.rows * largest)?;
     let (stats, hits, unused) = (recorder.alloc(2 * targets.rows)?, recorder.alloc(targets.n)?, recorder.alloc(1)?);
     let buffers = [&unused, &logits, &stats, &hits, lse, logp];
-    for chunk in head.chunks(targets.rows) {
+    for chunk in head.chunks(targets.rows, most) {
         chunk_logits(recorder, h, head, targets, chunk, &logits);
         record(recorder, head, targets, &Call { entry: "token_logp_chunk", buffers, chunk, groups: targets.rows });
     }
@@ -216,11 +217,12 @@ pub fn token_logp_grad(
     if rows == 0 {
         return Ok(());
     }
-    let largest = head.chunks(rows).map(|(_, columns)| columns).max().unwrap_or(0);
+    let most = CHUNK_LOGITS.min(recorder.binding() / 2);
+    let largest = head.chunks(rows, most).map(|(_, columns)| columns).max().unwrap_or(0);
     let logits = recorder.alloc(rows * largest)?;
     let unused: [Buffer; 3] = [recorder.alloc(1)?, recorder.alloc(1)?, recorder.alloc(1)?];
     let buffers = [d_logp, &logits, &unused[0], &unused[1], lse, &unused[2]];
-    for chunk in head.chunks(rows) {
+    for chunk in head.chunks(rows, most) {
         let (first, columns) = chunk;
         chunk_logits(recorder, h, head, targets, chunk, &logits);
         let groups = (rows * columns).div_ceil(128);

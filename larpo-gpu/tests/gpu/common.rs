@@ -6,11 +6,16 @@ use std::sync::OnceLock;
 /// The sizes where tiles and workgroups end.
 pub const SIZES: [usize; 14] = [1, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129];
 
-/// One adapter, opened twice.
+/// One adapter, opened three times.
 pub struct Devices {
     pub trusted: Gpu,
     pub checked: Gpu,
+    /// With bindings of [`TIGHT`] bytes at most.
+    pub tight: Gpu,
 }
+
+/// Larger tensors than this many bytes are seen in parts by the kernels of [`Devices::tight`].
+pub const TIGHT: u64 = 32 << 10;
 
 /// The devices under test; `None`, after a note, where there is no adapter.
 pub fn devices() -> Option<&'static Devices> {
@@ -28,7 +33,10 @@ pub fn devices() -> Option<&'static Devices> {
             }
         };
         let open = |checks| Gpu::open_adapter(&adapters[index], checks).expect("the adapter gives a device");
-        Some(Devices { trusted: open(Checks::Trusted), checked: open(Checks::Checked) })
+        let limits = larpo_gpu::wgpu::Limits { max_storage_buffer_binding_size: TIGHT, ..adapters[index].limits() };
+        let tight =
+            Gpu::open_with_limits(&adapters[index], limits, Checks::Checked).expect("a device with these limits");
+        Some(Devices { trusted: open(Checks::Trusted), checked: open(Checks::Checked), tight })
     });
     if devices.is_none() {
         let required = std::env::var("LARPO_REQUIRE_GPU").is_ok_and(|value| value == "1");

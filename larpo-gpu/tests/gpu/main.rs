@@ -8,6 +8,7 @@ mod common;
 mod decode;
 mod device;
 mod elementwise;
+mod limits;
 mod lists;
 mod matmul;
 mod norm;
