@@ -113,7 +113,7 @@ fn mend(source: &larpo_gpu::Error) -> &'static str {
         TooLarge { .. } => "take --device cpu",
         _ => {
             "what was computed since the last checkpoint is lost, all checkpoints are whole: a run that can go on does so with \
-             --resume_from_checkpoint latest, if need be with --device cpu"
+             --resume_from_checkpoint latest, if need be with --device cpu; with --on_device_lost retry it does so by itself"
         }
     }
 }

@@ -40,7 +40,7 @@ pub fn no_run(n: usize) -> String {
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-pub(crate) const FREE: [&str; 27] = [
+pub(crate) const FREE: [&str; 28] = [
     "cache_dir",
     "color",
     "config",
@@ -56,6 +56,7 @@ pub(crate) const FREE: [&str; 27] = [
     "log_level",
     "model_name_or_path",
     "no_cache",
+    "on_device_lost",
     "output_dir",
     "overwrite_output_dir",
     "pairwise_ranker",

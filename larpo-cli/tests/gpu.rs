@@ -3,10 +3,14 @@
 //!
 //! The adapter is the one that LARPO_ADAPTER names, else a GPU, else any; see `device`.
 
+mod common;
 mod device;
 
-use larpo_cli::gpu::GpuBackend;
+use common::*;
+
 use larpo_cli::gpu::check::{self, CaseOutcome};
+use larpo_cli::gpu::{Chosen, GpuBackend};
+use larpo_cli::stop::Stop;
 use larpo_core::Error;
 use larpo_core::backend::{Backend, DropoutSpec, NormSpec, Store, Weight};
 use larpo_core::cpu::Cpu;
@@ -305,6 +309,51 @@ fn gpu_activations_above_the_binding_limit_are_named() {
     let error = check::healthy(&backend).unwrap_err().to_string();
     let parts = ["norm", "1048832 bytes", "1048576 bytes", "--per_device_train_batch_size", "--device cpu"];
     assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+}
+
+/// A run whose device is lost goes on with another one, to the model that a run left alone ends with.
+#[test]
+fn gpu_a_run_goes_on_when_its_device_is_lost() {
+    let Some(shared) = device::backend() else { return };
+    let folder = Folder::new("device-lost");
+    let (data, model) = tiny(&folder);
+    let name = shared.gpu().info().name.clone();
+    let run = |out: &std::path::Path, extra: &[&str], lose: usize| {
+        let out_name = out.display().to_string();
+        let words = align(&data, &model, &out_name, extra);
+        let line = std::iter::once("larpo").chain(words);
+        let cli = larpo_cli::args::parse(line).unwrap();
+        let command = cli.command().unwrap();
+        let left = std::sync::atomic::AtomicUsize::new(lose);
+        let open = || {
+            let gpu = larpo_gpu::Gpu::open(&larpo_gpu::Choice::Named(name.clone())).unwrap();
+            let device = gpu.device().clone();
+            if left.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+                let nth = left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+                // In the first iteration, and in the second one.
+                let sign = out.join(if nth == lose { "iteration-1/checkpoint-5" } else { "iteration-2/metrics.jsonl" });
+                std::thread::spawn(move || {
+                    wait_for("a sign of life", || sign.exists());
+                    device.destroy();
+                });
+            }
+            Ok(Chosen::Gpu(GpuBackend::new(&gpu).unwrap()))
+        };
+        let result = larpo_cli::cmd::run_on_opened(open, command, &cli.settings, &Stop::default());
+        (result, left.into_inner())
+    };
+    let alone = folder.path("alone");
+    run(&alone, &[], 0).0.unwrap();
+    // Without the flag it ends there, with its checkpoint.
+    let stopped = folder.path("stopped");
+    let error = run(&stopped, &[], 1).0.unwrap_err().to_string();
+    assert!(error.contains("lost") && error.contains("--on_device_lost retry"), "{error}");
+    assert!(stopped.join("iteration-1/checkpoint-5").exists());
+    let lost = folder.path("lost");
+    let (result, left) = run(&lost, &["--on_device_lost", "retry"], 2);
+    result.unwrap();
+    assert_eq!(left, 0, "the device was lost");
+    assert_same(&results(&alone), &results(&lost), "device lost");
 }
 
 /// A tensor that one buffer cannot hold is refused, and named.

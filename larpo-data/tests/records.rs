@@ -104,7 +104,14 @@ fn ultrafeedback_rows_are_lists_with_mean_ratings() {
     assert_eq!(rows[0].rewards, [11.0 / 3.0, 5.0, 1.5]);
     let unrated =
         row.replace("\"fine-grained_score\": 1.5, \"overall_score\": 7.0, \"response\": \"\"", "\"response\": \"\"");
-    refused(&unrated, &[":1: ", "`completions[2].annotations`", "a number"]);
+    refused(&unrated, &[":1: ", "`completions[2].annotations`", "a number", "--on_bad_row skip"]);
+    // Another scale is not put beside ratings; where there is nothing else it serves.
+    refused(
+        &row.replace("\"fine-grained_score\": 1.5, ", ""),
+        &["`completions[2].annotations`", "as other completions"],
+    );
+    let overall = r#"{"instruction": "a", "completions": [{"response": "b", "overall_score": 7}, {"response": "c", "annotations": {"helpfulness": {"Rating": "N/A"}}, "overall_score": "9"}]}"#;
+    assert_eq!(lists("data.jsonl", overall).1[0].rewards, [7.0, 9.0]);
     refused(
         r#"{"instruction": "a", "completions": [{"response": null, "overall_score": 1}]}"#,
         &["`completions[0].response`", "null"],

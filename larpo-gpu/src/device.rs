@@ -163,12 +163,12 @@ impl Gpu {
         let gpu = Self::from_device(device, queue, checks);
         let (on_error, on_loss) = (gpu.0.fault.clone(), gpu.0.fault.clone());
         gpu.0.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            keep_first(&on_error, Error::Driver(error.to_string()));
+            let mut fault = on_error.lock().unwrap_or_else(PoisonError::into_inner);
+            fault.get_or_insert(Error::Driver(error.to_string()));
         }));
-        gpu.0.device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                keep_first(&on_loss, Error::Lost(message));
-            }
+        gpu.0.device.set_device_lost_callback(move |_, message| {
+            // Whatever else was reported followed from it.
+            *on_loss.lock().unwrap_or_else(PoisonError::into_inner) = Some(Error::Lost(message));
         });
         Ok(gpu)
     }
@@ -234,8 +234,4 @@ impl fmt::Display for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&line(&self.0.info))
     }
-}
-
-fn keep_first(fault: &Fault, error: Error) {
-    fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
 }

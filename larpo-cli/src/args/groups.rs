@@ -208,6 +208,9 @@ pub struct TrainArgs {
     /// yet), or a folder of a checkpoint; all other flags as before
     #[arg(long, value_name = "latest|DIR", conflicts_with = "overwrite_output_dir", help_heading = "Checkpoints")]
     pub resume_from_checkpoint: Option<ResumeFrom>,
+    /// What becomes of the run when the GPU is lost (a driver that was reset, a laptop that slept)
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnDeviceLost::Stop, help_heading = "Checkpoints")]
+    pub on_device_lost: OnDeviceLost,
 }
 
 /// A low-rank adapter that is trained in place of the model's weights, under TRL's names.

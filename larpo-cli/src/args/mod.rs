@@ -198,6 +198,22 @@ impl Command {
         matches!(self, Command::Sft(_) | Command::Train(_) | Command::Reward(_) | Command::Align(_))
     }
 
+    /// The command that goes on with this one's run from its last checkpoint, where `--on_device_lost retry` asks for it.
+    pub(crate) fn after_device_loss(&self) -> Option<Self> {
+        let mut command = self.clone();
+        let (train, overwrite) = match &mut command {
+            Command::Sft(a) => (&mut a.train, &mut a.overwrite_output_dir),
+            Command::Train(a) => (&mut a.train, &mut a.overwrite_output_dir),
+            Command::Reward(a) => (&mut a.train, &mut a.overwrite_output_dir),
+            Command::Align(a) => (&mut a.train, &mut a.overwrite_output_dir),
+            _ => return None,
+        };
+        let asked = train.on_device_lost == OnDeviceLost::Retry;
+        train.resume_from_checkpoint = Some(crate::resume::ResumeFrom::Latest);
+        *overwrite = false;
+        asked.then_some(command)
+    }
+
     /// Whether the verb computes with a model on the device that `--device` chooses. `bench` and `gpu` have one of their own.
     pub fn computes(&self) -> bool {
         !matches!(

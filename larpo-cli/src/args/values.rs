@@ -47,6 +47,16 @@ pub enum Reference {
     Initial,
 }
 
+/// What becomes of a run whose device is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum OnDeviceLost {
+    /// it ends, and can be gone on with
+    Stop,
+    /// the device is opened again, and the run goes on from its last checkpoint
+    Retry,
+}
+
 /// Which part of the data to use when `--validation_fraction` holds some back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

@@ -38,8 +38,16 @@ pub fn run(args: &GpuArgs) -> Result<Value> {
 /// `limits` (bytes, and counts of invocations and buffers) and `features`.
 fn list() -> Value {
     let adapters = Adapter::all();
-    let mut table =
-        Table::new(["adapter", "kind", "backend", "driver", "largest buffer", "a binding", "workgroup memory", "features"]);
+    let mut table = Table::new([
+        "adapter",
+        "kind",
+        "backend",
+        "driver",
+        "largest buffer",
+        "a binding",
+        "workgroup memory",
+        "features",
+    ]);
     let mut objects = Vec::new();
     for (number, adapter) in adapters.iter().enumerate() {
         let (info, limits) = (adapter.info(), adapter.limits());

@@ -38,6 +38,7 @@ use larpo_core::backend::Backend;
 use larpo_core::cpu::{Cpu, par};
 use serde_json::Value;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Does what a command line asks for: a JSON object, or a text that is to be printed as it is.
 ///
@@ -76,14 +77,57 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
 /// Runs a verb on the device that is asked for; no other place chooses a backend.
 fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value> {
     let device = if command.computes() { command.common().device } else { Device::Cpu };
-    match choose(device)? {
-        Chosen::Cpu => run_on(&Cpu::new(), command, settings, stop),
-        Chosen::Gpu(backend) => {
-            let result = run_on(&backend, command, settings, stop);
-            debug!("{:?}", backend.stats());
-            // What else the verb reports followed from it.
-            healthy(&backend).and(result)
+    run_on_opened(|| choose(device), command, settings, stop)
+}
+
+/// A device that works for so long again after it was lost was worth opening.
+const WORKED: Duration = Duration::from_secs(600);
+/// Times that a device is opened again without having [`WORKED`] in between.
+const RETRIES: u32 = 5;
+/// Time that a driver is given to come back, as often as it was lost.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Runs a verb on what `open` opens. Where that is lost, and `--on_device_lost retry` is given, it is opened again and the run
+/// goes on from its last checkpoint.
+///
+/// # Errors
+/// What the verb reports.
+pub fn run_on_opened(
+    open: impl Fn() -> Result<Chosen>,
+    command: &Command,
+    settings: &Settings,
+    stop: &Stop,
+) -> Result<Value> {
+    let again = command.after_device_loss();
+    let (mut command, mut retries) = (command, 0);
+    loop {
+        let begun = Instant::now();
+        let result = match open() {
+            Ok(Chosen::Cpu) => return run_on(&Cpu::new(), command, settings, stop),
+            Ok(Chosen::Gpu(backend)) => {
+                let result = run_on(&backend, command, settings, stop);
+                debug!("{:?}", backend.stats());
+                // What else the verb reports followed from it.
+                healthy(&backend).and(result)
+            }
+            Err(error) => Err(error),
+        };
+        if begun.elapsed() >= WORKED {
+            retries = 0;
         }
+        // A driver that does not come back at once is not there for a while.
+        let lost = match &result {
+            Err(Error::Device { source: larpo_gpu::Error::Lost(_), .. }) => true,
+            result => result.is_err() && retries > 0 && begun.elapsed() < PAUSE,
+        };
+        let (Some(next), true) = (&again, lost && retries < RETRIES && !stop.requested()) else { return result };
+        if let Err(error) = result {
+            warn!("{error}");
+        }
+        retries += 1;
+        say!("--on_device_lost retry: opening it again, {retries} of at most {RETRIES} times in a row");
+        std::thread::sleep(retries * PAUSE);
+        command = next;
     }
 }
 

@@ -13,11 +13,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// Bytes that one rendering may make and look through.
-pub const BYTES: u64 = 256 << 20;
+pub const BYTES: u64 = 512 << 20;
 /// A value in a list.
-pub const NODE: u64 = 24;
+pub const NODE: u64 = 32;
 /// A value that is visited to be counted: what it takes in time.
-const VISIT: u64 = 64;
+const VISIT: u64 = 32;
+/// Values in one constant of a template.
+const CONSTANT: u64 = 10_000;
 /// Levels of lists and objects inside one another.
 const DEPTH: usize = 128;
 
@@ -46,6 +48,26 @@ pub fn spend(bytes: u64) -> Result<(), Error> {
             format!("it builds or reads more than {} MiB of texts and lists", BYTES >> 20),
         )),
     }
+}
+
+/// Counts what is constant in a template: the engine works it out while it compiles, and keeps `[1] * 1000000000` as a list
+/// that is made again wherever it is read.
+///
+/// # Errors
+/// More than [`CONSTANT`] values in one.
+pub fn check_constants(instructions: &Instructions) -> Result<(), Error> {
+    for at in 0..instructions.len() as u32 {
+        if let Some(Instruction::LoadConst(value)) = instructions.get(at) {
+            LEFT.set(CONSTANT * VISIT);
+            let checked = weigh(value, false, 0);
+            begin();
+            checked.map_err(|_| {
+                let detail = format!("a constant of more than {CONSTANT} values");
+                Error::new(ErrorKind::InvalidOperation, detail)
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The names of the functions that take the place of filters, tests and methods: `|filter`, `?test`, `.method`.
@@ -295,6 +317,12 @@ fn weigh(value: &Value, texts: bool, depth: usize) -> Result<(), Error> {
 /// Counts what a filter or method is about to make, where that may be more than what it is given.
 fn before(is_filter: bool, name: &str, values: &[Value]) -> Result<(), Error> {
     let text = |at: usize| values.get(at).and_then(Value::as_str).unwrap_or_default();
+    // Of a text, its characters.
+    let items = |value: Option<&Value>| match value.map(|value| (value.as_str(), value.len())) {
+        Some((Some(text), _)) => text.chars().count() as u64,
+        Some((None, Some(n))) => n as u64,
+        _ => 0,
+    };
     let whole = |value: &Value| value.as_i64().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     values.iter().try_for_each(|value| spend(text_length(value)))?;
     match name {
@@ -309,8 +337,7 @@ fn before(is_filter: bool, name: &str, values: &[Value]) -> Result<(), Error> {
             // A filter has the separator behind the list, a method in front of it.
             let (list, separator) = if is_filter { (0, 1) } else { (1, 0) };
             let Some(list) = values.get(list) else { return Ok(()) };
-            let items = list.as_str().map_or(list.len().unwrap_or(0), |text| text.chars().count()) as u64;
-            spend(items.saturating_mul(text(separator).len() as u64 + NODE))?;
+            spend(items(Some(list)).saturating_mul(text(separator).len() as u64 + NODE))?;
             let Ok(items) = list.try_iter() else { return Ok(()) };
             items.map(|item| item.as_str().map_or(0, str::len) as u64).try_for_each(spend)
         }
@@ -323,7 +350,19 @@ fn before(is_filter: bool, name: &str, values: &[Value]) -> Result<(), Error> {
             widths.into_iter().try_for_each(spend)?;
             values.iter().skip(1).map(whole).try_for_each(|n| if text(0).contains('*') { spend(n) } else { Ok(()) })
         }
-        "list" | "reverse" => spend(NODE * values.first().and_then(Value::len).unwrap_or(0) as u64),
+        "split" | "rsplit" => {
+            let pieces = match text(1) {
+                "" => text(0).split_whitespace().count(),
+                separator => text(0).matches(separator).count() + 1,
+            };
+            spend(2 * NODE * pieces as u64)
+        }
+        "splitlines" | "lines" => {
+            spend(2 * NODE * (1 + text(0).bytes().filter(|b| matches!(b, b'\n' | b'\r')).count()) as u64)
+        }
+        // Control characters become five or six.
+        "pprint" => spend(5 * text(0).len() as u64),
+        "list" | "reverse" => spend(NODE * items(values.first())),
         "sort" | "unique" | "min" | "max" | "groupby" | "dictsort" | "select" | "reject" | "selectattr"
         | "rejectattr" | "index" | "count" => values.iter().try_for_each(|value| weigh(value, true, 0)),
         "indent" | "batch" | "slice" => {
@@ -334,7 +373,8 @@ fn before(is_filter: bool, name: &str, values: &[Value]) -> Result<(), Error> {
                 let numbers = named.try_iter()?.filter_map(|key| named.get_item(&key).ok()).map(|value| whole(&value));
                 widest = numbers.fold(widest, u64::max);
             }
-            spend(widest.saturating_mul(lines.max(NODE)))
+            spend(widest.saturating_mul(lines.max(NODE)))?;
+            spend(if name == "indent" { 0 } else { 4 * NODE * items(values.first()) })
         }
         _ => Ok(()),
     }

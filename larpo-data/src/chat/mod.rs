@@ -21,9 +21,18 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
-/// Steps of a template's work: some ten thousand messages with a usual template.
-const FUEL: u64 = 5_000_000;
+/// Steps of a template's work: some ten thousand messages with a usual template, or a thousand where each of them looks at all.
+const FUEL: u64 = 20_000_000;
+/// Bytes of a template; those of published models have some ten thousand.
+const SOURCE: usize = 256 << 10;
+/// Time for a template to compile in; it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of the stack for one byte of a template: what it nests without brackets (`--------1`, or a thousand `elif`), the
+/// engine's parser and compiler nest too, and they limit brackets alone.
+const STACK: usize = 4 << 10;
 /// Characters between two items of JSON.
 const WIDTH: usize = 64;
 /// Templates, macros and loops inside one another.
@@ -92,13 +101,18 @@ impl ChatTemplate {
         environment.add_filter("string", |value: minijinja::Value| python::display(&value));
         let source = without_generation_marks(source);
         let fail = |error: minijinja::Error| problem(name, path, "does not compile", &error);
-        environment.add_template_owned(NAME, source).map_err(fail)?;
+        if source.len() > SOURCE {
+            let problem = format!("the chat template has {} bytes; expected {SOURCE} at most", source.len());
+            return Err(Error::Template { path: path.into(), problem });
+        }
+        let mut environment = compiled(environment, source, name, path)?;
         environment.remove_global("debug");
         let mut calls = BTreeSet::new();
         {
             let template = environment.get_template(NAME).map_err(fail)?;
             let compiled = get_compiled_template(&template);
             for instructions in [&compiled.instructions].into_iter().chain(compiled.blocks.values()) {
+                guard::check_constants(instructions).map_err(fail)?;
                 guard::calls(instructions, &mut calls);
             }
         }
@@ -278,10 +292,41 @@ fn without_generation_marks(source: &str) -> String {
     END.replace_all(&BEGIN.replace_all(source, "{%${1} if true ${2}%}"), "{%${1} endif ${2}%}").into_owned()
 }
 
+/// The environment with the template in it. The engine nests and works out constants while it compiles, without a limit of
+/// its own: this happens on a thread with room enough, which is given up when it takes too long.
+fn compiled(
+    mut environment: Environment<'static>,
+    source: String,
+    name: &str,
+    path: &Path,
+) -> Result<Environment<'static>> {
+    let problem_of = |problem: String| Error::Template { path: path.into(), problem };
+    let stack = (1 << 20) + STACK * source.len();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let compile = move || {
+        let done = environment.add_template_owned(NAME, source).map(|()| environment);
+        // Nobody waits any longer for what took too long.
+        let _ = sender.send(done);
+    };
+    std::thread::Builder::new().stack_size(stack).spawn(compile).map_err(|error| {
+        problem_of(format!("the chat template cannot be compiled: no memory for {stack} bytes of stack ({error})"))
+    })?;
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(done) => done.map_err(|error| problem(name, path, "does not compile", &error)),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(problem_of(format!("the chat template does not compile: not within {} s", PATIENCE.as_secs())))
+        }
+        Err(RecvTimeoutError::Disconnected) => Err(problem_of("the chat template makes its compiler fail".into())),
+    }
+}
+
 fn problem(name: &str, path: &Path, what: &str, error: &minijinja::Error) -> Error {
     let line = error.line().map_or_else(String::new, |line| format!(" in line {line}"));
     // The reason alone: the rest of the library's message names its own places.
-    let reason = error.detail().map_or_else(|| error.kind().to_string(), String::from);
+    let reason = match error.kind() {
+        ErrorKind::OutOfFuel => format!("it is not done after {FUEL} steps"),
+        kind => error.detail().map_or_else(|| kind.to_string(), String::from),
+    };
     let named = if name == DEFAULT { String::new() } else { format!(" `{name}`") };
     Error::Template { path: path.into(), problem: format!("the chat template{named} {what}{line}: {reason}") }
 }
@@ -299,6 +344,8 @@ fn raise_exception(message: String) -> std::result::Result<String, minijinja::Er
 
 fn strftime_now(format: &str) -> std::result::Result<String, minijinja::Error> {
     use std::fmt::Write as _;
+    // A time has some forty characters at most.
+    guard::spend(64 * format.len() as u64)?;
     let mut text = String::new();
     match write!(text, "{}", chrono::Local::now().format(format)) {
         Ok(()) => Ok(text),

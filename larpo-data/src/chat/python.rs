@@ -24,6 +24,13 @@ fn too_deep() -> Error {
     Error::new(ErrorKind::InvalidOperation, "a value is nested too deeply")
 }
 
+/// Bytes of a text at most once it is escaped.
+fn escaped_length(text: &str) -> u64 {
+    let escaped =
+        text.bytes().filter(|&b| b < b' ' || b >= 0x7f || matches!(b, b'"' | b'\'' | b'\\' | b'<' | b'>' | b'&'));
+    (text.len() + 5 * escaped.count()) as u64
+}
+
 /// `repr(value)`.
 fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > DEPTH {
@@ -36,7 +43,7 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         ValueKind::Number => out.push_str(&number(value)),
         ValueKind::String => {
             let text = value.as_str().unwrap_or_default();
-            spend(text.len() as u64)?;
+            spend(escaped_length(text))?;
             quoted(out, text);
         }
         ValueKind::Seq | ValueKind::Iterable => {
@@ -163,7 +170,7 @@ impl Json {
             }),
             ValueKind::String => {
                 let text = value.as_str().unwrap_or_default();
-                spend(text.len() as u64)?;
+                spend(escaped_length(text))?;
                 self.text(out, text);
             }
             ValueKind::Seq | ValueKind::Iterable => {

@@ -116,7 +116,11 @@ impl Reader<'_> {
             (None, None) => self.fail(field, "the field is missing", format!("Add it, for example \"{field}\": 256")),
             (Some(value), _) => match value.as_u64().filter(|&n| n > 0 && n < 1 << 31) {
                 Some(n) => Ok(n as usize),
-                None => self.fail(field, format!("expected a positive whole number, found {value}"), "Correct it"),
+                None => self.fail(
+                    field,
+                    format!("expected a whole number from 1 to 2147483647, found {value}"),
+                    "Correct it",
+                ),
             },
         }
     }

@@ -66,9 +66,10 @@ impl Renderer<'_> {
             }
         };
         let (prompt, responses) = rendered.map_err(|error| match error {
-            Error::Template { problem, .. } => {
+            Error::Template { path, problem } => {
                 let mend = "Correct its turns, or use a model whose template takes them";
-                row.error(field, "a conversation that the chat template takes", problem, mend)
+                let found = format!("one with which {} ends in an error: {problem}", path.display());
+                row.error(field, "a conversation that the chat template takes", found, mend)
             }
             other => other,
         })?;

@@ -9,22 +9,31 @@ use serde_json::{Map, Value};
 
 /// An UltraFeedback row: `instruction` and `completions`, each with a `response` and the ratings of several aspects. The
 /// instruction and a newline are the prompt, as of GSM8K's questions. A reward is the mean of the ratings that are numbers:
-/// some are "N/A", and `overall_score` was wrong for thousands of completions when it was published. Without ratings it is
-/// `fine-grained_score`, or else `overall_score`.
+/// some are "N/A". Without any it is `fine-grained_score`, which is that mean as it was published. `overall_score`, which is on
+/// another scale and was wrong for thousands of completions when it was published, serves where no completion of the row has
+/// either.
 pub(super) fn ultrafeedback(index: usize, row: &Row) -> Result<Ranked> {
     let example = r#"[{"response": "4", "annotations": {"helpfulness": {"Rating": "5"}}}, {"response": "5", "overall_score": 1}]"#;
     let mut list = CandidateList { prompt: format!("{}\n", row.string("instruction")?), ..CandidateList::default() };
-    for (i, completion) in objects(row, "completions", example)?.into_iter().enumerate() {
+    let completions = objects(row, "completions", example)?;
+    // Of all of them the same scale.
+    let scales: [fn(&Map<String, Value>) -> Option<f64>; 2] =
+        [|c| mean_rating(c).or_else(|| score(c.get("fine-grained_score")?)), |c| score(c.get("overall_score")?)];
+    let scale = scales.into_iter().find(|scale| completions.iter().any(|c| scale(c).is_some()));
+    for (i, completion) in completions.into_iter().enumerate() {
         let at = |field: &str| format!("completions[{i}].{field}");
         list.responses.push(text(row, completion, "response", &at("response"))?);
-        let Some(reward) = rating(completion) else {
-            let expected = "a rating that is a number, or a `fine-grained_score` or an `overall_score`";
-            let found = completion.get("annotations").map_or("none".into(), describe);
+        let Some(reward) = scale.and_then(|scale| scale(completion)) else {
+            let expected = match scale {
+                Some(_) => "a rating that is a number, or a `fine-grained_score`, as other completions of the row have",
+                None => "a rating that is a number, or a `fine-grained_score` or an `overall_score`",
+            };
+            let found = completion.get("annotations").map_or("none".into(), Value::to_string);
             return Err(row.error(
                 at("annotations"),
                 expected,
                 found,
-                "Rate the completion, or delete it from the row",
+                "Rate the completion, or delete it from the row; --on_bad_row skip leaves such rows out",
             ));
         };
         list.rewards.push(reward);
@@ -32,19 +41,19 @@ pub(super) fn ultrafeedback(index: usize, row: &Row) -> Result<Ranked> {
     Ok(Ranked { index, line: row.line, list })
 }
 
-/// Mean rating of a completion.
-fn rating(completion: &Map<String, Value>) -> Option<f64> {
-    // The ratings are numbers in quotes.
-    let value = |value: &Value| match value {
+/// A score; the ratings are numbers in quotes.
+fn score(value: &Value) -> Option<f64> {
+    match value {
         Value::String(text) => text.trim().parse().ok().filter(|x: &f64| x.is_finite()),
         other => number(other),
-    };
-    let aspects = completion.get("annotations").and_then(Value::as_object).into_iter().flat_map(Map::values);
-    let ratings: Vec<f64> = aspects.filter_map(|aspect| value(aspect.get("Rating")?)).collect();
-    match ratings.is_empty() {
-        false => Some(ratings.iter().sum::<f64>() / ratings.len() as f64),
-        true => ["fine-grained_score", "overall_score"].iter().find_map(|name| value(completion.get(*name)?)),
     }
+}
+
+/// Mean of a completion's ratings that are numbers.
+fn mean_rating(completion: &Map<String, Value>) -> Option<f64> {
+    let aspects = completion.get("annotations").and_then(Value::as_object).into_iter().flat_map(Map::values);
+    let ratings: Vec<f64> = aspects.filter_map(|aspect| score(aspect.get("Rating")?)).collect();
+    (!ratings.is_empty()).then(|| ratings.iter().sum::<f64>() / ratings.len() as f64)
 }
 
 /// A Nectar row: `prompt`, a dialogue that ends in `Assistant: `, and `answers`, each with its `answer` and its `rank`, 1 for
