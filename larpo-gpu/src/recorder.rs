@@ -54,6 +54,9 @@ struct Page {
     group: wgpu::BindGroup,
 }
 
+/// What a bind group binds: a layout, and of each buffer its name, the first byte and the number of bytes.
+type Bound = (usize, Vec<[u64; 3]>);
+
 /// Records kernels into one open compute pass. Nothing runs before a submission, which comes when the estimated run time
 /// passes a bound, when something is read, or by [`Recorder::submit`].
 ///
@@ -71,7 +74,7 @@ pub struct Recorder {
     page: Option<Page>,
     full_pages: Vec<(Page, Vec<u8>)>,
     free_pages: Vec<Page>,
-    bind_groups: RefCell<HashMap<(usize, Vec<[u64; 3]>), wgpu::BindGroup>>,
+    bind_groups: RefCell<HashMap<Bound, wgpu::BindGroup>>,
     pipelines: HashMap<(usize, &'static str), Arc<Pipeline>>,
     last_pipeline: Option<Arc<Pipeline>>,
     /// Buffers of other recorders in use by what is recorded: they must not be used again before it is submitted.

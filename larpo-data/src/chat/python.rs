@@ -27,7 +27,7 @@ fn too_deep() -> Error {
 /// Bytes of a text at most once it is escaped.
 fn escaped_length(text: &str) -> u64 {
     let escaped =
-        text.bytes().filter(|&b| b < b' ' || b >= 0x7f || matches!(b, b'"' | b'\'' | b'\\' | b'<' | b'>' | b'&'));
+        text.bytes().filter(|b| !(b' '..0x7f).contains(b) || matches!(b, b'"' | b'\'' | b'\\' | b'<' | b'>' | b'&'));
     (text.len() + 5 * escaped.count()) as u64
 }
 

@@ -17,16 +17,15 @@ pub(super) fn ultrafeedback(index: usize, row: &Row) -> Result<Ranked> {
     let mut list = CandidateList { prompt: format!("{}\n", row.string("instruction")?), ..CandidateList::default() };
     let completions = objects(row, "completions", example)?;
     // Of all of them the same scale.
-    let scales: [fn(&Map<String, Value>) -> Option<f64>; 2] =
-        [|c| mean_rating(c).or_else(|| score(c.get("fine-grained_score")?)), |c| score(c.get("overall_score")?)];
-    let scale = scales.into_iter().find(|scale| completions.iter().any(|c| scale(c).is_some()));
+    let rated = completions.iter().any(|completion| rating(completion).is_some());
+    let value = |completion| if rated { rating(completion) } else { score_of(completion, "overall_score") };
     for (i, completion) in completions.into_iter().enumerate() {
         let at = |field: &str| format!("completions[{i}].{field}");
         list.responses.push(text(row, completion, "response", &at("response"))?);
-        let Some(reward) = scale.and_then(|scale| scale(completion)) else {
-            let expected = match scale {
-                Some(_) => "a rating that is a number, or a `fine-grained_score`, as other completions of the row have",
-                None => "a rating that is a number, or a `fine-grained_score` or an `overall_score`",
+        let Some(reward) = value(completion) else {
+            let expected = match rated {
+                true => "a rating that is a number, or a `fine-grained_score`, as other completions of the row have",
+                false => "a rating that is a number, or a `fine-grained_score` or an `overall_score`",
             };
             let found = completion.get("annotations").map_or("none".into(), Value::to_string);
             return Err(row.error(
@@ -41,19 +40,26 @@ pub(super) fn ultrafeedback(index: usize, row: &Row) -> Result<Ranked> {
     Ok(Ranked { index, line: row.line, list })
 }
 
-/// A score; the ratings are numbers in quotes.
-fn score(value: &Value) -> Option<f64> {
+/// A number; the ratings stand in quotes.
+fn value_of(value: &Value) -> Option<f64> {
     match value {
         Value::String(text) => text.trim().parse().ok().filter(|x: &f64| x.is_finite()),
         other => number(other),
     }
 }
 
-/// Mean of a completion's ratings that are numbers.
-fn mean_rating(completion: &Map<String, Value>) -> Option<f64> {
+fn score_of(completion: &Map<String, Value>, field: &str) -> Option<f64> {
+    value_of(completion.get(field)?)
+}
+
+/// Mean of a completion's ratings that are numbers, or that mean as it was published.
+fn rating(completion: &Map<String, Value>) -> Option<f64> {
     let aspects = completion.get("annotations").and_then(Value::as_object).into_iter().flat_map(Map::values);
-    let ratings: Vec<f64> = aspects.filter_map(|aspect| score(aspect.get("Rating")?)).collect();
-    (!ratings.is_empty()).then(|| ratings.iter().sum::<f64>() / ratings.len() as f64)
+    let ratings: Vec<f64> = aspects.filter_map(|aspect| value_of(aspect.get("Rating")?)).collect();
+    match ratings.is_empty() {
+        false => Some(ratings.iter().sum::<f64>() / ratings.len() as f64),
+        true => score_of(completion, "fine-grained_score"),
+    }
 }
 
 /// A Nectar row: `prompt`, a dialogue that ends in `Assistant: `, and `answers`, each with its `answer` and its `rank`, 1 for
