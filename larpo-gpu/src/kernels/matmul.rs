@@ -216,14 +216,20 @@ pub fn matmul_as(
                 let b = b.part((first_k, k), (first_n, n));
                 let c = c.part((first_m, m), (first_n, n));
                 let store = if first_k == 0 { store } else { Store::Add };
-                let bias = bias.filter(|_| first_k == 0).map(|bias| bias.part(first_n..first_n + n));
+                let bias = bias.filter(|_| first_k == 0).map(|bias| (bias, first_n));
                 record(recorder, variant, [a, b, c], bias, store);
             }
         }
     }
 }
 
-fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3], bias: Option<View<'_>>, store: Store) {
+fn record(
+    recorder: &mut Recorder,
+    variant: Variant,
+    [a, b, c]: [Matrix<'_>; 3],
+    bias: Option<(&Buffer, usize)>,
+    store: Store,
+) {
     let (m, n, k) = (c.rows, c.columns, a.columns);
     let (single, half, tiles_n, groups) = match variant {
         Variant::Tile64 => (&TILE_64, &TILE_64_BF16, n.div_ceil(64), m.div_ceil(64) * n.div_ceil(64)),
@@ -235,6 +241,7 @@ fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3],
         Weight::Bf16(_) => half,
     };
     let none = recorder.none();
+    let (bias_view, bias_at) = bias.map_or((slot(&none), 0), |(bias, at)| (slot(bias), at));
     let most = recorder.binding();
     a.single("the left operand");
     c.single("a result");
@@ -242,7 +249,7 @@ fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3],
     recorder.record(&Dispatch {
         shader,
         entry: shader.entries[0],
-        buffers: &[a_view, b_view, bias.unwrap_or(slot(&none)), c_view],
+        buffers: &[a_view, b_view, bias_view, c_view],
         params: &[
             word(m),
             word(n),
@@ -258,6 +265,7 @@ fn record(recorder: &mut Recorder, variant: Variant, [a, b, c]: [Matrix<'_>; 3],
             word(c.row),
             store.flag(),
             u32::from(bias.is_some()),
+            word(bias_at),
         ],
         groups: groups as u64,
         work: 2.0 * m as f64 * n as f64 * k as f64 + BYTE * 4.0 * (m * n) as f64,

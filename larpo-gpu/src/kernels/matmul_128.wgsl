@@ -19,6 +19,7 @@ struct Params {
     c_row: u32,
     add: u32,  // 1: C += result
     bias: u32, // 1: there is a bias
+    bias_at: u32,
 }
 
 @group(0) @binding(0) var<storage, read> a: array<f32>;
@@ -57,7 +58,7 @@ fn put(i: u32, j: u32, value: f32) {
         let at = p.c_at + i * p.c_row + j;
         var result = value;
         if p.bias == 1u {
-            result += bias[j];
+            result += bias[p.bias_at + j];
         }
         if p.add == 1u {
             result += c[at];

@@ -68,7 +68,7 @@ fn gpu_products_of_parts() {
                     // Where nothing else is too large, one more operation is.
                     let large = r.alloc(MOST + 1)?;
                     elementwise::fill(r, &large, 1.0);
-                    matmul_as(r, variant, a, b, (l == 1).then_some(&bias), Matrix::at(&c, skip, m, n), store);
+                    matmul_as(r, variant, a, b, (l < 2).then_some(&bias), Matrix::at(&c, skip, m, n), store);
                     Ok(vec![c, large])
                 });
             }
