@@ -221,10 +221,11 @@ fn fields_that_change_the_arithmetic_are_refused_by_name() {
 
 #[test]
 fn malformed_fields_are_named_with_what_was_expected() {
-    let cases: [(&str, Value, &str); 11] = [
+    let cases: [(&str, Value, &str); 12] = [
         ("hidden_size", Value::Null, "missing"),
-        ("hidden_size", json!(-6), "positive whole number, found -6"),
-        ("hidden_size", json!("6"), "positive whole number, found \"6\""),
+        ("hidden_size", json!(-6), "whole number from 1 to 2147483647, found -6"),
+        ("hidden_size", json!(1_u64 << 40), "whole number from 1 to 2147483647, found 1099511627776"),
+        ("hidden_size", json!("6"), "whole number from 1 to 2147483647, found \"6\""),
         ("num_key_value_heads", json!(3), "3 does not divide the 2 heads"),
         ("head_dim", json!(3), "3 is odd"),
         ("rms_norm_eps", json!(0), "positive number, found 0"),
