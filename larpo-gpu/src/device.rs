@@ -4,6 +4,7 @@ use crate::Error;
 use crate::shader::{Checks, Pipelines};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use wgpu::DeviceType;
 
 /// One adapter of this machine.
@@ -111,6 +112,9 @@ pub fn choose(infos: &[wgpu::AdapterInfo], choice: &Choice) -> Result<usize, Err
     };
     index.ok_or_else(|| Error::NoAdapter { wanted: choice.to_string(), found: infos.iter().map(line).collect() })
 }
+
+/// How long a device that failed is given to tell whether it was lost.
+const LOSS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the driver reported outside of any call that could have returned it.
 pub(crate) type Fault = Arc<Mutex<Option<Error>>>;
@@ -221,12 +225,26 @@ impl Gpu {
         &self.0.pipelines
     }
 
-    /// Whether the device is well: what its driver reported first outside of any call that could have returned it.
+    /// Whether the device is well: what its driver reported first outside of any call that could have returned it, or that
+    /// the device was lost.
     ///
     /// # Errors
     /// [`Error::Lost`], [`Error::Driver`].
     pub fn fault(&self) -> Result<(), Error> {
-        self.0.fault.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+        let known = || self.0.fault.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(Error::Driver(_)) = known() {
+            // On a lost device calls fail before it tells of its loss, which it does when it is asked for finished work.
+            let all = wgpu::PollType::Wait { submission_index: None, timeout: Some(LOSS_PATIENCE) };
+            let _ = self.device().poll(all);
+        }
+        known().map_or(Ok(()), Err)
+    }
+
+    /// Keeps what a call failed with, and gives back what is behind it: perhaps a lost device.
+    pub(crate) fn failed(&self, error: impl fmt::Display) -> Error {
+        let error = Error::Driver(error.to_string());
+        self.0.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+        self.fault().err().unwrap_or(error)
     }
 }
 

@@ -224,15 +224,15 @@ impl Recorder {
         });
         let waited = self.gpu.device().poll(wgpu::PollType::wait_indefinitely());
         self.gpu.fault()?;
-        waited.map_err(|error| Error::Driver(error.to_string()))?;
+        waited.map_err(|error| self.gpu.failed(error))?;
         // Another thread may be the one that found the work done; its call of the closure is on its way.
         match receiver.recv() {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(Error::Driver(error.to_string())),
-            Err(_) => return Err(Error::Driver("the device did not finish".into())),
+            Ok(Err(error)) => return Err(self.gpu.failed(error)),
+            Err(_) => return Err(self.gpu.failed("the device did not finish")),
         }
         let data = {
-            let view = staging.get_mapped_range(..bytes).map_err(|error| Error::Driver(error.to_string()))?;
+            let view = staging.get_mapped_range(..bytes).map_err(|error| self.gpu.failed(error))?;
             bytemuck::pod_collect_to_vec(&view[..])
         };
         staging.unmap();

@@ -245,3 +245,30 @@ fn gpu_nothing_is_nothing() {
     });
     assert!(got.is_none_or(|got| got == [vec![]]));
 }
+
+/// Whatever call meets it first, and whatever the driver says of that call, a loss is told as one.
+#[test]
+fn gpu_a_lost_device_is_known_as_lost() {
+    let Some(devices) = devices() else { return };
+    let name = devices.trusted.info().name.clone();
+    for moment in 0..4 {
+        let gpu = Gpu::open(&Choice::Named(name.clone())).unwrap();
+        let mut recorder = Recorder::new(&gpu).unwrap();
+        let x = recorder.upload(&[1.0f32; 1000]).unwrap();
+        let step = |recorder: &mut Recorder, step: usize| {
+            if step == moment {
+                gpu.device().destroy();
+            }
+            match step {
+                0 => drop(recorder.upload(&[2.0f32; 5000])),
+                1 => scale(recorder, &x, &x),
+                2 => recorder.submit(),
+                _ => {}
+            }
+        };
+        (0..4).for_each(|at| step(&mut recorder, at));
+        let error = recorder.read(&x).unwrap_err();
+        assert!(matches!(error, Error::Lost(_)), "lost before call {moment}: {error}");
+        assert!(matches!(gpu.fault(), Err(Error::Lost(_))), "lost before call {moment}");
+    }
+}
