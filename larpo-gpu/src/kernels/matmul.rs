@@ -32,6 +32,9 @@ pub static TILE_128: Shader = shader!("matmul_128", "f32", "");
 /// Without shared memory: for CPU adapters.
 pub static DIRECT: Shader = shader!("matmul_direct", "f32", "");
 
+/// Eight rows at a time: for few rows, as decoding has.
+pub static SKINNY: Shader = shader!("matmul_skinny", "f32", "");
+
 /// [`TILE_64`] with a right operand in bfloat16.
 pub static TILE_64_BF16: Shader = shader!("matmul_64", "bf16", "_bf16");
 
@@ -40,6 +43,12 @@ pub static TILE_128_BF16: Shader = shader!("matmul_128", "bf16", "_bf16");
 
 /// [`DIRECT`] with a right operand in bfloat16.
 pub static DIRECT_BF16: Shader = shader!("matmul_direct", "bf16", "_bf16");
+
+/// [`SKINNY`] with a right operand in bfloat16.
+pub static SKINNY_BF16: Shader = shader!("matmul_skinny", "bf16", "_bf16");
+
+/// Rows up to which [`Variant::Skinny`] is taken: it loads the right operand once for eight of them.
+const SKINNY_ROWS: usize = 16;
 
 /// The ways to compute a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,21 +59,27 @@ pub enum Variant {
     Tile128,
     /// [`DIRECT`]
     Direct,
+    /// [`SKINNY`]
+    Skinny,
 }
 
 impl Variant {
     /// Every variant.
-    pub const ALL: [Self; 3] = [Self::Tile64, Self::Tile128, Self::Direct];
+    pub const ALL: [Self; 4] = [Self::Tile64, Self::Tile128, Self::Direct, Self::Skinny];
 
-    /// The variant for a result `(m, n)` on the recorder's adapter: large tiles move less memory, small ones keep more of the
-    /// device busy.
-    pub fn choose(recorder: &Recorder, m: usize, n: usize) -> Self {
+    /// The variant for `a · b` on the recorder's adapter: large tiles move less memory, small ones keep more of the device busy,
+    /// and of few rows most of a tile would be empty.
+    pub fn choose(recorder: &Recorder, a: &Matrix, b: &Matrix) -> Self {
+        let (m, n) = (a.rows, b.columns);
+        // Neighbours along k must be neighbours in memory.
+        let skinny = m <= SKINNY_ROWS && b.row == 1;
         // As many large tiles as a mid-size GPU has processors.
         let large = m.div_ceil(128) * n.div_ceil(128) >= 64 && m >= 128 && n >= 128;
-        match (recorder.gpu().is_cpu(), large) {
-            (true, _) => Self::Direct,
-            (false, true) => Self::Tile128,
-            (false, false) => Self::Tile64,
+        match recorder.gpu().is_cpu() {
+            true => Self::Direct,
+            false if skinny => Self::Skinny,
+            false if large => Self::Tile128,
+            false => Self::Tile64,
         }
     }
 }
@@ -174,7 +189,7 @@ impl<'a> Matrix<'a> {
 /// On shapes that do not fit, a transposed `c`, and a `c` in the buffer of an operand.
 #[track_caller]
 pub fn matmul(recorder: &mut Recorder, a: Matrix, b: Matrix, bias: Option<&Buffer>, c: Matrix, store: Store) {
-    let variant = Variant::choose(recorder, c.rows, c.columns);
+    let variant = Variant::choose(recorder, &a, &b);
     matmul_as(recorder, variant, a, b, bias, c, store);
 }
 
@@ -234,6 +249,7 @@ fn record(
     let (single, half, tiles_n, groups) = match variant {
         Variant::Tile64 => (&TILE_64, &TILE_64_BF16, n.div_ceil(64), m.div_ceil(64) * n.div_ceil(64)),
         Variant::Tile128 => (&TILE_128, &TILE_128_BF16, n.div_ceil(128), m.div_ceil(128) * n.div_ceil(128)),
+        Variant::Skinny => (&SKINNY, &SKINNY_BF16, n.div_ceil(4), m.div_ceil(8) * n.div_ceil(4)),
         Variant::Direct => (&DIRECT, &DIRECT_BF16, n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)),
     };
     let shader = match b.numbers {

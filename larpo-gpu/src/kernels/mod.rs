@@ -40,6 +40,8 @@ pub static ALL: &[&Shader] = &[
     &matmul::TILE_64_BF16,
     &matmul::TILE_128_BF16,
     &matmul::DIRECT_BF16,
+    &matmul::SKINNY,
+    &matmul::SKINNY_BF16,
     &elementwise::SHADER,
     &activation::SHADER,
     &gather::SHADER,

@@ -99,6 +99,11 @@ fn gpu_matmul_direct() {
     cases(Variant::Direct);
 }
 
+#[test]
+fn gpu_matmul_skinny() {
+    cases(Variant::Skinny);
+}
+
 /// Parts of larger matrices, as the chunks of a vocabulary are.
 #[test]
 fn gpu_matmul_of_parts() {
