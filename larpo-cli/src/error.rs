@@ -43,6 +43,8 @@ pub enum Error {
         device: String,
         /// What happened to it.
         source: larpo_gpu::Error,
+        /// What to do about it, where more is known than the failure.
+        mend: Option<String>,
     },
     /// A request that cannot be met, with the mend.
     Request(String),
@@ -92,14 +94,15 @@ impl fmt::Display for Error {
             Self::Data(error) => error.fmt(f),
             Self::Core(error) => error.fmt(f),
             Self::Io { path, action, source } => write!(f, "cannot {action} {}: {source}", path.display()),
-            Self::Device { device, source } => write!(f, "{device}: {source}; {}", mend(source)),
+            Self::Device { device, source, mend: Some(mend) } => write!(f, "{device}: {source}; {mend}"),
+            Self::Device { device, source, mend: None } => write!(f, "{device}: {source}; {}", usual_mend(source)),
             Self::Request(message) | Self::Interrupted(message) => f.write_str(message),
         }
     }
 }
 
 /// What to do about a device that failed.
-fn mend(source: &larpo_gpu::Error) -> &'static str {
+fn usual_mend(source: &larpo_gpu::Error) -> &'static str {
     use larpo_gpu::Error::{Binding, OutOfMemory, TooLarge};
     match source {
         OutOfMemory { .. } => {

@@ -36,6 +36,14 @@ pub fn shows(level: Level) -> bool {
     level as u8 <= LEVEL.load(Ordering::Relaxed)
 }
 
+/// Does something whose messages were told before: only errors are shown.
+pub fn quietly<T>(work: impl FnOnce() -> T) -> T {
+    let level = LEVEL.swap(Level::Error as u8, Ordering::Relaxed);
+    let result = work();
+    LEVEL.store(level, Ordering::Relaxed);
+    result
+}
+
 /// Writes a line, if its level is shown.
 pub fn line(level: Level, text: fmt::Arguments) {
     if shows(level) {

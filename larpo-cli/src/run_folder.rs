@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// What a run is and where it goes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct RunRequest<'a> {
     /// The verb.
     pub verb: &'a str,
@@ -26,6 +26,8 @@ pub struct RunRequest<'a> {
     pub from: Option<&'a ResumeFrom>,
     /// What it reads, by flag.
     pub inputs: &'a [(&'a str, &'a Path)],
+    /// What computes ([`larpo_core::backend::Backend::name`]).
+    pub device: String,
 }
 
 /// The folder, locked while this value lives.
@@ -45,7 +47,7 @@ impl<'a> RunFolder<'a> {
     /// Another run at work in it; an earlier run that is neither gone on with nor replaced; flags or inputs that differ from
     /// those that the run began with; a folder that cannot be written to.
     pub fn open(request: &RunRequest<'a>) -> Result<Self> {
-        let RunRequest { folder, settings, from, .. } = *request;
+        let &RunRequest { folder, settings, from, .. } = request;
         let paths: Vec<&Path> = request.inputs.iter().map(|(_, path)| *path).collect();
         let output = match from {
             None => OutputDir::check(folder, request.overwrite, &paths)?,
@@ -56,7 +58,8 @@ impl<'a> RunFolder<'a> {
                 OutputDir::go_on(folder)?
             }
         };
-        let record = RunRecord::new(request.verb, settings, request.inputs)?;
+        let mut record = RunRecord::new(request.verb, settings, request.inputs)?;
+        record.set_device(request.device.clone());
         let earlier = match from {
             None => None,
             Some(from) => {
@@ -67,6 +70,12 @@ impl<'a> RunFolder<'a> {
                             warn!("{note}");
                         }
                         earlier.check(&record, folder)?;
+                        if let Some(before) = earlier.device().filter(|before| *before != request.device) {
+                            say!(
+                                "the run was on {before}; here it goes on, but rounds in another way: {}",
+                                request.device
+                            );
+                        }
                     }
                     // Looked at again now that the folder is locked.
                     None => {

@@ -204,6 +204,16 @@ impl RunRecord {
         })
     }
 
+    /// On which device the run is.
+    pub fn device(&self) -> Option<&str> {
+        self.build.as_ref()?.device.as_deref()
+    }
+
+    /// Sets on which device the run is.
+    pub fn set_device(&mut self, device: String) {
+        self.build.get_or_insert_with(Build::current).device = Some(device);
+    }
+
     /// The record of a folder; none where it has none.
     ///
     /// # Errors

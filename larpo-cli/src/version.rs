@@ -21,6 +21,9 @@ pub struct Build {
     pub threads: usize,
     /// Features of larpo-core.
     pub features: Vec<String>,
+    /// What computes: the CPU, or an adapter with its driver. None in records of older versions, and of what computes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 impl Build {
@@ -33,6 +36,7 @@ impl Build {
             platform: PLATFORM.join(", "),
             threads: par::threads(),
             features: cpu::features().iter().map(ToString::to_string).collect(),
+            device: None,
         }
     }
 }

@@ -21,6 +21,7 @@ use larpo_core::reference::Reference;
 use larpo_core::retriever::{self, NoHooks, Prompt, Sample, SamplingConfig};
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::train::{ListTraining, Trainer, TrainingList, TrainingResponse, fill_references};
+use serde_json::{Value, json};
 
 #[test]
 fn gpu_conformance() {
@@ -118,17 +119,82 @@ fn gpu_twenty_steps_of_fine_tuning_agree_with_the_cpu() {
     assert!(20 * submits <= dispatches, "{dispatches} kernels in {submits} submissions");
 }
 
-/// Memory is used again from step to step.
+/// Memory is used again from step to step: 500 of them, on lists of seven shapes, with samples in between.
 #[test]
 fn gpu_memory_stays_flat() {
     let Some(backend) = device::backend() else { return };
-    let held = [5, 25].map(|steps| {
-        let backend = larpo_cli::gpu::GpuBackend::new(backend.gpu()).unwrap();
-        check::sft_losses(&backend, steps).unwrap();
-        backend.stats().bytes
-    });
-    // Rows are ragged: the longest come in the first steps.
-    assert!(held[1] as f64 <= 1.05 * held[0] as f64, "{held:?}");
+    let model = Transformer::random(&backend, ModelConfig::new(32, 64, 2, 4, 2, 300), 5).unwrap();
+    let mut trainer = Trainer::new(model, OptimizerConfig::default(), 500);
+    let settings = ListTraining { objective: Objective::default(), beta: 0.1, sft_weight: 0.0 };
+    let list = |shape: usize| {
+        let response = |item: usize| TrainingResponse {
+            ids: (0..1 + shape * item).map(|at| (at * 7 + item) as u32 % 300).collect(),
+            reward: item as f64,
+            reference: vec![-5.0; 1 + shape * item],
+            sampled: None,
+        };
+        TrainingList { prompt: vec![1; 1 + 5 * shape], responses: (0..2 + shape).map(response).collect() }
+    };
+    let mut held = Vec::new();
+    for step in 0..500 {
+        trainer.list_step(&settings, &[&list(step % 7)], 1).unwrap();
+        if step % 50 == 49 {
+            draw(&trainer.model);
+            held.push(backend.stats().bytes);
+        }
+    }
+    assert_eq!(backend.fault(), None);
+    // After fifty steps everything has been seen.
+    assert!(held.iter().all(|bytes| *bytes == held[0]), "{held:?}");
+}
+
+/// The flags that an error of missing memory names are those of a run that fits.
+#[cfg(target_os = "linux")]
+#[test]
+fn gpu_out_of_memory_names_what_fits() {
+    let Some(backend) = device::backend() else { return };
+    if !backend.gpu().is_cpu() {
+        eprintln!("skipped: the memory of this device cannot be bounded");
+        return;
+    }
+    let folder = Folder::new("out-of-memory");
+    let numbers = |i: usize| (2 * i..2 * i + 20).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+    let rows: Vec<Value> = (0..480).map(|i| json!({"prompt": format!("{i} = "), "completion": numbers(i)})).collect();
+    let (data, out) = (folder.rows("rows.jsonl", &rows), folder.name("out"));
+    // What this adapter calls device memory is memory of the process.
+    let run = |batch: &str, accumulation: &str| {
+        let sizes = ["--hidden_size", "128", "--num_hidden_layers", "8", "--num_attention_heads", "4"];
+        let passes = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation];
+        let words = ["sft", "--dataset_name", &data, "--output_dir", &out, "--tokenizer", "char", "--max_steps", "1"];
+        let words = [
+            &words[..],
+            &sizes,
+            &passes,
+            &["--max_position_embeddings", "256", "--device", "gpu", "--overwrite_output_dir"],
+        ]
+        .concat();
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -v 1500000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_larpo")]).args(words);
+        // Its threads have stacks, which count too.
+        command.env("LARPO_ADAPTER", &backend.gpu().info().name).env("LP_NUM_THREADS", "2");
+        command
+    };
+    let error = fails(&mut run("240", "1"));
+    let parts = [
+        "out of device memory",
+        "this run needs about 1.",
+        "of device memory and the device gave",
+        "or take --device cpu",
+    ];
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    let after = |flag: &str| {
+        let rest = error.split(flag).nth(1).expect("the flag");
+        rest.split_whitespace().next().expect("its number").to_string()
+    };
+    let (batch, accumulation) = (after("--per_device_train_batch_size"), after("--gradient_accumulation_steps"));
+    assert_eq!(batch.parse::<usize>().unwrap() * accumulation.parse::<usize>().unwrap(), 240, "{error}");
+    // One pass shows it.
+    succeeds(&mut run(&batch, "1"));
 }
 
 fn decoded<B: Backend>(backend: &B, settings: &SamplingConfig) -> Vec<Vec<Sample>> {
@@ -354,6 +420,13 @@ fn gpu_a_run_goes_on_when_its_device_is_lost() {
     result.unwrap();
     assert_eq!(left, 0, "the device was lost");
     assert_same(&results(&alone), &results(&lost), "device lost");
+    // Runs remember where they were.
+    let device = |out: &std::path::Path| -> Value {
+        let record: Value = serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
+        record["build"]["device"].clone()
+    };
+    assert_eq!(device(&lost), shared.gpu().to_string());
+    assert_eq!(device(model.as_ref()), "cpu");
 }
 
 /// A tensor that one buffer cannot hold is refused, and named.

@@ -205,8 +205,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Ranked lists on the device, with their order and ties prepared.
     type Lists: Send + Sync + 'static;
 
-    /// A short name for logs, e.g. `cpu`.
-    fn name(&self) -> &'static str;
+    /// What computes, for records of runs: `cpu`, or an adapter with its driver.
+    fn name(&self) -> String;
 
     // ---- memory ------------------------------------------------------------------------------------------------------
 

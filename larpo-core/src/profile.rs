@@ -172,7 +172,7 @@ impl<B: Backend> Backend for Profiled<B> {
     type Index = ProfiledIndex<B::Index>;
     type Lists = B::Lists;
 
-    fn name(&self) -> &'static str {
+    fn name(&self) -> String {
         self.inner.name()
     }
 

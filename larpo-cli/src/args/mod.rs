@@ -198,16 +198,21 @@ impl Command {
         matches!(self, Command::Sft(_) | Command::Train(_) | Command::Reward(_) | Command::Align(_))
     }
 
+    /// How the verb trains, and whether it may replace a folder; none of a verb that does not train.
+    pub(crate) fn training(&mut self) -> Option<(&mut TrainArgs, &mut bool)> {
+        match self {
+            Command::Sft(a) => Some((&mut a.train, &mut a.overwrite_output_dir)),
+            Command::Train(a) => Some((&mut a.train, &mut a.overwrite_output_dir)),
+            Command::Reward(a) => Some((&mut a.train, &mut a.overwrite_output_dir)),
+            Command::Align(a) => Some((&mut a.train, &mut a.overwrite_output_dir)),
+            _ => None,
+        }
+    }
+
     /// The command that goes on with this one's run from its last checkpoint, where `--on_device_lost retry` asks for it.
     pub(crate) fn after_device_loss(&self) -> Option<Self> {
         let mut command = self.clone();
-        let (train, overwrite) = match &mut command {
-            Command::Sft(a) => (&mut a.train, &mut a.overwrite_output_dir),
-            Command::Train(a) => (&mut a.train, &mut a.overwrite_output_dir),
-            Command::Reward(a) => (&mut a.train, &mut a.overwrite_output_dir),
-            Command::Align(a) => (&mut a.train, &mut a.overwrite_output_dir),
-            _ => return None,
-        };
+        let (train, overwrite) = command.training()?;
         let asked = train.on_device_lost == OnDeviceLost::Retry;
         train.resume_from_checkpoint = Some(crate::resume::ResumeFrom::Latest);
         *overwrite = false;

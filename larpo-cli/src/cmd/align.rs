@@ -43,6 +43,7 @@ pub fn run<B: Backend>(args: &AlignArgs, settings: &Settings, stop: &Stop, backe
         overwrite: args.overwrite_output_dir,
         from: args.train.resume_from_checkpoint.as_ref().or(more),
         inputs: &inputs,
+        device: backend.name(),
     };
     let mut folder = RunFolder::open(&request)?;
     let point = folder.from(&request).map(|from| align_point(&args.output_dir, from)).transpose()?.unwrap_or_default();

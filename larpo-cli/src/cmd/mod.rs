@@ -32,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::gpu::check::healthy;
 use crate::gpu::{Chosen, Device, choose};
 use crate::machine;
+use crate::messages::quietly;
 use crate::policy::Policy;
 use crate::stop::Stop;
 use larpo_core::backend::Backend;
@@ -108,7 +109,10 @@ pub fn run_on_opened(
                 let result = run_on(&backend, command, settings, stop);
                 debug!("{:?}", backend.stats());
                 // What else the verb reports followed from it.
-                healthy(&backend).and(result)
+                let result = healthy(&backend).and(result);
+                // The memory that it held is free for the plan.
+                drop(backend);
+                result.map_err(|error| mended(error, command, settings))
             }
             Err(error) => Err(error),
         };
@@ -129,6 +133,21 @@ pub fn run_on_opened(
         std::thread::sleep(retries * PAUSE);
         command = next;
     }
+}
+
+/// The failure of a device with the flags of `command` that matter.
+fn mended(error: Error, command: &Command, settings: &Settings) -> Error {
+    use larpo_gpu::Error::{Binding, OutOfMemory};
+    let Error::Device { device, source, mend: None } = error else { return error };
+    let trains = command.clone().training().is_some();
+    let mend = match source {
+        OutOfMemory { held, .. } => quietly(|| plan::mend_of_memory(command, settings, held)).ok(),
+        _ => None,
+    };
+    // What is usually told is about training.
+    let shorter = || "take shorter texts, or --device cpu".to_string();
+    let mend = mend.or_else(|| (matches!(source, OutOfMemory { .. } | Binding { .. }) && !trains).then(shorter));
+    Error::Device { device, source, mend }
 }
 
 fn run_on<B: Backend>(backend: &B, command: &Command, settings: &Settings, stop: &Stop) -> Result<Value> {

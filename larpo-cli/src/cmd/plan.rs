@@ -15,7 +15,7 @@ use crate::output::OutputDir;
 use crate::plan::calibrate::calibrate;
 use crate::plan::{
     Advice, Plan, Planner, admit, bytes, candidate_bytes, list_bytes, longest_lists, prompt_bytes, reference_bytes,
-    reward_list_bytes, row_bytes,
+    reward_list_bytes, row_bytes, without_memory,
 };
 use crate::policy::Opened;
 use crate::progress::duration;
@@ -49,18 +49,46 @@ pub fn run(command: &Command, settings: &Settings) -> Result<Value> {
     if let device @ Device::Gpu(_) = command.common().device {
         warn!("--device {device}: memory and times of a plan are those of the CPU");
     }
-    let plan = match command {
-        Command::Sft(args) => sft(args)?,
-        Command::Train(args) => train(args)?,
-        Command::Reward(args) => reward(args)?,
-        Command::Align(args) => align(args, settings)?,
-        Command::Sample(args) => sample(args)?,
-        Command::Eval(args) => eval(args)?,
-        Command::Bench(args) => bench(args)?,
-        other => return Err(Error::request(format!("larpo {} has nothing to plan", other.name()))),
-    };
+    let plan = plan(command, settings)?;
     show(&plan, start.elapsed())
 }
+
+/// Reads what a verb reads and goes through its run.
+fn plan(command: &Command, settings: &Settings) -> Result<Plan> {
+    match command {
+        Command::Sft(args) => sft(args),
+        Command::Train(args) => train(args),
+        Command::Reward(args) => reward(args),
+        Command::Align(args) => align(args, settings),
+        Command::Sample(args) => sample(args),
+        Command::Eval(args) => eval(args),
+        Command::Bench(args) => bench(args),
+        other => Err(Error::request(format!("larpo {} has nothing to plan", other.name()))),
+    }
+}
+
+/// What to change where a device gave no more than `gave` bytes for a run.
+///
+/// # Errors
+/// A verb that has nothing to plan, and what reading its data reports.
+pub(super) fn mend_of_memory(command: &Command, settings: &Settings, gave: u64) -> Result<String> {
+    let mut trains = command.clone();
+    let advice = match (command, trains.training()) {
+        (Command::Align(_), Some((train, _))) => advice(train, SHORTER_SAMPLES),
+        (_, Some((train, _))) => advice(train, &["--max_length"]),
+        (_, None) => Advice { micro: 1, accumulation: 1, shorter: SHORTER_SAMPLES },
+    };
+    without_memory(&plan(command, settings)?, gave, advice, |micro, accumulation| {
+        let mut command = command.clone();
+        if let Some((train, _)) = command.training() {
+            in_passes(train, micro, accumulation);
+        }
+        plan(&command, settings)
+    })
+}
+
+/// What makes samples take less memory.
+const SHORTER_SAMPLES: &[&str] = &["--max_new_tokens", "--num_generations", "--max_prompt_length"];
 
 /// Refuses what the run itself would: to replace what it starts from.
 fn spares_inputs(command: &Command) -> Result<()> {
@@ -127,7 +155,7 @@ pub(super) fn admit_sft(
     done: u64,
 ) -> Result<u64> {
     let plan = plan_sft(args, start, rows, held_out, done)?;
-    admit(&plan, advice(&args.train, &["--max_length"]), |micro, accumulation| {
+    admit(&plan, advice(&args.train, &["--max_length", "--max_samples"]), |micro, accumulation| {
         let mut args = args.clone();
         in_passes(&mut args.train, micro, accumulation);
         plan_sft(&args, start, rows, held_out, done)
@@ -178,7 +206,7 @@ pub(super) fn admit_train(
 ) -> Result<u64> {
     let plan = plan_train(args, model, lists, done)?;
     let lists = std::cell::RefCell::new(lists);
-    admit(&plan, advice(&args.train, &["--max_length", "--select"]), |micro, accumulation| {
+    admit(&plan, advice(&args.train, &["--max_length", "--select", "--max_samples"]), |micro, accumulation| {
         let mut args = args.clone();
         in_passes(&mut args.train, micro, accumulation);
         plan_train(&args, model, &mut lists.borrow_mut(), done)
@@ -216,7 +244,7 @@ fn plan_reward(args: &RewardVerbArgs, model: &ModelConfig, lists: &[RewardList],
 /// As [`admit`].
 pub(super) fn admit_reward(args: &RewardVerbArgs, model: &ModelConfig, lists: &[RewardList], done: u64) -> Result<u64> {
     let plan = plan_reward(args, model, lists, done)?;
-    admit(&plan, advice(&args.train, &["--max_length"]), |micro, accumulation| {
+    admit(&plan, advice(&args.train, &["--max_length", "--max_samples"]), |micro, accumulation| {
         let mut args = args.clone();
         in_passes(&mut args.train, micro, accumulation);
         plan_reward(&args, model, lists, done)
@@ -323,7 +351,7 @@ pub(super) fn admit_align(
     point: &AlignPoint,
 ) -> Result<u64> {
     let plan = plan_align(args, config, models, prompts, point)?;
-    let shorter = &["--max_new_tokens", "--num_generations", "--max_prompt_length"];
+    let shorter = &["--max_new_tokens", "--num_generations", "--max_prompt_length", "--max_samples"];
     admit(&plan, advice(&args.train, shorter), |micro, accumulation| {
         let mut args = args.clone();
         in_passes(&mut args.train, micro, accumulation);

@@ -38,6 +38,7 @@ pub fn run<B: Backend>(args: &SftArgs, settings: &Settings, stop: &Stop, backend
         overwrite: args.overwrite_output_dir,
         from: args.train.resume_from_checkpoint.as_ref(),
         inputs: &inputs,
+        device: backend.name(),
     };
     let mut folder = RunFolder::open(&request)?;
     if let Some(summary) = folder.finished(&request) {

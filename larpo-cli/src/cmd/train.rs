@@ -32,6 +32,7 @@ pub fn run<B: Backend>(args: &TrainVerbArgs, settings: &Settings, stop: &Stop, b
         overwrite: args.overwrite_output_dir,
         from: args.train.resume_from_checkpoint.as_ref(),
         inputs: &[("model_name_or_path", &args.model.model_name_or_path), ("dataset_name", path)],
+        device: backend.name(),
     };
     let mut folder = RunFolder::open(&request)?;
     if let Some(summary) = folder.finished(&request) {

@@ -188,8 +188,8 @@ impl Backend for GpuBackend {
     type Index = Index;
     type Lists = Lists;
 
-    fn name(&self) -> &'static str {
-        "gpu"
+    fn name(&self) -> String {
+        self.gpu.to_string()
     }
 
     fn alloc(&self, len: usize) -> Buffer {

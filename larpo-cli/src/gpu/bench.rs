@@ -96,7 +96,7 @@ pub fn run(backend: &GpuBackend, seed: u64) -> Result<Value> {
 }
 
 fn failed(backend: &GpuBackend, source: larpo_gpu::Error) -> Error {
-    Error::Device { device: backend.gpu().to_string(), source }
+    Error::Device { device: backend.gpu().to_string(), source, mend: None }
 }
 
 struct Bench<'a> {

@@ -173,6 +173,6 @@ pub fn sft_losses<B: Backend>(backend: &B, steps: usize) -> Result<Vec<f64>> {
 pub fn healthy(backend: &GpuBackend) -> Result<()> {
     match backend.fault() {
         None => Ok(()),
-        Some(source) => Err(Error::Device { device: backend.gpu().to_string(), source }),
+        Some(source) => Err(Error::Device { device: backend.gpu().to_string(), source, mend: None }),
     }
 }

@@ -48,16 +48,41 @@ pub fn admit(plan: &Plan, advice: Advice, with: impl Fn(usize, usize) -> Result<
     match limit {
         Some(limit) if plan.total() > limit => {
             let total = |micro, accumulation| with(micro, accumulation).map(|plan| plan.total());
-            Err(Error::request(refusal(plan.total(), limit, advice, total)?))
+            let (needs, has) = (bytes(plan.total()), bytes(limit));
+            let start = format!("this run needs {needs} of memory and the machine has {has}");
+            Err(Error::request(refusal(start, (plan.total(), limit), advice, total)?))
         }
         _ => Ok(plan.arrays()),
     }
 }
 
-/// Every batch that is named was planned itself: memory does not shrink in proportion to it.
-fn refusal(needed: u64, limit: u64, advice: Advice, total: impl Fn(usize, usize) -> Result<u64>) -> Result<String> {
+/// What to change where a device had no more than `gave` bytes for a run of `plan`. `with` is as in [`admit`].
+///
+/// # Errors
+/// What `with` reports.
+pub fn without_memory(
+    plan: &Plan,
+    gave: u64,
+    advice: Advice,
+    with: impl Fn(usize, usize) -> Result<Plan>,
+) -> Result<String> {
+    let needed = plan.arrays();
+    let start = format!("this run needs about {} of device memory and the device gave {}", bytes(needed), bytes(gave));
+    let arrays = |micro, accumulation| with(micro, accumulation).map(|plan| plan.arrays());
+    // Nothing that takes as much as this can fit, whatever the plan has not counted.
+    let mend = refusal(start, (needed, gave.min(needed.saturating_sub(1))), advice, arrays)?;
+    Ok(format!("{mend}; or take --device cpu"))
+}
+
+/// `start` with what to change so that no more than `limit` bytes are needed. Every batch that is named was planned itself:
+/// memory does not shrink in proportion to it.
+fn refusal(
+    start: String,
+    (needed, limit): (u64, u64),
+    advice: Advice,
+    total: impl Fn(usize, usize) -> Result<u64>,
+) -> Result<String> {
     let Advice { micro, accumulation, shorter } = advice;
-    let start = format!("this run needs {} of memory and the machine has {}", bytes(needed), bytes(limit));
     let shorter = shorter.join(" or ");
     // Divisors leave the updates what they are.
     let smaller: Vec<usize> = (1..micro).filter(|part| micro.is_multiple_of(*part)).collect();
@@ -68,7 +93,7 @@ fn refusal(needed: u64, limit: u64, advice: Advice, total: impl Fn(usize, usize)
     };
     if least > limit {
         let so = if smaller.is_empty() { String::new() } else { format!(", {} with one row a pass", bytes(least)) };
-        return Ok(format!("{start}{so}: choose a smaller model, or a smaller {shorter} or --max_samples"));
+        return Ok(format!("{start}{so}: choose a smaller model, or a smaller {shorter}"));
     }
     // The largest that fits, by halves: what fits is below what does not.
     let (mut fits, mut above) = ((0, least), smaller.len());
@@ -101,7 +126,8 @@ mod tests {
             assert_eq!(micro * accumulation, 24);
             Ok(3 * gib + micro as u64 * gib / 2 + if micro >= 4 { 2 * gib } else { 0 })
         };
-        let refused = |limit| refusal(11 * gib, limit, advice, total).expect("plans");
+        let start = || format!("this run needs {}", bytes(11 * gib));
+        let refused = |limit| refusal(start(), (11 * gib, limit), advice, total).expect("plans");
         let text = refused(9 * gib);
         assert!(text.contains("--per_device_train_batch_size 6 --gradient_accumulation_steps 4 "), "{text}");
         assert!(text.contains("needs 11.0 GiB") && text.contains("it needs 8.00 GiB"), "{text}");
@@ -113,7 +139,8 @@ mod tests {
             "{text}"
         );
         let one = Advice { micro: 1, ..advice };
-        let text = refusal(11 * gib, 9 * gib, one, |_, _| Err(Error::request("nothing smaller"))).expect("no plan");
+        let text =
+            refusal(start(), (11 * gib, 9 * gib), one, |_, _| Err(Error::request("nothing smaller"))).expect("no plan");
         assert!(text.contains("choose a smaller model") && !text.contains("one row"), "{text}");
     }
 

@@ -10,7 +10,7 @@
 pub mod calibrate;
 mod fit;
 
-pub use fit::{Advice, admit, bytes};
+pub use fit::{Advice, admit, bytes, without_memory};
 
 use crate::args::TrainArgs;
 use crate::dataset::PromptRow;

@@ -209,8 +209,8 @@ impl Backend for DryRun {
     type Index = Vec<u32>;
     type Lists = ();
 
-    fn name(&self) -> &'static str {
-        "dry run of cpu"
+    fn name(&self) -> String {
+        "dry run of cpu".into()
     }
 
     fn alloc(&self, len: usize) -> DryBuffer {

@@ -68,8 +68,8 @@ impl Backend for Cpu {
     type Index = Vec<u32>;
     type Lists = PreparedLists;
 
-    fn name(&self) -> &'static str {
-        "cpu"
+    fn name(&self) -> String {
+        "cpu".into()
     }
 
     fn alloc(&self, len: usize) -> Buffer {

@@ -57,8 +57,8 @@ impl Backend for Reference {
     type Index = Index;
     type Lists = PreparedLists;
 
-    fn name(&self) -> &'static str {
-        "reference"
+    fn name(&self) -> String {
+        "reference".into()
     }
 
     fn alloc(&self, len: usize) -> Buffer {

@@ -171,9 +171,12 @@ fn build(run: &Run) -> Vec<(String, String)> {
         ("platform", text(&build["platform"])),
         ("threads", text(&build["threads"])),
         ("features", features),
+        ("device", text(&build["device"])),
     ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
     .map(|(name, value)| (name.to_string(), value))
-    .into()
+    .collect()
 }
 
 /// A value for people; nothing for null.
