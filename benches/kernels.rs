@@ -1,16 +1,18 @@
-//! Kernels of the CPU backend at the sizes of a training step of the 15-million-parameter preset: one list of ten
-//! responses, 64 + 64 tokens, 704 rows. Bench ids are the names of the backend's operations.
+//! Kernels of the CPU backend, and of the GPU's where there is one, at the sizes of a training step of the
+//! 15-million-parameter preset: one list of ten responses, 64 + 64 tokens, 704 rows. Bench ids are the names of the backend's
+//! operations.
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use larpo_benches::{numbers, settings, tokens, validate};
+use larpo_benches::{gpu, numbers, settings, time, tokens, validate};
 use larpo_core::backend::{
     Activation, AdamWSpec, AttentionSpec, Backend, NormSpec, SamplingSpec, Segment, Store, Weight,
 };
-use larpo_core::cpu::{Buffer, Cpu};
+use larpo_core::cpu::{Cpu, DryRun};
 use larpo_core::lists::{PackedLists, RankedLists};
 use larpo_core::model::ModelConfig;
 use larpo_core::objective::Objective;
+use larpo_core::profile::Profiled;
 use larpo_core::reference::Reference;
 use ndarray::ArrayView2;
 use std::hint::black_box;
@@ -78,7 +80,7 @@ impl<B: Backend> Kernel<B> {
     }
 }
 
-fn check(name: &str, mut fast: Kernel<Cpu>, mut slow: Kernel<Reference>) {
+fn check<B: Backend>(name: &str, mut fast: Kernel<B>, mut slow: Kernel<Reference>) {
     fast.run();
     slow.run();
     for (got, want) in fast.read().iter().zip(&slow.read()) {
@@ -86,12 +88,24 @@ fn check(name: &str, mut fast: Kernel<Cpu>, mut slow: Kernel<Reference>) {
     }
 }
 
+/// What a kernel is bound by: its floating-point operations where it has many for each byte that moves, else those bytes.
+fn throughput(kernel: impl Fn(&Profiled<DryRun>, Size) -> Kernel<Profiled<DryRun>>) -> Throughput {
+    let backend = Profiled::new(DryRun::new());
+    let mut kernel = kernel(&backend, TIMED);
+    backend.take();
+    kernel.run();
+    let (flops, bytes) =
+        backend.take().values().fold((0.0, 0.0), |(flops, bytes), cost| (flops + cost.flops, bytes + cost.bytes));
+    if flops > 10.0 * bytes { Throughput::Elements(flops as u64) } else { Throughput::Bytes(bytes as u64) }
+}
+
 /// Checks a kernel against the reference backend, then times it.
 macro_rules! kernel {
-    ($group:expr, $name:ident) => {
-        check(stringify!($name), $name(&Cpu::new(), CHECKED), $name(&Reference, CHECKED));
-        let mut timed = $name(&Cpu::new(), TIMED);
-        $group.bench_function(stringify!($name), |bench| bench.iter(|| timed.run()));
+    ($group:expr, $backend:expr, $name:ident) => {
+        check(stringify!($name), $name($backend, CHECKED), $name(&Reference, CHECKED));
+        let mut timed = $name($backend, TIMED);
+        $group.throughput(throughput($name));
+        $group.bench_function(stringify!($name), |bench| time(bench, $backend, || timed.run()));
     };
 }
 
@@ -378,33 +392,40 @@ fn sample_truncated<B: Backend>(b: &B, size: Size) -> Kernel<B> {
 }
 
 fn kernels(c: &mut Criterion) {
-    let mut group = c.benchmark_group("kernels");
-    kernel!(group, embed);
-    kernel!(group, embed_grad);
-    kernel!(group, gather_rows);
-    kernel!(group, gather_rows_grad);
-    kernel!(group, rms_norm);
-    kernel!(group, rms_norm_grad);
-    kernel!(group, glu);
-    kernel!(group, glu_grad);
-    kernel!(group, rope);
-    kernel!(group, attention);
-    kernel!(group, attention_grad);
-    kernel!(group, token_logp);
-    kernel!(group, token_logp_grad);
-    kernel!(group, list_loss);
-    kernel!(group, weighted_sum);
-    kernel!(group, weighted_sum_grad);
-    kernel!(group, scale);
-    kernel!(group, fill);
-    kernel!(group, copy);
-    kernel!(group, sq_norm);
-    kernel!(group, clip);
-    kernel!(group, adamw);
-    kernel!(group, kv_append);
-    kernel!(group, decode_attention);
-    kernel!(group, sample);
-    kernel!(group, sample_truncated);
+    kernels_of(c, "kernels", &Cpu::new());
+    if let Some(backend) = gpu() {
+        kernels_of(c, "kernels_gpu", &backend);
+    }
+}
+
+fn kernels_of<B: Backend>(c: &mut Criterion, name: &str, backend: &B) {
+    let mut group = c.benchmark_group(name);
+    kernel!(group, backend, embed);
+    kernel!(group, backend, embed_grad);
+    kernel!(group, backend, gather_rows);
+    kernel!(group, backend, gather_rows_grad);
+    kernel!(group, backend, rms_norm);
+    kernel!(group, backend, rms_norm_grad);
+    kernel!(group, backend, glu);
+    kernel!(group, backend, glu_grad);
+    kernel!(group, backend, rope);
+    kernel!(group, backend, attention);
+    kernel!(group, backend, attention_grad);
+    kernel!(group, backend, token_logp);
+    kernel!(group, backend, token_logp_grad);
+    kernel!(group, backend, list_loss);
+    kernel!(group, backend, weighted_sum);
+    kernel!(group, backend, weighted_sum_grad);
+    kernel!(group, backend, scale);
+    kernel!(group, backend, fill);
+    kernel!(group, backend, copy);
+    kernel!(group, backend, sq_norm);
+    kernel!(group, backend, clip);
+    kernel!(group, backend, adamw);
+    kernel!(group, backend, kv_append);
+    kernel!(group, backend, decode_attention);
+    kernel!(group, backend, sample);
+    kernel!(group, backend, sample_truncated);
     group.finish();
 }
 
@@ -425,24 +446,38 @@ fn validate_product(what: &str, a: ArrayView2<f32>, b: ArrayView2<f32>, got: Arr
     validate(what, &got, &want, TOLERANCE);
 }
 
-/// Times one product and ndarray's `dot` on the same operands; the throughput is in floating-point operations.
-fn product(
+/// Times one product; the throughput is in floating-point operations.
+fn product<B: Backend>(
     group: &mut BenchmarkGroup<WallTime>,
     name: &str,
+    backend: &B,
     (a, b): (ArrayView2<f32>, ArrayView2<f32>),
-    y: &mut Buffer,
-    run: impl Fn(&mut Buffer),
+    run: impl Fn(&mut B::Buffer),
 ) {
-    run(y);
-    validate_product(name, a, b, matrix(y.as_slice(), a.nrows()));
-    validate_product("ndarray's dot", a, b, a.dot(&b).view());
+    let mut y = backend.alloc(a.nrows() * b.ncols());
+    run(&mut y);
+    let mut got = vec![0.0; backend.len(&y)];
+    backend.download(&y, &mut got);
+    validate_product(name, a, b, matrix(&got, a.nrows()));
     group.throughput(Throughput::Elements(2 * (a.nrows() * a.ncols() * b.ncols()) as u64));
-    group.bench_function(name, |bench| bench.iter(|| run(black_box(y))));
+    group.bench_function(name, |bench| time(bench, backend, || run(black_box(&mut y))));
+}
+
+/// ndarray's `dot` on the same operands.
+fn peer(group: &mut BenchmarkGroup<WallTime>, name: &str, (a, b): (ArrayView2<f32>, ArrayView2<f32>)) {
+    validate_product("ndarray's dot", a, b, a.dot(&b).view());
     group.bench_function(format!("{name}_ndarray"), |bench| bench.iter(|| black_box(a).dot(&b)));
 }
 
 fn products(c: &mut Criterion) {
-    let (b, config, rows) = (Cpu::new(), config(), TIMED.rows());
+    products_of(c, "", &Cpu::new());
+    if let Some(backend) = gpu() {
+        products_of(c, "_gpu", &backend);
+    }
+}
+
+fn products_of<B: Backend>(c: &mut Criterion, suffix: &str, b: &B) {
+    let (config, rows) = (config(), TIMED.rows());
     // Name, rows, in_features, out_features; the head is one block of the vocabulary.
     let shapes = [
         ("qkv", rows, config.hidden_size, attention_spec().qkv_width()),
@@ -456,22 +491,21 @@ fn products(c: &mut Criterion) {
         let (xs, ws, ds) = (matrix(&x, n), matrix(&w, outputs), matrix(&d_y, n));
         let (x, w, d_y) = (b.upload(&x), b.upload(&w), b.upload(&d_y));
         let weight = Weight { data: &w, out_features: outputs, in_features: inputs };
-        let mut group = c.benchmark_group("linear");
-        product(&mut group, name, (xs, ws.t()), &mut b.alloc(n * outputs), |y| b.linear(&x, weight, y, Store::Set));
-        group.finish();
+        let mut time = |layer: &str, operands, run: &dyn Fn(&mut B::Buffer)| {
+            let mut group = c.benchmark_group(format!("{layer}{suffix}"));
+            product(&mut group, name, b, operands, run);
+            // Once, beside the CPU's.
+            if suffix.is_empty() {
+                peer(&mut group, name, operands);
+            }
+            group.finish();
+        };
+        time("linear", (xs, ws.t()), &|y| b.linear(&x, weight, y, Store::Set));
         if name.starts_with("decode") {
             continue;
         }
-        let mut group = c.benchmark_group("linear_grad_x");
-        product(&mut group, name, (ds, ws), &mut b.alloc(n * inputs), |y| {
-            b.linear_grad_x(&d_y, weight, y, Store::Set);
-        });
-        group.finish();
-        let mut group = c.benchmark_group("linear_grad_w");
-        product(&mut group, name, (ds.t(), xs), &mut b.alloc(outputs * inputs), |y| {
-            b.linear_grad_w(&d_y, &x, outputs, inputs, y, Store::Set);
-        });
-        group.finish();
+        time("linear_grad_x", (ds, ws), &|y| b.linear_grad_x(&d_y, weight, y, Store::Set));
+        time("linear_grad_w", (ds.t(), xs), &|y| b.linear_grad_w(&d_y, &x, outputs, inputs, y, Store::Set));
     }
 }
 

@@ -3,9 +3,14 @@
 #![deny(missing_docs)]
 
 use criterion::Criterion;
+use criterion::measurement::WallTime;
+use larpo_cli::gpu::GpuBackend;
+use larpo_core::backend::Backend;
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::train::{TrainingList, TrainingResponse};
-use std::time::Duration;
+use larpo_gpu::{Choice, Gpu};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// Ten samples within about two seconds for each benchmark; criterion's flags override them. The calling thread becomes one
 /// of the pool, as in the `larpo` command: handing small operations to other threads would be most of what is timed.
@@ -15,6 +20,37 @@ use std::time::Duration;
 pub fn settings() -> Criterion {
     rayon::ThreadPoolBuilder::new().use_current_thread().build_global().expect("the first to use the pool");
     Criterion::default().sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2))
+}
+
+/// The adapter that LARPO_ADAPTER names, else a GPU; none, after a note, where there is none.
+///
+/// # Panics
+/// A device without memory.
+pub fn gpu() -> Option<GpuBackend> {
+    static BACKEND: OnceLock<Option<GpuBackend>> = OnceLock::new();
+    let open = || match Gpu::open(&Choice::from_env()) {
+        Ok(gpu) => {
+            eprintln!("GPU: {gpu}");
+            Some(GpuBackend::new(&gpu).expect("the device has memory"))
+        }
+        Err(error) => {
+            eprintln!("no benchmarks on a GPU: {error}");
+            None
+        }
+    };
+    BACKEND.get_or_init(open).clone()
+}
+
+/// Times `run` on `backend`, to the end of what it has the device do: the device is waited for once a sample, not once a run.
+pub fn time<B: Backend>(bench: &mut criterion::Bencher<'_, WallTime>, backend: &B, mut run: impl FnMut()) {
+    let probe = backend.upload(&[0.0]);
+    bench.iter_custom(|runs| {
+        let start = Instant::now();
+        (0..runs).for_each(|_| run());
+        // Commands run in their order.
+        backend.read(&probe);
+        start.elapsed()
+    });
 }
 
 /// Numbers in [-1, 1), another sequence for every `stream`.

@@ -1,10 +1,14 @@
-//! The list losses with their gradients: one list of 4, 10 or 100 responses in `f64`, and 10,000 lists of 16 in `f32`. Bench
-//! ids are the names of the losses.
+//! The list losses with their gradients: one list of 4, 10 or 100 responses in `f64`, and 10,000 lists of 16 in `f32`, on
+//! the CPU and on a GPU where there is one. Bench ids are the names of the losses.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use larpo_benches::{numbers, settings, validate};
+use larpo_benches::{gpu, numbers, settings, validate};
 use larpo_core::objective::{LossType, Objective, RankedBatch};
+use larpo_gpu::kernels::list_loss::list_loss as gpu_list_loss;
+use larpo_gpu::kernels::lists;
+use larpo_gpu::{Gpu, Recorder};
 use std::hint::black_box;
+use std::time::Instant;
 
 /// Agreement of the losses with their definitions; both are in `f64`.
 const TOLERANCE: f64 = 1e-12;
@@ -91,23 +95,38 @@ fn list_loss(c: &mut Criterion) {
     }
 }
 
-/// The same losses in `f32` on a batch of lists of 16, compared with the batch in `f64`.
+const LISTS: usize = 10_000;
+const LENGTH: usize = 16;
+
+/// Scores of the batch.
+fn scores() -> Vec<f32> {
+    numbers(0, LISTS * LENGTH).iter().map(|x| 3.0 * x).collect()
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// Compares losses and gradients of the batch with those in `f64`.
+fn validate_batch(loss: LossType, gamma: &[f32], got: &[f32], d_gamma: &[f32]) {
+    let (gamma, objective) = (wide(gamma), Objective { loss, ..Objective::default() });
+    let (mut want, mut want_d) = (vec![0.0; LISTS], vec![0.0; gamma.len()]);
+    let twin = RankedBatch::uniform(&gamma, LENGTH);
+    objective.evaluate_batch_f64(&twin, &mut want, &mut want_d).expect("the lists fit");
+    validate(loss.name(), &wide(got), &want, BATCH_TOLERANCE);
+    validate(&format!("gradient of {loss}"), &wide(d_gamma), &want_d, BATCH_TOLERANCE);
+}
+
+/// The same losses in `f32` on a batch of lists of 16.
 fn list_loss_batch(c: &mut Criterion) {
-    const LISTS: usize = 10_000;
-    const LENGTH: usize = 16;
-    let gamma: Vec<f32> = numbers(0, LISTS * LENGTH).iter().map(|x| 3.0 * x).collect();
-    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
-    let (gamma_f64, batch) = (wide(&gamma), RankedBatch::uniform(&gamma, LENGTH));
+    let gamma = scores();
+    let batch = RankedBatch::uniform(&gamma, LENGTH);
     let mut group = c.benchmark_group("batch");
     for &loss in LossType::ALL {
         let objective = Objective { loss, ..Objective::default() };
-        let (mut want, mut want_d) = (vec![0.0; LISTS], vec![0.0; gamma.len()]);
-        let twin = RankedBatch::uniform(&gamma_f64, LENGTH);
-        objective.evaluate_batch_f64(&twin, &mut want, &mut want_d).expect("the lists fit");
         let (mut got, mut d_gamma) = (vec![0.0; LISTS], vec![0.0; gamma.len()]);
         objective.evaluate_batch(&batch, &mut got, &mut d_gamma).expect("the lists fit");
-        validate(loss.name(), &wide(&got), &want, BATCH_TOLERANCE);
-        validate(&format!("gradient of {loss}"), &wide(&d_gamma), &want_d, BATCH_TOLERANCE);
+        validate_batch(loss, &gamma, &got, &d_gamma);
         group.throughput(Throughput::Elements(gamma.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(loss.name()), |bench| {
             bench.iter(|| objective.evaluate_batch(black_box(&batch), &mut got, black_box(&mut d_gamma)));
@@ -116,5 +135,54 @@ fn list_loss_batch(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(name = benches; config = settings(); targets = list_loss, list_loss_batch);
+/// The same batch on a GPU, to the end of its kernels.
+fn list_loss_gpu(c: &mut Criterion) {
+    let Some(backend) = gpu() else { return };
+    batch_on(c, backend.gpu()).expect("the device works");
+}
+
+fn batch_on(c: &mut Criterion, gpu: &Gpu) -> Result<(), larpo_gpu::Error> {
+    let (mut recorder, scores) = (Recorder::new(gpu)?, scores());
+    let offsets: Vec<u32> = (0..=LISTS as u32).map(|list| LENGTH as u32 * list).collect();
+    // As the lists lie: the best response first.
+    let rewards: Vec<f64> = (0..scores.len()).map(|item| (LENGTH - item % LENGTH) as f64).collect();
+    let gamma = recorder.upload(&scores)?;
+    let (losses, d_gamma) = (recorder.alloc(LISTS)?, recorder.alloc(scores.len())?);
+    let probe = recorder.upload(&[0.0f32])?;
+    let mut group = c.benchmark_group("batch_gpu");
+    for &loss in LossType::ALL {
+        let spec = lists::ListSpec {
+            item_offsets: &offsets,
+            rewards: &rewards,
+            order: None,
+            target_offsets: &[],
+            loss: match loss {
+                LossType::Pairwise => lists::LossType::Pairwise,
+                LossType::Contrastive => lists::LossType::Contrastive,
+                LossType::Lambdarank => lists::LossType::Lambdarank,
+                LossType::Listmle => lists::LossType::Listmle,
+                LossType::LipoLambda => lists::LossType::LipoLambda,
+            },
+            ties: lists::Ties::Stable,
+            labels: lists::LipoLabels::Rank,
+            log2: false,
+        };
+        let lists = lists::RankedLists::new(&recorder, &spec)?;
+        gpu_list_loss(&mut recorder, &lists, &gamma, &losses, &d_gamma)?;
+        validate_batch(loss, &scores, &recorder.read(&losses)?, &recorder.read(&d_gamma)?);
+        group.throughput(Throughput::Elements(scores.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(loss.name()), |bench| {
+            bench.iter_custom(|runs| {
+                let start = Instant::now();
+                (0..runs).for_each(|_| drop(gpu_list_loss(&mut recorder, &lists, &gamma, &losses, &d_gamma)));
+                recorder.read(&probe).expect("the device works");
+                start.elapsed()
+            });
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
+criterion_group!(name = benches; config = settings(); targets = list_loss, list_loss_batch, list_loss_gpu);
 criterion_main!(benches);

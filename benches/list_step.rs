@@ -1,8 +1,8 @@
-//! A whole training step on one ranked list: forward, backward and AdamW with ListMLE and clipping. The throughput
-//! counts response tokens.
+//! A whole training step on one ranked list: forward, backward and AdamW with ListMLE and clipping, on the CPU and on a GPU
+//! where there is one. The throughput counts response tokens.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use larpo_benches::{list, settings, validate};
+use larpo_benches::{gpu, list, settings, time, validate};
 use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
 use larpo_core::model::{ModelConfig, Transformer};
@@ -33,9 +33,9 @@ fn step<B: Backend>(backend: &B, config: &ModelConfig, list: &TrainingList) -> V
 }
 
 /// Compares a short step of the preset's model with the reference backend's.
-fn check(preset: &str, config: &ModelConfig) {
+fn check<B: Backend>(backend: &B, preset: &str, config: &ModelConfig) {
     let list = list(3, 5, 4, config.vocab_size);
-    let (fast, slow) = (step(&Cpu::new(), config, &list), step(&Reference, config, &list));
+    let (fast, slow) = (step(backend, config, &list), step(&Reference, config, &list));
     assert_eq!(fast.len(), slow.len(), "{preset}: gradients");
     for (at, (got, want)) in fast.iter().zip(&slow).enumerate() {
         validate(&format!("{preset}, result {at} of a step"), got, want, TOLERANCE);
@@ -43,15 +43,24 @@ fn check(preset: &str, config: &ModelConfig) {
 }
 
 fn list_step(c: &mut Criterion) {
-    let mut group = c.benchmark_group("list_step");
+    list_step_on(c, "list_step", &Cpu::new());
+    if let Some(backend) = gpu() {
+        list_step_on(c, "list_step_gpu", &backend);
+    }
+}
+
+fn list_step_on<B: Backend>(c: &mut Criterion, name: &str, backend: &B) {
+    let mut group = c.benchmark_group(name);
     for (preset, k, prompt, response) in [("t1m", 10, 64, 64), ("s15m", 10, 64, 64)] {
         let config = ModelConfig::preset(preset).expect("a preset");
-        check(preset, &config);
+        check(backend, preset, &config);
         let list = list(k, prompt, response, config.vocab_size);
-        let mut trainer = trainer(&Cpu::new(), &config);
+        let mut trainer = trainer(backend, &config);
         group.throughput(Throughput::Elements((k * response) as u64));
         group.bench_function(format!("{preset}_k{k}_{prompt}+{response}"), |bench| {
-            bench.iter(|| trainer.list_step(&settings_of_step(), &[&list], 1).expect("a finite step"));
+            time(bench, backend, || {
+                trainer.list_step(&settings_of_step(), &[&list], 1).expect("a finite step");
+            });
         });
     }
     group.finish();

@@ -1,13 +1,15 @@
-//! Sampling: ten responses of 64 tokens to one prompt of 64, temperature 1, no truncation, no end of text. The
-//! throughput counts response tokens.
+//! Sampling: ten responses of 64 tokens to one prompt of 64, temperature 1, no truncation, no end of text; on
+//! the CPU and on a GPU where there is one. The throughput counts response tokens.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use larpo_benches::{settings, tokens, validate};
+use larpo_benches::{gpu, settings, time, tokens, validate};
+use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
 use larpo_core::lists::PackedLists;
 use larpo_core::model::{ModelConfig, Transformer};
 use larpo_core::reference::Reference;
 use larpo_core::retriever::{self, NoHooks, Prompt, Sample, SamplingConfig};
+use std::hint::black_box;
 
 /// Agreement of the log-probabilities of drawn tokens with double precision.
 const TOLERANCE: f64 = 1e-5;
@@ -31,7 +33,7 @@ fn sampling(k: usize, response: usize, vocab: usize) -> SamplingConfig {
     }
 }
 
-fn draw(model: &Transformer<Cpu>, ids: &[u32], k: usize, response: usize) -> Vec<Sample> {
+fn draw<B: Backend>(model: &Transformer<B>, ids: &[u32], k: usize, response: usize) -> Vec<Sample> {
     let config = sampling(k, response, model.config().vocab_size);
     let mut samples =
         retriever::sample(model, &[Prompt { index: 0, ids }], &config, &mut NoHooks).expect("a valid prompt");
@@ -40,9 +42,9 @@ fn draw(model: &Transformer<Cpu>, ids: &[u32], k: usize, response: usize) -> Vec
 
 /// Compares the log-probability of every drawn token with the reference backend's, which scores the finished texts
 /// without a cache.
-fn check(config: &ModelConfig) {
+fn check<B: Backend>(backend: &B, config: &ModelConfig) {
     let (k, response, prompt) = (3, 7, tokens(0, 9, config.vocab_size));
-    let model = Transformer::random(&Cpu::new(), config.clone(), 0).expect("presets are valid shapes");
+    let model = Transformer::random(backend, config.clone(), 0).expect("presets are valid shapes");
     let samples = draw(&model, &prompt, k, response);
     assert!(samples.len() == k && samples.iter().all(|s| s.ids.len() == response), "k responses of full length");
     assert!(samples.iter().any(|s| s.ids != samples[0].ids), "responses that differ");
@@ -54,14 +56,23 @@ fn check(config: &ModelConfig) {
 }
 
 fn sample(c: &mut Criterion) {
+    sample_on(c, "sample", &Cpu::new());
+    if let Some(backend) = gpu() {
+        sample_on(c, "sample_gpu", &backend);
+    }
+}
+
+fn sample_on<B: Backend>(c: &mut Criterion, name: &str, backend: &B) {
     let config = ModelConfig::preset("t1m").expect("a preset");
-    check(&config);
+    check(backend, &config);
     let prompt = tokens(0, PROMPT, config.vocab_size);
-    let model = Transformer::random(&Cpu::new(), config, 0).expect("presets are valid shapes");
-    let mut group = c.benchmark_group("sample");
+    let model = Transformer::random(backend, config, 0).expect("presets are valid shapes");
+    let mut group = c.benchmark_group(name);
     group.throughput(Throughput::Elements((K * RESPONSE) as u64));
     group.bench_function(format!("t1m_k{K}_{PROMPT}+{RESPONSE}"), |bench| {
-        bench.iter(|| draw(&model, &prompt, K, RESPONSE));
+        time(bench, backend, || {
+            black_box(draw(&model, &prompt, K, RESPONSE));
+        });
     });
     group.finish();
 }
