@@ -117,6 +117,7 @@ fn gpu_twenty_steps_of_fine_tuning_agree_with_the_cpu() {
     let (dispatches, submits) = (stats.dispatches - before.dispatches, stats.submits - before.submits);
     eprintln!("20 steps: largest error {worst:.1e}, {dispatches} kernels in {submits} submissions");
     assert!(20 * submits <= dispatches, "{dispatches} kernels in {submits} submissions");
+    assert_eq!(stats.reads - before.reads, 20, "the host waits once an update");
 }
 
 /// Memory is used again from step to step: 500 of them, on lists of seven shapes, with samples in between.
@@ -136,6 +137,9 @@ fn gpu_memory_stays_flat() {
         TrainingList { prompt: vec![1; 1 + 5 * shape], responses: (0..2 + shape).map(response).collect() }
     };
     let mut held = Vec::new();
+    let before = backend.stats().reads;
+    trainer.list_step(&settings, &[&list(0), &list(1), &list(2)], 1).unwrap();
+    assert_eq!(backend.stats().reads - before, 1, "the host waits once an update, of however many passes");
     for step in 0..500 {
         trainer.list_step(&settings, &[&list(step % 7)], 1).unwrap();
         if step % 50 == 49 {

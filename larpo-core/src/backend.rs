@@ -230,6 +230,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn download(&self, x: &Self::Buffer, out: &mut [f32]);
     /// Reads a buffer back in double precision (exact on every backend).
     fn read(&self, x: &Self::Buffer) -> Vec<f64>;
+    /// Reads several buffers back; the host waits for a device once.
+    fn read_all(&self, buffers: &[&Self::Buffer]) -> Vec<Vec<f64>> {
+        buffers.iter().map(|x| self.read(x)).collect()
+    }
     /// `x[..] = value`.
     fn fill(&self, x: &mut Self::Buffer, value: f64);
     /// `y = x` or `y += x`, same length.

@@ -186,24 +186,42 @@ impl<B: Backend> AdamW<B> {
     /// # Errors
     /// A gradient that is not a finite number; the parameters are then unchanged.
     pub fn update(&mut self, model: &mut Transformer<B>, gradients: &Gradients<B>) -> Result<UpdateReport, Error> {
-        let b = model.backend().clone();
-        let reached: Vec<usize> = (0..self.moments.len()).filter(|&i| gradients.get(i).is_some()).collect();
+        let clip = self.clip(model, gradients);
+        let norm = model.backend().read(&clip)[0];
+        self.apply(model, gradients, &clip, norm)
+    }
+
+    /// The global norm of the gradients and the factor that clips it, for [`AdamW::apply`].
+    pub(crate) fn clip(&self, model: &Transformer<B>, gradients: &Gradients<B>) -> B::Buffer {
+        let b = model.backend();
+        let reached: Vec<&B::Buffer> = (0..self.moments.len()).filter_map(|index| gradients.get(index)).collect();
         let mut squares = b.alloc(reached.len().max(1));
         b.fill(&mut squares, 0.0);
-        for (at, &index) in reached.iter().enumerate() {
-            b.sq_norm(gradients.get(index).expect("filtered above"), &mut squares, at);
+        for (at, g) in reached.into_iter().enumerate() {
+            b.sq_norm(g, &mut squares, at);
         }
         let mut clip = b.alloc(2);
         b.clip(&squares, self.config.max_grad_norm, &mut clip);
-        let grad_norm = b.read(&clip)[0];
+        clip
+    }
+
+    /// [`AdamW::update`] with what [`AdamW::clip`] gave, and the norm that was read of it.
+    pub(crate) fn apply(
+        &mut self,
+        model: &mut Transformer<B>,
+        gradients: &Gradients<B>,
+        clip: &B::Buffer,
+        grad_norm: f64,
+    ) -> Result<UpdateReport, Error> {
         if !grad_norm.is_finite() {
             return Err(blame_gradients(model, gradients, self.step + 1));
         }
+        let b = model.backend().clone();
         let learning_rate = self.learning_rate();
         self.step += 1;
         let decays: Vec<bool> = model.parameters().iter().map(|p| p.decay).collect();
-        for index in reached {
-            let g = gradients.get(index).expect("filtered above");
+        for (index, decay) in decays.into_iter().enumerate() {
+            let Some(g) = gradients.get(index) else { continue };
             let (m, v) = self.moments[index].get_or_insert_with(|| {
                 let (mut m, mut v) = (b.alloc(b.len(g)), b.alloc(b.len(g)));
                 b.fill(&mut m, 0.0);
@@ -215,10 +233,10 @@ impl<B: Backend> AdamW<B> {
                 beta1: self.config.beta1,
                 beta2: self.config.beta2,
                 eps: self.config.eps,
-                weight_decay: if decays[index] { self.config.weight_decay } else { 0.0 },
+                weight_decay: if decay { self.config.weight_decay } else { 0.0 },
                 step: self.step,
             };
-            b.adamw(&spec, model.parameters_mut().value_mut(index), g, m, v, &clip);
+            b.adamw(&spec, model.parameters_mut().value_mut(index), g, m, v, clip);
         }
         Ok(UpdateReport { grad_norm, learning_rate })
     }

@@ -214,6 +214,11 @@ impl<B: Backend> Backend for Profiled<B> {
         self.timed("read", Work::moving(Shape::Flat, 3 * self.len_of(x)), |b| b.read(x))
     }
 
+    fn read_all(&self, buffers: &[&B::Buffer]) -> Vec<Vec<f64>> {
+        let len: usize = buffers.iter().map(|x| self.len_of(x)).sum();
+        self.timed("read_all", Work::moving(Shape::Flat, 3 * len), |b| b.read_all(buffers))
+    }
+
     fn fill(&self, x: &mut B::Buffer, value: f64) {
         self.timed("fill", Work::moving(Shape::Flat, self.len_of(x)), |b| b.fill(x, value));
     }

@@ -213,23 +213,18 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::setting("response tokens of a step", 0, "at least 1; the rows have nothing to learn"));
         }
         self.gradients.zero();
-        let mut loss = 0.0;
-        for (chunk, packed) in batches.iter().enumerate() {
+        let mut passes = Vec::with_capacity(batches.len());
+        for (chunk, packed) in batches.into_iter().enumerate() {
             let tape = Tape::new(self.model.backend()).with_dropout(self.steps(), chunk);
-            let logp = self.logp(&tape, packed)?;
+            let logp = self.logp(&tape, &packed)?;
             let weight = -1.0 / tokens as f32;
             let weights = self.model.backend().upload(&vec![weight; packed.targets()]);
             let total = ops::weighted_sum(&tape, &logp, &Arc::new(weights));
-            let value = self.model.backend().read(total.value())[0];
-            if !value.is_finite() {
-                let logps = self.model.backend().read(logp.value());
-                return Err(blame_loss(&self.model, packed, &logps, &[], chunk * micro.max(1), self.steps() + 1));
-            }
-            loss += value;
-            drop(logp);
             tape.backward(&total, &mut self.gradients);
+            passes.push(Pass { packed, first: chunk * micro.max(1), total, logp, gamma: None });
         }
-        let update = self.optimizer.update(&mut self.model, &self.gradients)?;
+        let (numbers, update) = self.finish(&passes)?;
+        let loss = numbers.iter().map(|pass| pass.loss).sum();
         Ok(SftReport { loss, tokens, update })
     }
 
@@ -250,12 +245,22 @@ impl<B: Backend> Trainer<B> {
         // Counted on the reference, which has one number for every scored token.
         let winner_tokens: usize = lists.iter().map(|l| l.responses[l.best()].reference.len()).sum();
         self.gradients.zero();
-        let (mut loss, mut sum) = (0.0, ListMetrics::default());
         let whole = WholeBatch { lists: lists.len(), winner_tokens };
-        for (chunk, micro_batch) in lists.chunks(micro.max(1)).enumerate() {
-            loss += self.list_micro_batch(settings, micro_batch, chunk * micro.max(1), whole, &mut sum)?;
+        let micro = micro.max(1);
+        let passes = (lists.chunks(micro).enumerate())
+            .map(|(chunk, lists)| self.list_pass(settings, lists, chunk * micro, whole))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let (numbers, update) = self.finish(&passes)?;
+        let (mut loss, mut sum) = (0.0, ListMetrics::default());
+        for ((pass, numbers), lists) in passes.iter().zip(&numbers).zip(lists.chunks(micro)) {
+            loss += numbers.loss;
+            for (i, list) in lists.iter().enumerate() {
+                let offsets = &pass.packed.item_offsets;
+                let items = offsets[i] as usize..offsets[i + 1] as usize;
+                let gamma = &numbers.gamma[items.clone()];
+                sum.observe(list, gamma, items.map(|item| &numbers.logps[pass.packed.item_targets(item)]));
+            }
         }
-        let update = self.optimizer.update(&mut self.model, &self.gradients)?;
         Ok(ListReport { loss, lists: lists.len(), metrics: sum.divided(lists.len() as f64), update })
     }
 
@@ -309,14 +314,14 @@ impl<B: Backend> Trainer<B> {
         Ok(ListReport { loss: sum / n, lists: lists.len(), metrics: metrics.divided(n), update })
     }
 
-    fn list_micro_batch(
+    /// Forward and backward of a micro-batch that begins with list `first`.
+    fn list_pass(
         &mut self,
         settings: &ListTraining,
         lists: &[&TrainingList],
         first: usize,
         whole: WholeBatch,
-        sum: &mut ListMetrics,
-    ) -> Result<f64, Error> {
+    ) -> Result<Pass<B>, Error> {
         let b = self.model.backend().clone();
         let packed = pack(lists);
         let reference: Vec<f32> =
@@ -339,24 +344,58 @@ impl<B: Backend> Trainer<B> {
             let weights = b.upload(&winner_weights(lists, &packed, weight));
             total = ops::add(&tape, &total, &ops::weighted_sum(&tape, &logp, &Arc::new(weights)));
         }
-        let (gamma, logps) = (b.read(&list.gamma), b.read(logp.value()));
-        drop(logp);
-        let loss = b.read(total.value())[0];
-        if !loss.is_finite() {
-            return Err(blame_loss(&self.model, &packed, &logps, &gamma, first, self.steps() + 1));
-        }
         tape.backward(&total, &mut self.gradients);
-        for (i, list) in lists.iter().enumerate() {
-            let items = packed.item_offsets[i] as usize..packed.item_offsets[i + 1] as usize;
-            sum.observe(list, &gamma[items.clone()], items.map(|item| &logps[packed.item_targets(item)]));
+        Ok(Pass { packed, first, total, logp, gamma: Some(list.gamma) })
+    }
+
+    /// Updates the weights, after one look at what all passes and the gradients came to.
+    fn finish(&mut self, passes: &[Pass<B>]) -> Result<(Vec<PassNumbers>, UpdateReport), Error> {
+        let b = self.model.backend().clone();
+        let clip = self.optimizer.clip(&self.model, &self.gradients);
+        let mut buffers = vec![&clip];
+        for pass in passes {
+            buffers.push(pass.total.value());
+            buffers.extend(pass.gamma.iter().flat_map(|gamma| [gamma, pass.logp.value()]));
         }
-        Ok(loss)
+        let mut read = b.read_all(&buffers).into_iter();
+        let mut next = || read.next().expect("as many as were asked for");
+        let norm = next()[0];
+        let mut numbers = Vec::with_capacity(passes.len());
+        for pass in passes {
+            let loss = next()[0];
+            let [gamma, logps] = if pass.gamma.is_some() { [next(), next()] } else { [vec![], vec![]] };
+            if !loss.is_finite() {
+                let logps = if pass.gamma.is_some() { logps } else { b.read(pass.logp.value()) };
+                return Err(blame_loss(&self.model, &pass.packed, &logps, &gamma, pass.first, self.steps() + 1));
+            }
+            numbers.push(PassNumbers { loss, gamma, logps });
+        }
+        let update = self.optimizer.apply(&mut self.model, &self.gradients, &clip, norm)?;
+        Ok((numbers, update))
     }
 
     fn logp(&self, tape: &Tape<B>, packed: &PackedLists) -> Result<Var<B>, Error> {
         let batch = self.model.batch(packed)?;
         Ok(self.model.token_logp(tape, &batch))
     }
+}
+
+/// A micro-batch that went forward and backward, and what is still to be read of it.
+struct Pass<B: Backend> {
+    packed: PackedLists,
+    /// Its first row or list in the batch.
+    first: usize,
+    total: Var<B>,
+    logp: Var<B>,
+    /// Of ranked lists.
+    gamma: Option<B::Buffer>,
+}
+
+/// What was read of a [`Pass`]; of rows the loss alone.
+struct PassNumbers {
+    loss: f64,
+    gamma: Vec<f64>,
+    logps: Vec<f64>,
 }
 
 /// Packs ranked texts.

@@ -203,17 +203,57 @@ impl Recorder {
     /// On a recorder that does not submit by itself.
     #[track_caller]
     pub fn read<T: Element>(&mut self, buffer: &Buffer<T>) -> Result<Vec<T>, Error> {
+        Ok(self.read_all(&[buffer])?.swap_remove(0))
+    }
+
+    /// Reads several buffers back, and waits once; as [`Recorder::read`].
+    ///
+    /// # Errors
+    /// As [`Recorder::read`].
+    ///
+    /// # Panics
+    /// As [`Recorder::read`].
+    #[track_caller]
+    pub fn read_all<T: Element>(&mut self, buffers: &[&Buffer<T>]) -> Result<Vec<Vec<T>>, Error> {
+        let views: Vec<View> = buffers.iter().map(|buffer| buffer.whole()).collect();
+        self.read_views(&views, |bytes| bytemuck::pod_collect_to_vec(bytes))
+    }
+
+    /// Reads two buffers back, and waits once; as [`Recorder::read`].
+    ///
+    /// # Errors
+    /// As [`Recorder::read`].
+    ///
+    /// # Panics
+    /// As [`Recorder::read`].
+    #[track_caller]
+    pub fn read_both<T: Element, U: Element>(
+        &mut self,
+        first: &Buffer<T>,
+        second: &Buffer<U>,
+    ) -> Result<(Vec<T>, Vec<U>), Error> {
+        let bytes = self.read_views(&[first.whole(), second.whole()], <[u8]>::to_vec)?;
+        Ok((bytemuck::pod_collect_to_vec(&bytes[0]), bytemuck::pod_collect_to_vec(&bytes[1])))
+    }
+
+    /// The bytes of each view, as `convert` gives them.
+    #[track_caller]
+    fn read_views<T>(&mut self, views: &[View<'_>], convert: impl Fn(&[u8]) -> T) -> Result<Vec<T>, Error> {
         assert!(!self.borrowed, "read: this recorder's commands are submitted by the owner of its encoder");
         self.gpu.fault()?;
         self.fault()?;
-        let bytes = 4 * buffer.len() as u64;
+        let bytes: u64 = views.iter().map(|view| view.bytes).sum();
         if bytes == 0 {
-            return Ok(Vec::new());
+            return Ok(views.iter().map(|_| convert(&[])).collect());
         }
         self.end_pass();
         let staging = self.staging(bytes)?;
         let mut encoder = self.take_encoder();
-        encoder.copy_buffer_to_buffer(buffer.raw(), 0, &staging, 0, bytes);
+        let mut at = 0;
+        for view in views.iter().filter(|view| view.bytes > 0) {
+            encoder.copy_buffer_to_buffer(view.slot.raw(), view.at, &staging, at, view.bytes);
+            at += view.bytes;
+        }
         self.encoder = Some(encoder);
         self.submit();
         self.stats.reads += 1;
@@ -232,8 +272,14 @@ impl Recorder {
             Err(_) => return Err(self.gpu.failed("the device did not finish")),
         }
         let data = {
-            let view = staging.get_mapped_range(..bytes).map_err(|error| self.gpu.failed(error))?;
-            bytemuck::pod_collect_to_vec(&view[..])
+            let mapped = staging.get_mapped_range(..bytes).map_err(|error| self.gpu.failed(error))?;
+            let mut rest = &mapped[..];
+            let parts = views.iter().map(|view| {
+                let (part, after) = rest.split_at(view.bytes as usize);
+                rest = after;
+                convert(part)
+            });
+            parts.collect()
         };
         staging.unmap();
         Ok(data)

@@ -234,6 +234,15 @@ impl Backend for GpuBackend {
         floats.map_or_else(|| vec![f64::NAN; x.len()], |x| x.into_iter().map(f64::from).collect())
     }
 
+    fn read_all(&self, buffers: &[&Buffer]) -> Vec<Vec<f64>> {
+        let read = self.run(|r| r.read_all(&buffers.iter().map(|x| x.f32()).collect::<Vec<_>>()));
+        let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect();
+        match read {
+            Some(read) => read.into_iter().map(wide).collect(),
+            None => buffers.iter().map(|x| vec![f64::NAN; x.len()]).collect(),
+        }
+    }
+
     fn fill(&self, x: &mut Buffer, value: f64) {
         self.record(|r| elementwise::fill(r, x.f32(), value));
     }
@@ -559,7 +568,7 @@ impl Backend for GpuBackend {
         let draws = self.run(|r| {
             let (uniform, ids, logp) = (r.upload(&uniform)?, r.alloc(n)?, r.alloc(n)?);
             sample::sample(r, logits.f32(), vocab, &settings, &uniform, &ids, &logp);
-            Ok((r.read(&ids)?, r.read(&logp)?))
+            r.read_both(&ids, &logp)
         });
         let (ids, logps) = draws.unwrap_or_else(|| (vec![0; n], vec![f32::NAN; n]));
         ids.into_iter().zip(logps).map(|(id, logp)| Draw { id, logp }).collect()

@@ -13,7 +13,8 @@ pub struct Transfer {
 }
 
 impl Operation for Transfer {
-    const METHODS: &'static [&'static str] = &["upload", "download", "read", "len", "alloc", "trim", "limit", "name"];
+    const METHODS: &'static [&'static str] =
+        &["upload", "download", "read", "read_all", "len", "alloc", "trim", "limit", "name"];
 
     fn cases() -> Vec<Self> {
         LENGTHS.map(|len| Self { len }).to_vec()
@@ -36,6 +37,10 @@ impl Operation for Transfer {
         b.limit(u64::MAX);
         let mut down = vec![0f32; self.len];
         b.download(&kept, &mut down);
+        // Of different lengths, an empty one among them.
+        let empty = b.alloc(0);
+        let all = b.read_all(&[&kept, &empty, &b.upload(&[2.5]), &other]);
+        let together = [wide(&first), vec![], vec![2.5], wide(&second)];
         let lengths = vec![b.len(&kept) as f64, b.len(&b.alloc(self.len)) as f64];
         Outputs::default()
             .values("the length", lengths, true)
@@ -44,6 +49,7 @@ impl Operation for Transfer {
             .values("the downloaded numbers", wide(&down), true)
             // Independent of the reference: what came down is what went up, and the backend has a name.
             .values("the round trip", vec![f64::from(down == first && b.read(&kept) == wide(&first))], true)
+            .values("what is read together", vec![f64::from(all == together)], true)
             .values("the name", vec![f64::from(!b.name().is_empty())], true)
     }
 }
