@@ -7,6 +7,7 @@ pub mod messages;
 
 pub mod align;
 pub mod args;
+pub mod cache_folder;
 pub mod candidate_rows;
 pub mod chat;
 pub mod checkpoint;

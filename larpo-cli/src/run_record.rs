@@ -40,7 +40,8 @@ pub fn no_run(n: usize) -> String {
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-pub(crate) const FREE: [&str; 28] = [
+pub(crate) const FREE: [&str; 29] = [
+    "autotune",
     "cache_dir",
     "color",
     "config",

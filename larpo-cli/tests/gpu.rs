@@ -433,6 +433,29 @@ fn gpu_a_run_goes_on_when_its_device_is_lost() {
     assert_eq!(device(model.as_ref()), "cpu");
 }
 
+/// Kernels that were measured are written at once, and the next run on the adapter measures nothing.
+#[test]
+fn gpu_tuning_is_kept_for_later_runs() {
+    let Some(shared) = device::backend() else { return };
+    let folder = Folder::new("tuning");
+    let run = || {
+        let gpu = larpo_gpu::Gpu::open(&larpo_gpu::Choice::Named(shared.gpu().info().name.clone())).unwrap();
+        larpo_cli::gpu::tuning::remember(&gpu, &folder.path("larpo/tuning"));
+        let backend = GpuBackend::new(&gpu).unwrap();
+        let results = step_and_draw(&backend, &ModelConfig::new(32, 64, 1, 4, 2, 300));
+        assert_eq!(backend.fault(), None);
+        let files: Vec<_> = std::fs::read_dir(folder.path("larpo/tuning")).unwrap().collect();
+        assert_eq!(files.len(), 1);
+        let text = std::fs::read_to_string(files[0].as_ref().unwrap().path()).unwrap();
+        (results, backend.stats().dispatches, text)
+    };
+    let (first, measured, text) = run();
+    assert!(text.starts_with("larpo-gpu tuning 1\n") && text.contains(" nt f32 "), "{text}");
+    let (second, dispatches, again) = run();
+    assert_eq!((first, text), (second, again));
+    assert!(measured > dispatches + 50, "{measured} kernels, then {dispatches}");
+}
+
 /// A tensor that one buffer cannot hold is refused, and named.
 #[test]
 fn gpu_too_large_a_tensor_is_named() {

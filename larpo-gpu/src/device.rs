@@ -1,9 +1,10 @@
 //! Adapters, the choice among them, and the device that everything else runs on.
 
 use crate::Error;
+use crate::kernels::tuning::Autotune;
 use crate::shader::{Checks, Pipelines};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use wgpu::DeviceType;
 
@@ -131,6 +132,7 @@ struct Inner {
     limits: wgpu::Limits,
     pipelines: Pipelines,
     fault: Fault,
+    tuning: Mutex<Option<Autotune>>,
 }
 
 impl Gpu {
@@ -181,7 +183,15 @@ impl Gpu {
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, checks: Checks) -> Self {
         let (info, limits) = (device.adapter_info(), device.limits());
         let pipelines = Pipelines::new(&device, checks);
-        Self(Arc::new(Inner { device, queue, info, limits, pipelines, fault: Fault::default() }))
+        Self(Arc::new(Inner {
+            device,
+            queue,
+            info,
+            limits,
+            pipelines,
+            fault: Fault::default(),
+            tuning: Mutex::default(),
+        }))
     }
 
     /// The device.
@@ -223,6 +233,10 @@ impl Gpu {
 
     pub(crate) fn pipelines(&self) -> &Pipelines {
         &self.0.pipelines
+    }
+
+    pub(crate) fn tuning(&self) -> MutexGuard<'_, Option<Autotune>> {
+        self.0.tuning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the device is well: what its driver reported first outside of any call that could have returned it, or that

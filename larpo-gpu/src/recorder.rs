@@ -166,6 +166,11 @@ impl Recorder {
         self.submission_seconds / self.seconds_per_work
     }
 
+    /// Whether its commands are the caller's to submit.
+    pub(crate) fn is_borrowed(&self) -> bool {
+        self.borrowed
+    }
+
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu

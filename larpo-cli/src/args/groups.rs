@@ -28,7 +28,12 @@ pub struct CommonArgs {
     /// files, and the plan, do not look at it
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     pub device: Device,
-    /// The same bits for any number of threads; the CPU always computes so, the flag only says that it is relied on
+    /// Whether kernels are measured on a GPU, once for each adapter, driver and kind of product. Another choice of kernels
+    /// rounds in other ways: without the file that keeps the choices, in larpo/tuning of the user's cache folder, results are
+    /// not the same to the last bit
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t = Autotune::On)]
+    pub autotune: Autotune,
+    /// The same bits for any number of threads; the CPU always computes so, on a GPU it turns --autotune off
     #[arg(long)]
     pub deterministic: bool,
     /// Print the result as one line with a JSON object, in place of what people read
@@ -49,6 +54,11 @@ impl CommonArgs {
     /// What is shown on stderr.
     pub fn level(&self) -> Level {
         if self.quiet { self.log_level.min(Level::Warn) } else { self.log_level }
+    }
+
+    /// Whether kernels are measured on a GPU.
+    pub fn tunes(&self) -> bool {
+        self.autotune == Autotune::On && !self.deterministic
     }
 }
 

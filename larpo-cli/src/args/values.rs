@@ -47,6 +47,16 @@ pub enum Reference {
     Initial,
 }
 
+/// Whether kernels are measured on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Autotune {
+    /// products take the kernel that is the fastest on the adapter, measured when a shape first comes and kept for later runs
+    On,
+    /// products take a fixed kernel for each shape
+    Off,
+}
+
 /// What becomes of a run whose device is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

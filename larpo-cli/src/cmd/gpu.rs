@@ -4,6 +4,7 @@
 
 use crate::args::{GpuArgs, GpuTask};
 use crate::error::{Error, Result};
+use crate::gpu::tuning::tune;
 use crate::gpu::{Device, GpuBackend, bench, check, open};
 use crate::messages;
 use crate::table::Table;
@@ -28,6 +29,9 @@ pub fn run(args: &GpuArgs) -> Result<Value> {
         GpuTask::Check => run_check(&backend()?, args.common.json),
         GpuTask::Bench => {
             let backend = backend()?;
+            if args.common.tunes() {
+                tune(backend.gpu());
+            }
             let result = bench::run(&backend, args.common.seed);
             check::healthy(&backend).and(result)
         }

@@ -78,7 +78,7 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
 /// Runs a verb on the device that is asked for; no other place chooses a backend.
 fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value> {
     let device = if command.computes() { command.common().device } else { Device::Cpu };
-    run_on_opened(|| choose(device), command, settings, stop)
+    run_on_opened(|| choose(device, command.common().tunes()), command, settings, stop)
 }
 
 /// A device that works for so long again after it was lost was worth opening.

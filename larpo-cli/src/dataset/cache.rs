@@ -5,6 +5,7 @@
 //! cache but time. It is kept small: what nobody used for three months goes, and the longest unused beyond four GiB.
 
 use crate::args::DataArgs;
+use crate::cache_folder;
 use crate::error::Result;
 use larpo_data::state::{load_state, save_state};
 use serde::{Deserialize, Serialize};
@@ -48,7 +49,7 @@ impl TokenCache {
             _ if args.no_cache => None,
             Some(folder) => Some(folder.clone()),
             None if bytes.len() < WORTH_KEEPING => None,
-            None => user_folder(|name| std::env::var_os(name)).map(|folder| folder.join("larpo")),
+            None => cache_folder::larpo(),
         };
         let mut data = Hash::default();
         if folder.is_some() {
@@ -134,18 +135,6 @@ fn fits(rows: &[Encoded], shape: &[usize], vocab_size: usize) -> bool {
         row.responses.len() == responses && known(&row.prompt) && row.responses.iter().all(|ids| known(ids))
     };
     rows.len() == shape.len() && rows.iter().zip(shape).all(row)
-}
-
-/// The folder for files that may be lost, by the custom of the platform.
-fn user_folder(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
-    let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if cfg!(windows) {
-        folder("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        folder("HOME").map(|home| home.join("Library/Caches"))
-    } else {
-        folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))
-    }
 }
 
 /// FNV-1a of 128 bits (Fowler, Noll and Vo) over texts with their lengths.
@@ -314,17 +303,5 @@ mod tests {
         };
         assert_eq!(hash("a"), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);
         assert_eq!(hash("foobar"), 0x343e_1662_793c_64bf_6f0d_3597_ba44_6f18);
-    }
-
-    #[test]
-    fn the_folder_follows_the_platform() {
-        let with = |pairs: &'static [(&str, &str)]| {
-            user_folder(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).into()))
-        };
-        if cfg!(target_os = "linux") {
-            assert_eq!(with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Some("/x".into()));
-            assert_eq!(with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "relative")]), Some("/h/.cache".into()));
-        }
-        assert_eq!(with(&[]), None);
     }
 }

@@ -1,6 +1,6 @@
 //! `--device`: which device computes, and why.
 
-use super::GpuBackend;
+use super::{GpuBackend, tuning};
 use crate::error::{Error, Result};
 use larpo_gpu::{Adapter, Checks, Choice, Gpu};
 use std::fmt;
@@ -53,20 +53,25 @@ pub enum Chosen {
     Gpu(GpuBackend),
 }
 
-/// Opens the device that `device` stands for, and says on stderr which one it is.
+/// Opens the device that `device` stands for, and says on stderr which one it is. With `tune` the products of a GPU take what is
+/// measured to be the fastest there.
 ///
 /// # Errors
 /// An adapter that is asked for and is not there, or gives no device.
-pub fn choose(device: Device) -> Result<Chosen> {
-    match device {
-        Device::Cpu => Ok(Chosen::Cpu),
-        Device::Auto => Ok(auto()),
+pub fn choose(device: Device, tune: bool) -> Result<Chosen> {
+    let chosen = match device {
+        Device::Cpu => Chosen::Cpu,
+        Device::Auto => auto(),
         Device::Gpu(number) => {
             let backend = open(number)?;
             say!("device: {}", backend.gpu());
-            Ok(Chosen::Gpu(backend))
+            Chosen::Gpu(backend)
         }
+    };
+    if let (Chosen::Gpu(backend), true) = (&chosen, tune) {
+        tuning::tune(backend.gpu());
     }
+    Ok(chosen)
 }
 
 /// Opens the adapter with a number of `larpo gpu list`, or else the one that LARPO_ADAPTER names, or else a GPU.

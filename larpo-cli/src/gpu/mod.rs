@@ -15,6 +15,7 @@ pub mod bench;
 mod buffer;
 pub mod check;
 mod choice;
+pub mod tuning;
 
 pub use backend::GpuBackend;
 pub use buffer::{Buffer, Index, Lists};

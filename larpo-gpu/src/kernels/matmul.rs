@@ -1,6 +1,6 @@
 //! Matrix products: every layout, set or accumulated, with a bias, on parts of matrices.
 
-use super::{check, slot, word};
+use super::{check, slot, tuning, word};
 use crate::buffer::View;
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
@@ -82,6 +82,17 @@ impl Variant {
             false => Self::Tile64,
         }
     }
+
+    /// Whether it may be the fastest for `(m, k) · (k, n)` on the recorder's adapter.
+    pub(super) fn suits(self, recorder: &Recorder, (m, n, k): (usize, usize, usize)) -> bool {
+        match self {
+            // Beyond that it loads what the others share over and over.
+            Self::Skinny => m <= 4 * SKINNY_ROWS,
+            // Without shared memory a large product would hold a GPU up for seconds.
+            Self::Direct => recorder.gpu().is_cpu() || m * n * k <= 1 << 27,
+            Self::Tile64 | Self::Tile128 => true,
+        }
+    }
 }
 
 /// A matrix in a buffer: the rows may lie apart, and the first one anywhere.
@@ -150,6 +161,26 @@ impl<'a> Matrix<'a> {
         Some(if lines > 128 { lines / 128 * 128 } else { lines })
     }
 
+    /// Rows and columns.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Where its numbers are.
+    pub(super) fn numbers(&self) -> Weight<'a> {
+        self.numbers
+    }
+
+    /// Whether its memory holds the transpose.
+    pub(super) fn is_transposed(&self) -> bool {
+        self.column > self.row
+    }
+
+    /// The first `columns` columns.
+    pub(super) fn first_columns(self, columns: usize) -> Self {
+        self.part((0, self.rows), (0, columns))
+    }
+
     /// Rows and columns (first, count) of it.
     fn part(self, (row, rows): (usize, usize), (column, columns): (usize, usize)) -> Self {
         Self { at: self.at + row * self.row + column * self.column, rows, columns, ..self }
@@ -189,7 +220,7 @@ impl<'a> Matrix<'a> {
 /// On shapes that do not fit, a transposed `c`, and a `c` in the buffer of an operand.
 #[track_caller]
 pub fn matmul(recorder: &mut Recorder, a: Matrix, b: Matrix, bias: Option<&Buffer>, c: Matrix, store: Store) {
-    let variant = Variant::choose(recorder, &a, &b);
+    let variant = tuning::choose(recorder, a, b);
     matmul_as(recorder, variant, a, b, bias, c, store);
 }
 

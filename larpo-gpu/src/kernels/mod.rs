@@ -28,6 +28,7 @@ pub mod rope;
 pub mod sample;
 pub mod sum_rows;
 pub mod token_logp;
+pub mod tuning;
 
 use crate::buffer::{Buffer, Element, View};
 use crate::shader::Shader;

@@ -1,8 +1,9 @@
 //! Products.
 
-use crate::common::{Rng, SIZES, STORES, before, compare, run, stored, upper_halves, wide};
-use larpo_gpu::Store;
+use crate::common::{Rng, SIZES, STORES, before, compare, devices, run, stored, upper_halves, wide};
 use larpo_gpu::kernels::matmul::{Matrix, Variant, matmul, matmul_as};
+use larpo_gpu::kernels::tuning::Tuning;
+use larpo_gpu::{Choice, Error, Gpu, Recorder, Store};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -160,5 +161,122 @@ fn gpu_matmul_bf16() {
                 compare(&format!("{variant:?} {case:?}"), kernels, &[want]);
             }
         }
+    }
+}
+
+/// A product by one variant, which is not measured.
+fn product(recorder: &mut Recorder, (m, n, k): (usize, usize, usize), b_t: bool) -> Result<Vec<f32>, Error> {
+    let mut rng = Rng::new(m + n + k);
+    let (a, b, c) =
+        (recorder.upload(&rng.whole(m * k, 8))?, recorder.upload(&rng.whole(k * n, 8))?, recorder.alloc(m * n)?);
+    let b = if b_t { Matrix::new(&b, n, k).transposed() } else { Matrix::new(&b, k, n) };
+    matmul(recorder, Matrix::new(&a, m, k), b, None, Matrix::new(&c, m, n), Store::Set);
+    recorder.read(&c)
+}
+
+/// What is measured once is known from then on, is kept as a text, and changes no result beyond rounding.
+#[test]
+fn gpu_tuning_is_measured_once_for_each_kind_of_product() {
+    let Some(devices) = devices() else { return };
+    let name = devices.trusted.info().name.clone();
+    let open = || Gpu::open(&Choice::Named(name.clone())).unwrap();
+    let plain = open();
+    let tuned = open();
+    let kept = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let keep = kept.clone();
+    tuned.autotune(Tuning::default(), move |known| keep.lock().unwrap().push(known.clone()));
+    // The first two are of one kind.
+    let shapes = [
+        ((65, 33, 40), true),
+        ((127, 64, 64), true),
+        ((65, 33, 40), false),
+        ((2, 700, 90), true),
+        ((300, 300, 300), true),
+    ];
+    let dispatches = |gpu: &Gpu| {
+        let mut recorder = Recorder::new(gpu).unwrap();
+        let counts: Vec<u64> = shapes
+            .iter()
+            .map(|&(shape, b_t)| {
+                let before = recorder.stats().dispatches;
+                let got = product(&mut recorder, shape, b_t).unwrap();
+                // Whole numbers: the same sums in any order.
+                assert_eq!(got, product(&mut Recorder::new(&plain).unwrap(), shape, b_t).unwrap(), "{shape:?}");
+                recorder.stats().dispatches - before
+            })
+            .collect();
+        counts
+    };
+    let counts = dispatches(&tuned);
+    assert!(counts[0] > 8 && counts[1] == 1 && counts[2..].iter().all(|&n| n > 8), "{counts:?}");
+    assert!(dispatches(&tuned).iter().all(|&n| n == 1));
+    let kept = kept.lock().unwrap();
+    assert_eq!(kept.iter().map(Tuning::len).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let key = Tuning::key(&tuned);
+    let text = kept[3].to_text(&key);
+    assert_eq!(text.lines().count(), 6, "{text}");
+    assert!(text.contains("128 64 64 nt f32 ") && text.contains("128 64 64 nn f32 "), "{text}");
+    // The next run reads it and measures nothing.
+    let again = open();
+    again.autotune(Tuning::from_text(&text, &key).unwrap(), |_| panic!("nothing is new"));
+    assert!(dispatches(&again).iter().all(|&n| n == 1));
+}
+
+/// What is known is taken: another choice than the usual one shows in how sums round.
+#[test]
+fn gpu_tuning_takes_what_is_known() {
+    let Some(devices) = devices() else { return };
+    let gpu = Gpu::open(&Choice::Named(devices.trusted.info().name.clone())).unwrap();
+    let (m, n, k) = (5, 33, 1000);
+    let mut rng = Rng::new(3);
+    let (x, w) = (rng.floats(m * k, 1.0), rng.floats(n * k, 1.0));
+    let product = |recorder: &mut Recorder, variant: Option<Variant>| {
+        let (x, w, y) = (recorder.upload(&x).unwrap(), recorder.upload(&w).unwrap(), recorder.alloc(m * n).unwrap());
+        let (x, w, c) = (Matrix::new(&x, m, k), Matrix::new(&w, n, k).transposed(), Matrix::new(&y, m, n));
+        match variant {
+            Some(variant) => matmul_as(recorder, variant, x, w, None, c, Store::Set),
+            None => matmul(recorder, x, w, None, c, Store::Set),
+        }
+        recorder.read(&y).unwrap()
+    };
+    let mut recorder = Recorder::new(&gpu).unwrap();
+    let key = Tuning::key(&gpu);
+    for variant in [Variant::Skinny, Variant::Tile64] {
+        let text = Tuning::default().to_text(&key) + &format!("8 64 1024 nt f32 {variant:?}\n");
+        gpu.autotune(Tuning::from_text(&text, &key).unwrap(), |_| panic!("nothing is new"));
+        assert_eq!(product(&mut recorder, None), product(&mut recorder, Some(variant)));
+    }
+    let [skinny, tile] = [Variant::Skinny, Variant::Tile64].map(|variant| product(&mut recorder, Some(variant)));
+    assert_ne!(skinny, tile, "the variants can be told apart");
+}
+
+/// What another driver or another version has measured is not taken, nor what is damaged.
+#[test]
+fn gpu_tuning_belongs_to_an_adapter_and_its_kernels() {
+    let Some(devices) = devices() else { return };
+    let gpu = &devices.trusted;
+    let key = Tuning::key(gpu);
+    let text = Tuning::default().to_text(&key) + "8 512 512 nt bf16 Skinny\n";
+    assert_eq!(Tuning::from_text(&text, &key).map(|known| known.len()), Some(1));
+    assert_eq!(Tuning::from_text(&text, &key).unwrap().to_text(&key), text);
+    // Of two choices the own one stays.
+    let other = Tuning::default().to_text(&key) + "8 512 512 nt bf16 Direct\n4 1 1 nn f32 Tile64\n";
+    let mut merged = Tuning::from_text(&text, &key).unwrap();
+    merged.merge(Tuning::from_text(&other, &key).unwrap());
+    assert!(merged.len() == 2 && merged.to_text(&key).contains("bf16 Skinny"));
+    let wrong = [
+        String::new(),
+        text.replace("tuning 1", "tuning 0"),
+        text.replace("kernels ", "kernels 0"),
+        text.replace(&gpu.info().name, "another adapter"),
+        text.replace("Skinny", "Fast"),
+        text.replace("nt", "nx"),
+        text.replace("bf16", "f64"),
+        text.replace("8 512 512", "8 512"),
+        text.replace("512", "-512"),
+        text.replace("bf16 Skinny\n", "bf"),
+    ];
+    for text in wrong {
+        assert_eq!(Tuning::from_text(&text, &key), None, "{text}");
     }
 }
