@@ -115,7 +115,7 @@ fn the_page_of_an_alignment_shows_its_curves_and_a_command_that_repeats_it() {
         defaults.contains("<td>eval_<wbr>prompts</td><td>64</td>") && !defaults.contains("<td>beta</td>"),
         "{defaults}"
     );
-    for name in ["larpo", "instruction set", "platform", "features"] {
+    for name in ["larpo", "instruction set", "platform", "features", "computed on"] {
         assert!(chosen.contains(&format!("<td>{name}</td>")), "{name}");
     }
     let twice = names.iter().filter(|name| **name != "threads").count() + 1 - distinct.len();

@@ -171,7 +171,7 @@ fn build(run: &Run) -> Vec<(String, String)> {
         ("platform", text(&build["platform"])),
         ("threads", text(&build["threads"])),
         ("features", features),
-        ("device", text(&build["device"])),
+        ("computed on", text(&build["device"])),
     ]
     .into_iter()
     .filter(|(_, value)| !value.is_empty())
