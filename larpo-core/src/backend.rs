@@ -207,6 +207,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// What computes, for records of runs: `cpu`, or an adapter with its driver.
     fn name(&self) -> String;
+    /// Whether products round their operands to half precision, whose smallest numbers are too large for many gradients:
+    /// training scales the loss ([`LossScale`](crate::optim::LossScale)).
+    fn multiplies_in_half(&self) -> bool;
 
     // ---- memory ------------------------------------------------------------------------------------------------------
 
@@ -231,9 +234,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Reads a buffer back in double precision (exact on every backend).
     fn read(&self, x: &Self::Buffer) -> Vec<f64>;
     /// Reads several buffers back; the host waits for a device once.
-    fn read_all(&self, buffers: &[&Self::Buffer]) -> Vec<Vec<f64>> {
-        buffers.iter().map(|x| self.read(x)).collect()
-    }
+    fn read_all(&self, buffers: &[&Self::Buffer]) -> Vec<Vec<f64>>;
     /// `x[..] = value`.
     fn fill(&self, x: &mut Self::Buffer, value: f64);
     /// `y = x` or `y += x`, same length.

@@ -1,9 +1,9 @@
-//! AdamW over all parameters, with global-norm clipping and learning-rate schedules.
+//! AdamW over all parameters, with global-norm clipping, learning-rate schedules and loss scaling.
 
 use crate::backend::{AdamWSpec, Backend};
 use crate::error::Error;
 use crate::finite::blame_gradients;
-use crate::model::{Parameters, Transformer};
+use crate::model::Transformer;
 use crate::tape::Gradients;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -98,11 +98,64 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// The factor on the loss that keeps the gradients within half precision (dynamic loss scaling, Micikevicius et al. 2018): half
+/// as large after gradients that were not finite, twice as large after [`LossScale::PATIENCE`] updates without any. A power of
+/// two, so that nothing else is rounded in another way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossScale {
+    scale: f64,
+    /// Updates since it last changed.
+    updates: u32,
+}
+
+impl Default for LossScale {
+    /// 65,536, as PyTorch begins with.
+    fn default() -> Self {
+        Self::new(16)
+    }
+}
+
+impl LossScale {
+    /// Updates after which a larger one is tried.
+    pub const PATIENCE: u32 = 2000;
+    /// Exponent of the largest one.
+    const MAX_EXPONENT: u32 = 24;
+
+    /// 2 to the `exponent`.
+    pub fn new(exponent: u32) -> Self {
+        Self { scale: 2f64.powi(exponent as i32), updates: 0 }
+    }
+
+    /// The factor.
+    pub fn factor(&self) -> f64 {
+        self.scale
+    }
+
+    /// After an update.
+    fn held(&mut self) {
+        self.updates += 1;
+        if self.updates >= Self::PATIENCE && self.scale < 2f64.powi(Self::MAX_EXPONENT as i32) {
+            *self = Self { scale: 2.0 * self.scale, updates: 0 };
+        }
+    }
+
+    /// After gradients that are not finite; whether that may have been this factor's doing, and a smaller one mends it.
+    fn lower(&mut self) -> bool {
+        let scaled = self.scale > 1.0;
+        if scaled {
+            *self = Self { scale: 0.5 * self.scale, updates: 0 };
+        }
+        scaled
+    }
+}
+
 /// Moments and counters of AdamW.
 pub struct AdamW<B: Backend> {
     config: OptimizerConfig,
     total_steps: u64,
     step: u64,
+    /// Of the loss that the gradients belong to.
+    loss_scale: Option<LossScale>,
     moments: Vec<Option<(B::Buffer, B::Buffer)>>,
 }
 
@@ -115,6 +168,8 @@ pub struct OptimizerState {
     pub total_steps: u64,
     /// Updates made.
     pub step: u64,
+    /// The factor on the loss, where products are in half precision.
+    pub loss_scale: Option<LossScale>,
     /// First and second moment of every parameter; none where it never had a gradient.
     pub moments: Vec<Option<Moments>>,
 }
@@ -132,9 +187,11 @@ pub struct UpdateReport {
 }
 
 impl<B: Backend> AdamW<B> {
-    /// An optimizer for `parameters` that will make `total_steps` updates.
-    pub fn new(parameters: &Parameters<B>, config: OptimizerConfig, total_steps: u64) -> Self {
-        Self { config, total_steps, step: 0, moments: (0..parameters.len()).map(|_| None).collect() }
+    /// An optimizer for the parameters of `model` that will make `total_steps` updates.
+    pub fn new(model: &Transformer<B>, config: OptimizerConfig, total_steps: u64) -> Self {
+        let moments = (0..model.parameters().len()).map(|_| None).collect();
+        let loss_scale = model.backend().multiplies_in_half().then(LossScale::default);
+        Self { config, total_steps, step: 0, loss_scale, moments }
     }
 
     /// Moments and counters on the host.
@@ -145,7 +202,8 @@ impl<B: Backend> AdamW<B> {
             values
         };
         let moments = self.moments.iter().map(|m| m.as_ref().map(|(m, v)| (download(m), download(v)))).collect();
-        OptimizerState { config: self.config, total_steps: self.total_steps, step: self.step, moments }
+        let &Self { config, total_steps, step, loss_scale, .. } = self;
+        OptimizerState { config, total_steps, step, loss_scale, moments }
     }
 
     /// The optimizer that [`AdamW::state`] described.
@@ -167,7 +225,23 @@ impl<B: Backend> AdamW<B> {
         }
         // Each is dropped as soon as the backend has it: not all of them are held twice.
         let moments = state.moments.into_iter().map(|m| m.map(|(m, v)| (b.upload(&m), b.upload(&v)))).collect();
-        Ok(Self { config: state.config, total_steps: state.total_steps, step: state.step, moments })
+        let loss_scale = b.multiplies_in_half().then(|| state.loss_scale.unwrap_or_default());
+        Ok(Self { config: state.config, total_steps: state.total_steps, step: state.step, loss_scale, moments })
+    }
+
+    /// Factor on the loss before its gradients are taken; 1 where products are in single precision.
+    pub fn loss_scale(&self) -> f64 {
+        self.loss_scale.map_or(1.0, |scale| scale.factor())
+    }
+
+    /// Scales the loss from here on, or no longer.
+    pub fn set_loss_scale(&mut self, scale: Option<LossScale>) {
+        self.loss_scale = scale;
+    }
+
+    /// Halves the factor on the loss; whether there was one to halve.
+    pub(crate) fn lower_loss_scale(&mut self) -> bool {
+        self.loss_scale.as_mut().is_some_and(LossScale::lower)
     }
 
     /// Updates made so far.
@@ -181,18 +255,9 @@ impl<B: Backend> AdamW<B> {
         self.config.learning_rate * self.config.schedule.factor(self.step, warmup, self.total_steps)
     }
 
-    /// Clips the gradients by their global norm and updates every parameter that has one.
-    ///
-    /// # Errors
-    /// A gradient that is not a finite number; the parameters are then unchanged.
-    pub fn update(&mut self, model: &mut Transformer<B>, gradients: &Gradients<B>) -> Result<UpdateReport, Error> {
-        let clip = self.clip(model, gradients);
-        let norm = model.backend().read(&clip)[0];
-        self.apply(model, gradients, &clip, norm)
-    }
-
-    /// The global norm of the gradients and the factor that clips it, for [`AdamW::apply`].
-    pub(crate) fn clip(&self, model: &Transformer<B>, gradients: &Gradients<B>) -> B::Buffer {
+    /// `(2)`: the global norm of the gradients, without the [factor](AdamW::loss_scale) on the loss that they have, and what takes
+    /// it away and clips them, for [`AdamW::apply`].
+    pub fn clip(&self, model: &Transformer<B>, gradients: &Gradients<B>) -> B::Buffer {
         let b = model.backend();
         let reached: Vec<&B::Buffer> = (0..self.moments.len()).filter_map(|index| gradients.get(index)).collect();
         let mut squares = b.alloc(reached.len().max(1));
@@ -201,12 +266,21 @@ impl<B: Backend> AdamW<B> {
             b.sq_norm(g, &mut squares, at);
         }
         let mut clip = b.alloc(2);
-        b.clip(&squares, self.config.max_grad_norm, &mut clip);
+        let scale = self.loss_scale();
+        b.clip(&squares, scale * self.config.max_grad_norm, &mut clip);
+        if scale != 1.0 {
+            let mut inverse = b.alloc(1);
+            b.fill(&mut inverse, 1.0 / scale);
+            b.scale(&mut clip, &inverse);
+        }
         clip
     }
 
-    /// [`AdamW::update`] with what [`AdamW::clip`] gave, and the norm that was read of it.
-    pub(crate) fn apply(
+    /// Updates every parameter that has a gradient, with what [`AdamW::clip`] gave and the norm that was read of it.
+    ///
+    /// # Errors
+    /// A gradient that is not a finite number; the parameters are then unchanged.
+    pub fn apply(
         &mut self,
         model: &mut Transformer<B>,
         gradients: &Gradients<B>,
@@ -219,6 +293,9 @@ impl<B: Backend> AdamW<B> {
         let b = model.backend().clone();
         let learning_rate = self.learning_rate();
         self.step += 1;
+        if let Some(scale) = &mut self.loss_scale {
+            scale.held();
+        }
         let decays: Vec<bool> = model.parameters().iter().map(|p| p.decay).collect();
         for (index, decay) in decays.into_iter().enumerate() {
             let Some(g) = gradients.get(index) else { continue };
@@ -245,6 +322,21 @@ impl<B: Backend> AdamW<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loss_scale_grows_with_patience_and_falls_at_once() {
+        let mut scale = LossScale::default();
+        assert_eq!(scale.factor(), 65536.0);
+        (0..LossScale::PATIENCE - 1).for_each(|_| scale.held());
+        assert_eq!(scale.factor(), 65536.0);
+        scale.held();
+        assert_eq!(scale.factor(), 131072.0);
+        assert!(scale.lower());
+        assert_eq!(scale.factor(), 65536.0);
+        assert!((0..16).all(|_| scale.lower()) && scale.factor() == 1.0 && !scale.lower());
+        (0..40 * LossScale::PATIENCE).for_each(|_| scale.held());
+        assert_eq!(scale.factor(), 2f64.powi(24), "gradients are not scaled beyond it");
+    }
 
     #[test]
     fn schedules_follow_their_formulas() {

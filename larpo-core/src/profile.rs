@@ -176,6 +176,10 @@ impl<B: Backend> Backend for Profiled<B> {
         self.inner.name()
     }
 
+    fn multiplies_in_half(&self) -> bool {
+        self.inner.multiplies_in_half()
+    }
+
     fn alloc(&self, len: usize) -> B::Buffer {
         self.timed("alloc", Work::moving(Shape::Flat, 0), |b| b.alloc(len))
     }

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::lists::RankedLists;
 use crate::model::Transformer;
 use crate::ops;
+use crate::optim::LossScale;
 use crate::tape::{Gradients, Tape};
 use crate::train::{ListTraining, TrainingList, pack};
 
@@ -12,6 +13,8 @@ use crate::train::{ListTraining, TrainingList, pack};
 const LOSS_TOLERANCE: f64 = 1e-5;
 /// Largest difference between a token's log-probability in sampling and in training, in nats.
 const LOGP_TOLERANCE: f64 = 1e-4;
+/// The same where products are in half precision, with eleven bits.
+const HALF_LOGP_TOLERANCE: f64 = 5e-2;
 
 /// What the proofs found.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,7 +53,8 @@ pub fn prove<B: Backend>(
     let batch = model.batch(&packed)?;
     let logp = model.token_logp(&tape, &batch);
     let own = b.read(logp.value());
-    report.logp_difference = compare_sampled(lists, &packed, &own)?;
+    let tolerance = if b.multiplies_in_half() { HALF_LOGP_TOLERANCE } else { LOGP_TOLERANCE };
+    report.logp_difference = compare_sampled(lists, &packed, &own, tolerance)?;
 
     let rewards: Vec<f64> = lists.iter().flat_map(|l| l.rewards()).collect();
     let ranked = RankedLists::new(&packed, rewards, settings.objective, settings.beta, 1.0 / lists.len() as f64)?;
@@ -64,7 +68,8 @@ pub fn prove<B: Backend>(
     }
 
     let mut gradients = Gradients::new(model.parameters().len());
-    tape.backward(&loss.total, &mut gradients);
+    let scale = if b.multiplies_in_half() { LossScale::default().factor() } else { 1.0 };
+    tape.backward_scaled(&loss.total, scale, &mut gradients);
     for (index, parameter) in model.parameters().iter().enumerate().filter(|(_, parameter)| parameter.trainable) {
         let Some(gradient) = gradients.get(index) else {
             let found = format!("no gradient reached {}", parameter.tensor_names());
@@ -84,6 +89,7 @@ fn compare_sampled(
     lists: &[&TrainingList],
     packed: &crate::lists::PackedLists,
     own: &[f64],
+    tolerance: f64,
 ) -> Result<Option<(f64, usize)>, Error> {
     let mut worst = 0f64;
     let mut tokens = 0;
@@ -91,7 +97,7 @@ fn compare_sampled(
         let Some(sampled) = &response.sampled else { continue };
         for (t, (own, sampled)) in own[packed.item_targets(item)].iter().zip(sampled).enumerate() {
             let difference = (own - f64::from(*sampled)).abs();
-            if difference.is_nan() || difference > LOGP_TOLERANCE {
+            if difference.is_nan() || difference > tolerance {
                 let found = format!("{sampled} in sampling, {own} in training (response {item}, token {t})");
                 let proof = "log-probabilities recorded while sampling equal the training path's";
                 return Err(Error::Proof { proof, found });

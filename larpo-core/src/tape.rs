@@ -218,11 +218,17 @@ impl<B: Backend> Tape<B> {
     /// Runs the tape backward from the scalar `loss`, adding to the gradients of the parameters.
     #[track_caller]
     pub fn backward(self, loss: &Var<B>, gradients: &mut Gradients<B>) {
+        self.backward_scaled(loss, 1.0, gradients);
+    }
+
+    /// [`Tape::backward`] from `scale · loss`.
+    #[track_caller]
+    pub fn backward_scaled(self, loss: &Var<B>, scale: f64, gradients: &mut Gradients<B>) {
         assert_eq!((loss.rows, loss.cols), (1, 1), "backward: the loss is a scalar");
         let mut nodes = self.nodes.into_inner();
         let mut flow = Flow { inner: (0..nodes.len()).map(|_| None).collect(), gradients };
         let mut one = self.backend.alloc(1);
-        self.backend.fill(&mut one, 1.0);
+        self.backend.fill(&mut one, scale);
         flow.give(&self.backend, loss.link, one);
         while let Some(grad) = nodes.pop() {
             // A node that nothing downstream used has no gradient.

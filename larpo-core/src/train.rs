@@ -11,7 +11,7 @@ use crate::metrics;
 use crate::model::Transformer;
 use crate::objective::{Objective, reward_list};
 use crate::ops;
-use crate::optim::{AdamW, OptimizerConfig, OptimizerState, UpdateReport};
+use crate::optim::{AdamW, LossScale, OptimizerConfig, OptimizerState, UpdateReport};
 use crate::tape::{Gradients, Tape, Var};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -163,7 +163,7 @@ struct WholeBatch {
 impl<B: Backend> Trainer<B> {
     /// Trains `model` for `total_steps` updates.
     pub fn new(model: Transformer<B>, config: OptimizerConfig, total_steps: u64) -> Self {
-        let optimizer = AdamW::new(model.parameters(), config, total_steps);
+        let optimizer = AdamW::new(&model, config, total_steps);
         let gradients = Gradients::new(model.parameters().len());
         Self { model, optimizer, gradients }
     }
@@ -193,7 +193,17 @@ impl<B: Backend> Trainer<B> {
         self.model
     }
 
-    /// Gradients of the last step.
+    /// Scales the loss by a factor from here on, or no longer; where products are in half precision it is scaled by itself.
+    pub fn set_loss_scale(&mut self, scale: Option<LossScale>) {
+        self.optimizer.set_loss_scale(scale);
+    }
+
+    /// Factor on the loss that [`Trainer::gradients`] have.
+    pub fn loss_scale(&self) -> f64 {
+        self.optimizer.loss_scale()
+    }
+
+    /// Gradients of the last step, of the [scaled](Trainer::loss_scale) loss.
     pub fn gradients(&self) -> &Gradients<B> {
         &self.gradients
     }
@@ -212,20 +222,30 @@ impl<B: Backend> Trainer<B> {
         if tokens == 0 {
             return Err(Error::setting("response tokens of a step", 0, "at least 1; the rows have nothing to learn"));
         }
-        self.gradients.zero();
-        let mut passes = Vec::with_capacity(batches.len());
-        for (chunk, packed) in batches.into_iter().enumerate() {
-            let tape = Tape::new(self.model.backend()).with_dropout(self.steps(), chunk);
-            let logp = self.logp(&tape, &packed)?;
-            let weight = -1.0 / tokens as f32;
-            let weights = self.model.backend().upload(&vec![weight; packed.targets()]);
-            let total = ops::weighted_sum(&tape, &logp, &Arc::new(weights));
-            tape.backward(&total, &mut self.gradients);
-            passes.push(Pass { packed, first: chunk * micro.max(1), total, logp, gamma: None });
-        }
-        let (numbers, update) = self.finish(&passes)?;
+        let weight = -1.0 / tokens as f32;
+        let (numbers, update) = self.update(|trainer| {
+            let pass = |(chunk, packed): (usize, _)| trainer.sft_pass(packed, chunk, chunk * micro.max(1), weight);
+            batches.iter().enumerate().map(pass).collect()
+        })?;
         let loss = numbers.iter().map(|pass| pass.loss).sum();
         Ok(SftReport { loss, tokens, update })
+    }
+
+    /// Forward and backward of micro-batch `chunk`, which begins with row `first`.
+    fn sft_pass<'a>(
+        &mut self,
+        packed: &'a PackedLists,
+        chunk: usize,
+        first: usize,
+        weight: f32,
+    ) -> Result<Pass<'a, B>, Error> {
+        let b = self.model.backend().clone();
+        let tape = Tape::new(&b).with_dropout(self.steps(), chunk);
+        let logp = self.logp(&tape, packed)?;
+        let weights = b.upload(&vec![weight; packed.targets()]);
+        let total = ops::weighted_sum(&tape, &logp, &Arc::new(weights));
+        tape.backward_scaled(&total, self.loss_scale(), &mut self.gradients);
+        Ok(Pass { packed, first, total, logp, gamma: None })
     }
 
     /// One update on ranked lists, `micro` lists at a time. Every list must contribute ([`contributes`]).
@@ -244,21 +264,23 @@ impl<B: Backend> Trainer<B> {
         }
         // Counted on the reference, which has one number for every scored token.
         let winner_tokens: usize = lists.iter().map(|l| l.responses[l.best()].reference.len()).sum();
-        self.gradients.zero();
         let whole = WholeBatch { lists: lists.len(), winner_tokens };
         let micro = micro.max(1);
-        let passes = (lists.chunks(micro).enumerate())
-            .map(|(chunk, lists)| self.list_pass(settings, lists, chunk * micro, whole))
-            .collect::<Result<Vec<_>, Error>>()?;
-        let (numbers, update) = self.finish(&passes)?;
+        let batches: Vec<(PackedLists, &[&TrainingList])> =
+            lists.chunks(micro).map(|lists| (pack(lists), lists)).collect();
+        let (numbers, update) = self.update(|trainer| {
+            (batches.iter().enumerate())
+                .map(|(chunk, (packed, lists))| trainer.list_pass(settings, (packed, lists), chunk * micro, whole))
+                .collect()
+        })?;
         let (mut loss, mut sum) = (0.0, ListMetrics::default());
-        for ((pass, numbers), lists) in passes.iter().zip(&numbers).zip(lists.chunks(micro)) {
+        for ((packed, lists), numbers) in batches.iter().zip(&numbers) {
             loss += numbers.loss;
             for (i, list) in lists.iter().enumerate() {
-                let offsets = &pass.packed.item_offsets;
+                let offsets = &packed.item_offsets;
                 let items = offsets[i] as usize..offsets[i + 1] as usize;
                 let gamma = &numbers.gamma[items.clone()];
-                sum.observe(list, gamma, items.map(|item| &numbers.logps[pass.packed.item_targets(item)]));
+                sum.observe(list, gamma, items.map(|item| &numbers.logps[packed.item_targets(item)]));
             }
         }
         Ok(ListReport { loss, lists: lists.len(), metrics: sum.divided(lists.len() as f64), update })
@@ -279,6 +301,24 @@ impl<B: Backend> Trainer<B> {
         if lists.is_empty() {
             return Err(Error::setting("lists of a step", 0, "at least 1"));
         }
+        loop {
+            let (sum, metrics) = self.reward_passes(lists, center_coefficient, micro)?;
+            let clip = self.optimizer.clip(&self.model, &self.gradients);
+            let norm = self.model.backend().read(&clip)[0];
+            if let Some(update) = self.apply(&clip, norm)? {
+                let n = lists.len() as f64;
+                return Ok(ListReport { loss: sum / n, lists: lists.len(), metrics: metrics.divided(n), update });
+            }
+        }
+    }
+
+    /// Forward and backward of ranked texts: the sums of their losses and measurements.
+    fn reward_passes(
+        &mut self,
+        lists: &[&RewardList],
+        center_coefficient: f64,
+        micro: usize,
+    ) -> Result<(f64, ListMetrics), Error> {
         self.gradients.zero();
         let b = self.model.backend().clone();
         let (mut sum, mut metrics) = (0.0, ListMetrics::default());
@@ -307,23 +347,20 @@ impl<B: Backend> Trainer<B> {
             }
             let total = ops::weighted_sum(&tape, &rewards, &Arc::new(b.upload(&slopes)));
             drop(rewards);
-            tape.backward(&total, &mut self.gradients);
+            tape.backward_scaled(&total, self.loss_scale(), &mut self.gradients);
         }
-        let update = self.optimizer.update(&mut self.model, &self.gradients)?;
-        let n = lists.len() as f64;
-        Ok(ListReport { loss: sum / n, lists: lists.len(), metrics: metrics.divided(n), update })
+        Ok((sum, metrics))
     }
 
-    /// Forward and backward of a micro-batch that begins with list `first`.
-    fn list_pass(
+    /// Forward and backward of a packed micro-batch that begins with list `first`.
+    fn list_pass<'a>(
         &mut self,
         settings: &ListTraining,
-        lists: &[&TrainingList],
+        (packed, lists): (&'a PackedLists, &[&TrainingList]),
         first: usize,
         whole: WholeBatch,
-    ) -> Result<Pass<B>, Error> {
+    ) -> Result<Pass<'a, B>, Error> {
         let b = self.model.backend().clone();
-        let packed = pack(lists);
         let reference: Vec<f32> =
             lists.iter().flat_map(|l| &l.responses).flat_map(|r| r.reference.iter().copied()).collect();
         if reference.len() != packed.targets() {
@@ -331,10 +368,10 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::setting("reference log-probabilities", reference.len(), &expected));
         }
         let rewards: Vec<f64> = lists.iter().flat_map(|l| l.rewards()).collect();
-        let ranked = RankedLists::new(&packed, rewards, settings.objective, settings.beta, 1.0 / whole.lists as f64)?;
+        let ranked = RankedLists::new(packed, rewards, settings.objective, settings.beta, 1.0 / whole.lists as f64)?;
         // Passes are told apart by their first list.
         let tape = Tape::new(&b).with_dropout(self.steps(), first);
-        let logp = self.logp(&tape, &packed)?;
+        let logp = self.logp(&tape, packed)?;
         let on_device = b.upload(&reference);
         let shape = (packed.items(), packed.lists());
         let list = ops::list_loss(&tape, &logp, &on_device, &b.upload_lists(&ranked), shape, ranked.scale());
@@ -344,13 +381,38 @@ impl<B: Backend> Trainer<B> {
             let weights = b.upload(&winner_weights(lists, &packed, weight));
             total = ops::add(&tape, &total, &ops::weighted_sum(&tape, &logp, &Arc::new(weights)));
         }
-        tape.backward(&total, &mut self.gradients);
+        tape.backward_scaled(&total, self.loss_scale(), &mut self.gradients);
         Ok(Pass { packed, first, total, logp, gamma: Some(list.gamma) })
     }
 
-    /// Updates the weights, after one look at what all passes and the gradients came to.
-    fn finish(&mut self, passes: &[Pass<B>]) -> Result<(Vec<PassNumbers>, UpdateReport), Error> {
-        let b = self.model.backend().clone();
+    /// Updates the weights with what `passes` brings to the gradients; once more with a smaller factor on the loss where that
+    /// is too much for half precision.
+    fn update<'a>(
+        &mut self,
+        mut passes: impl FnMut(&mut Self) -> Result<Vec<Pass<'a, B>>, Error>,
+    ) -> Result<(Vec<PassNumbers>, UpdateReport), Error> {
+        loop {
+            self.gradients.zero();
+            let passes = passes(self)?;
+            let (numbers, clip, norm) = self.look(&passes)?;
+            drop(passes);
+            if let Some(update) = self.apply(&clip, norm)? {
+                return Ok((numbers, update));
+            }
+        }
+    }
+
+    /// Updates the weights; none where the gradients are not finite and a smaller factor on the loss may mend it.
+    fn apply(&mut self, clip: &B::Buffer, norm: f64) -> Result<Option<UpdateReport>, Error> {
+        if !norm.is_finite() && self.optimizer.lower_loss_scale() {
+            return Ok(None);
+        }
+        self.optimizer.apply(&mut self.model, &self.gradients, clip, norm).map(Some)
+    }
+
+    /// One look at what all passes and the gradients came to: with what clips them, and their norm.
+    fn look(&self, passes: &[Pass<B>]) -> Result<(Vec<PassNumbers>, B::Buffer, f64), Error> {
+        let b = self.model.backend();
         let clip = self.optimizer.clip(&self.model, &self.gradients);
         let mut buffers = vec![&clip];
         for pass in passes {
@@ -366,12 +428,11 @@ impl<B: Backend> Trainer<B> {
             let [gamma, logps] = if pass.gamma.is_some() { [next(), next()] } else { [vec![], vec![]] };
             if !loss.is_finite() {
                 let logps = if pass.gamma.is_some() { logps } else { b.read(pass.logp.value()) };
-                return Err(blame_loss(&self.model, &pass.packed, &logps, &gamma, pass.first, self.steps() + 1));
+                return Err(blame_loss(&self.model, pass.packed, &logps, &gamma, pass.first, self.steps() + 1));
             }
             numbers.push(PassNumbers { loss, gamma, logps });
         }
-        let update = self.optimizer.apply(&mut self.model, &self.gradients, &clip, norm)?;
-        Ok((numbers, update))
+        Ok((numbers, clip, norm))
     }
 
     fn logp(&self, tape: &Tape<B>, packed: &PackedLists) -> Result<Var<B>, Error> {
@@ -381,8 +442,8 @@ impl<B: Backend> Trainer<B> {
 }
 
 /// A micro-batch that went forward and backward, and what is still to be read of it.
-struct Pass<B: Backend> {
-    packed: PackedLists,
+struct Pass<'a, B: Backend> {
+    packed: &'a PackedLists,
     /// Its first row or list in the batch.
     first: usize,
     total: Var<B>,
@@ -407,7 +468,8 @@ pub fn pack_rewards(lists: &[&RewardList]) -> PackedLists {
 pub const SCORING_ROWS: usize = 4096;
 
 /// Sets every response's reference log-probabilities: those recorded while sampling where `reuse_sampled` (the reference
-/// is the policy that drew them) and there are any, computed with `reference` otherwise.
+/// is the policy that drew them) and there are any, computed with `reference` otherwise. Products in half precision round too
+/// much for those of sampling to be those of training: there all are computed.
 ///
 /// # Errors
 /// Lists that the model cannot take.
@@ -416,6 +478,7 @@ pub fn fill_references<B: Backend>(
     lists: &mut [TrainingList],
     reuse_sampled: bool,
 ) -> Result<(), Error> {
+    let reuse_sampled = reuse_sampled && !reference.backend().multiplies_in_half();
     let mut rest = lists;
     while !rest.is_empty() {
         let mut rows = 0;

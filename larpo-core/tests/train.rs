@@ -2,11 +2,11 @@
 
 use larpo_core::backend::Backend;
 use larpo_core::cpu::Cpu;
-use larpo_core::model::{ModelConfig, Transformer};
+use larpo_core::model::{Head, ModelConfig, Transformer};
 use larpo_core::objective::{LossType, Objective, Ties};
-use larpo_core::optim::{OptimizerConfig, Schedule};
+use larpo_core::optim::{LossScale, OptimizerConfig, Schedule};
 use larpo_core::reference::Reference;
-use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
+use larpo_core::train::{ListTraining, RewardList, SftRow, Trainer, TrainingList, TrainingResponse, fill_references};
 
 fn config() -> ModelConfig {
     ModelConfig { initializer_range: 0.3, ..ModelConfig::new(16, 24, 2, 4, 2, 29) }
@@ -159,4 +159,60 @@ fn what_cannot_be_trained_on_is_refused() {
     let mut list = lists(&trainer.model).remove(0);
     list.responses[0].reference.pop();
     assert!(trainer.list_step(&settings(Ties::Skip), &[&list], 1).is_err(), "a reference of the wrong length");
+}
+
+/// A factor on the loss that is a power of two changes no bit of what is learned, in rows, ranked lists and ranked texts, and one
+/// that is too large is lowered until the gradients are finite, on the same batch.
+#[test]
+fn a_scaled_loss_teaches_the_same() {
+    let backend = Cpu::new();
+    let learned = |exponent: Option<u32>| {
+        let mut trainer = Trainer::new(Transformer::random(&backend, config(), 3).unwrap(), optimizer(), 6);
+        trainer.set_loss_scale(exponent.map(LossScale::new));
+        let (rows, lists) = (rows(), lists(&trainer.model));
+        let mut reports = Vec::new();
+        for _ in 0..3 {
+            let sft = trainer.sft_step(&rows.iter().collect::<Vec<_>>(), 2).unwrap();
+            let list = trainer.list_step(&settings(Ties::Skip), &lists.iter().collect::<Vec<_>>(), 4).unwrap();
+            reports.push((sft.loss, sft.update, list.loss, list.update));
+        }
+        (weights(&trainer.model), reports, trainer.loss_scale())
+    };
+    let plain = learned(None);
+    assert_eq!(plain.2, 1.0);
+    for (exponent, expected) in [(0, Some(0)), (10, Some(10)), (126, None)] {
+        let scaled = learned(Some(exponent));
+        assert_eq!((&plain.0, &plain.1), (&scaled.0, &scaled.1), "2^{exponent}");
+        match expected {
+            Some(expected) => assert_eq!(scaled.2, 2f64.powi(expected)),
+            None => assert!(scaled.2 > 1.0 && scaled.2 < 2f64.powi(126), "{}", scaled.2),
+        }
+    }
+    let rewarded = |exponent: Option<u32>| {
+        let model = Transformer::random(&backend, ModelConfig { head: Head::Score, ..config() }, 3).unwrap();
+        let mut trainer = Trainer::new(model, optimizer(), 6);
+        trainer.set_loss_scale(exponent.map(LossScale::new));
+        let list =
+            RewardList { prompt: ids(1, 4), responses: vec![ids(2, 3), ids(3, 5)], labels: vec![1.0, 0.0], margin: 0.0 };
+        let report = trainer.reward_step(&[&list], 0.0, 1).unwrap();
+        (weights(&trainer.model), report, trainer.loss_scale() < 2f64.powi(126))
+    };
+    let plain = rewarded(None);
+    assert_eq!(rewarded(Some(20)), plain);
+    assert_eq!(rewarded(Some(126)), plain);
+}
+
+/// What no factor mends is an error, and the weights stay.
+#[test]
+fn a_gradient_that_is_not_finite_without_a_factor_is_an_error() {
+    let backend = Cpu::new();
+    let mut trainer = Trainer::new(Transformer::random(&backend, config(), 3).unwrap(), optimizer(), 6);
+    trainer.set_loss_scale(Some(LossScale::new(8)));
+    let mut lists = lists(&trainer.model);
+    lists.iter_mut().for_each(|list| list.responses[0].reward = 1e300);
+    let huge = ListTraining { beta: 1e38, ..settings(Ties::Skip) };
+    let before = weights(&trainer.model);
+    let error = trainer.list_step(&huge, &lists.iter().collect::<Vec<_>>(), 4).unwrap_err().to_string();
+    assert!(error.contains("gradient"), "{error}");
+    assert_eq!((weights(&trainer.model), trainer.loss_scale()), (before, 1.0));
 }

@@ -1,7 +1,8 @@
 //! Adapters, the choice among them, and the device that everything else runs on.
 
-use crate::Error;
+use crate::kernels::matmul::{MATRIX_UNITS, Matrix, MatrixUnits, Variant, matmul_as};
 use crate::kernels::tuning::Autotune;
+use crate::{Error, Recorder, Store};
 use crate::shader::{Checks, Pipelines};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,9 +39,23 @@ impl Adapter {
         self.inner.limits()
     }
 
-    /// Optional features of the adapter. The kernels need none.
+    /// Optional features of the adapter. The kernels need none, but for products in half precision.
     pub fn features(&self) -> wgpu::Features {
         self.inner.features()
+    }
+
+    /// The kinds of matrix units that it lists, half precision in and single precision out, for which there is a kernel.
+    pub fn matrix_units(&self) -> impl Iterator<Item = &'static MatrixUnits> + use<> {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let featured = self.features().contains(HALF);
+        let room = self.limits().max_compute_workgroup_storage_size >= HALF_SHARED;
+        let listed = self.inner.cooperative_matrix_properties();
+        let lanes = self.info.subgroup_min_size..=self.info.subgroup_max_size;
+        MATRIX_UNITS.iter().filter(move |units| {
+            let sizes = (units.size, units.size, units.size, F16, F32);
+            let fits = listed.iter().any(|p| (p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type) == sizes);
+            featured && room && fits && lanes.contains(&units.lanes)
+        })
     }
 }
 
@@ -114,6 +129,11 @@ pub fn choose(infos: &[wgpu::AdapterInfo], choice: &Choice) -> Result<usize, Err
     index.ok_or_else(|| Error::NoAdapter { wanted: choice.to_string(), found: infos.iter().map(line).collect() })
 }
 
+/// What products in half precision need.
+const HALF: wgpu::Features = wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+/// Bytes of workgroup memory that they need.
+const HALF_SHARED: u32 = 28 << 10;
+
 /// How long a device that failed is given to tell whether it was lost.
 const LOSS_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -133,6 +153,7 @@ struct Inner {
     pipelines: Pipelines,
     fault: Fault,
     tuning: Mutex<Option<Autotune>>,
+    matrix_units: Option<&'static MatrixUnits>,
 }
 
 impl Gpu {
@@ -159,14 +180,53 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoDevice`].
     pub fn open_with_limits(adapter: &Adapter, limits: wgpu::Limits, checks: Checks) -> Result<Self, Error> {
-        let descriptor = wgpu::DeviceDescriptor {
-            label: Some("larpo-gpu"),
-            required_limits: limits,
-            ..wgpu::DeviceDescriptor::default()
-        };
-        let (device, queue) = pollster::block_on(adapter.inner.request_device(&descriptor))
-            .map_err(|error| Error::NoDevice { adapter: adapter.to_string(), reason: error.to_string() })?;
-        let gpu = Self::from_device(device, queue, checks);
+        let (device, queue) = request(adapter, limits, wgpu::Features::empty())?;
+        Ok(Self::with_handlers(device, queue, checks, None))
+    }
+
+    /// Opens `adapter` for products in half precision: operands are rounded to it, sums are in single precision, and so is
+    /// everything else. The matrix units are tried on products of known results before they are used.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`]; [`Error::NoHalf`] where it lists no matrix units, or where they compute something else.
+    pub fn open_half(adapter: &Adapter, checks: Checks) -> Result<Self, Error> {
+        let no_half = |reason: String| Error::NoHalf { adapter: adapter.to_string(), reason };
+        let kinds: Vec<_> = adapter.matrix_units().collect();
+        if kinds.is_empty() {
+            let reason = if adapter.features().contains(HALF) {
+                "its matrix units multiply other shapes than 8 x 8 and 16 x 16 of f16 into f32"
+            } else {
+                "its driver offers no matrix units (cooperative matrices)"
+            };
+            return Err(no_half(reason.into()));
+        }
+        let (device, queue) = request(adapter, adapter.limits(), HALF)?;
+        let mut problem = String::new();
+        for units in kinds {
+            let gpu = Self::with_handlers(device.clone(), queue.clone(), checks, Some(units));
+            match try_matrix_units(&gpu) {
+                Ok(()) => return Ok(gpu),
+                Err(found) => {
+                    problem = format!("matrix units of {0} x {0} in subgroups of {1}: {found}", units.size, units.lanes);
+                }
+            }
+        }
+        Err(no_half(problem))
+    }
+
+    /// Kernels for a device that the caller made. Its error and loss handlers stay the caller's.
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, checks: Checks) -> Self {
+        Self::new(device, queue, checks, None)
+    }
+
+    /// Kernels for a device whose errors and loss are this one's to tell.
+    fn with_handlers(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        checks: Checks,
+        matrix_units: Option<&'static MatrixUnits>,
+    ) -> Self {
+        let gpu = Self::new(device, queue, checks, matrix_units);
         let (on_error, on_loss) = (gpu.0.fault.clone(), gpu.0.fault.clone());
         gpu.0.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             let mut fault = on_error.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,11 +236,15 @@ impl Gpu {
             // Whatever else was reported followed from it.
             *on_loss.lock().unwrap_or_else(PoisonError::into_inner) = Some(Error::Lost(message));
         });
-        Ok(gpu)
+        gpu
     }
 
-    /// Kernels for a device that the caller made. Its error and loss handlers stay the caller's.
-    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, checks: Checks) -> Self {
+    fn new(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        checks: Checks,
+        matrix_units: Option<&'static MatrixUnits>,
+    ) -> Self {
         let (info, limits) = (device.adapter_info(), device.limits());
         let pipelines = Pipelines::new(&device, checks);
         Self(Arc::new(Inner {
@@ -191,6 +255,7 @@ impl Gpu {
             pipelines,
             fault: Fault::default(),
             tuning: Mutex::default(),
+            matrix_units,
         }))
     }
 
@@ -217,6 +282,11 @@ impl Gpu {
     /// Whether the adapter is a CPU, where shared memory and barriers cost more than they save.
     pub fn is_cpu(&self) -> bool {
         self.0.info.device_type == DeviceType::Cpu
+    }
+
+    /// The matrix units that multiply in half precision, on a device that [`Gpu::open_half`] gave.
+    pub fn matrix_units(&self) -> Option<&'static MatrixUnits> {
+        self.0.matrix_units
     }
 
     /// Largest tensor in bytes: what one buffer may hold, and what a `u32` can index.
@@ -266,4 +336,62 @@ impl fmt::Display for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&line(&self.0.info))
     }
+}
+
+#[allow(unsafe_code)]
+fn request(
+    adapter: &Adapter,
+    limits: wgpu::Limits,
+    features: wgpu::Features,
+) -> Result<(wgpu::Device, wgpu::Queue), Error> {
+    let experimental_features = match features.intersects(wgpu::Features::all_experimental_mask()) {
+        // SAFETY: cooperative matrices are the only such feature that is asked for. What wgpu does not yet check is that a
+        // matrix is loaded from and stored to memory that is there; the one text that uses them does so in its own shared
+        // arrays, at places that are constants of the text and the number of the subgroup, which its length bounds.
+        true => unsafe { wgpu::ExperimentalFeatures::enabled() },
+        false => wgpu::ExperimentalFeatures::disabled(),
+    };
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("larpo-gpu"),
+        required_limits: limits,
+        required_features: features,
+        experimental_features,
+        ..wgpu::DeviceDescriptor::default()
+    };
+    pollster::block_on(adapter.inner.request_device(&descriptor))
+        .map_err(|error| Error::NoDevice { adapter: adapter.to_string(), reason: error.to_string() })
+}
+
+/// Multiplies whole numbers, whose sums are exact in half and in single precision, in every layout and of odd sizes.
+fn try_matrix_units(gpu: &Gpu) -> Result<(), String> {
+    let (m, n, k) = (131, 73, 45);
+    let a: Vec<f32> = (0..m * k).map(|i| (i * 7 % 17) as f32 - 8.0).collect();
+    let b: Vec<f32> = (0..k * n).map(|i| (i * 11 % 19) as f32 - 9.0).collect();
+    let bias: Vec<f32> = (0..n).map(|j| j as f32 - 30.0).collect();
+    let mut recorder = Recorder::new(gpu).map_err(|error| error.to_string())?;
+    for (a_t, b_t) in [(false, true), (false, false), (true, false)] {
+        let product = |recorder: &mut Recorder| {
+            let (a, b, bias) = (recorder.upload(&a)?, recorder.upload(&b)?, recorder.upload(&bias)?);
+            let c = recorder.upload(&vec![1.0f32; m * n])?;
+            let a = if a_t { Matrix::new(&a, k, m).transposed() } else { Matrix::new(&a, m, k) };
+            let b = if b_t { Matrix::new(&b, n, k).transposed() } else { Matrix::new(&b, k, n) };
+            matmul_as(recorder, Variant::MatrixUnits, a, b, Some(&bias), Matrix::new(&c, m, n), Store::Add);
+            recorder.fault()?;
+            let found = recorder.read(&c)?;
+            gpu.fault().map(|()| found)
+        };
+        let found = product(&mut recorder).map_err(|error| error.to_string())?;
+        for (at, found) in found.into_iter().enumerate() {
+            let (i, j) = (at / n, at % n);
+            let term = |l: usize| {
+                let x = if a_t { a[l * m + i] } else { a[i * k + l] };
+                x * if b_t { b[j * k + l] } else { b[l * n + j] }
+            };
+            let expected = 1.0 + bias[j] + (0..k).map(term).sum::<f32>();
+            if found != expected {
+                return Err(format!("a product has {found} where {expected} was expected"));
+            }
+        }
+    }
+    Ok(())
 }

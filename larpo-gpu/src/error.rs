@@ -19,6 +19,13 @@ pub enum Error {
         /// The driver's reason.
         reason: String,
     },
+    /// The adapter has no matrix units that multiply in half precision as they should.
+    NoHalf {
+        /// The adapter.
+        adapter: String,
+        /// What is missing, or what came out wrong.
+        reason: String,
+    },
     /// A tensor is larger than a buffer of this device may be, or than a `u32` can index.
     TooLarge {
         /// Bytes asked for.
@@ -58,6 +65,7 @@ impl fmt::Display for Error {
             }
             Self::NoAdapter { wanted, found } => write!(f, "no {wanted}; there are: {}", found.join(", ")),
             Self::NoDevice { adapter, reason } => write!(f, "{adapter} gives no device: {reason}"),
+            Self::NoHalf { adapter, reason } => write!(f, "{adapter} multiplies in single precision only: {reason}"),
             Self::TooLarge { bytes, limit } => {
                 write!(f, "a tensor of {bytes} bytes is above this device's limit of {limit} bytes")
             }

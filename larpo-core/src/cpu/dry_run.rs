@@ -213,6 +213,10 @@ impl Backend for DryRun {
         "dry run of cpu".into()
     }
 
+    fn multiplies_in_half(&self) -> bool {
+        false
+    }
+
     fn alloc(&self, len: usize) -> DryBuffer {
         self.array(len, len)
     }
@@ -245,6 +249,10 @@ impl Backend for DryRun {
 
     fn read(&self, x: &DryBuffer) -> Vec<f64> {
         vec![0.0; x.len]
+    }
+
+    fn read_all(&self, buffers: &[&DryBuffer]) -> Vec<Vec<f64>> {
+        buffers.iter().map(|x| self.read(x)).collect()
     }
 
     fn fill(&self, _: &mut DryBuffer, _: f64) {}

@@ -72,6 +72,10 @@ impl Backend for Cpu {
         "cpu".into()
     }
 
+    fn multiplies_in_half(&self) -> bool {
+        false
+    }
+
     fn alloc(&self, len: usize) -> Buffer {
         self.pool.take(len)
     }
@@ -112,6 +116,10 @@ impl Backend for Cpu {
         let mut out = vec![0.0; x.len()];
         self.download(x, &mut out);
         out.into_iter().map(f64::from).collect()
+    }
+
+    fn read_all(&self, buffers: &[&Buffer]) -> Vec<Vec<f64>> {
+        buffers.iter().map(|x| self.read(x)).collect()
     }
 
     fn fill(&self, x: &mut Buffer, value: f64) {

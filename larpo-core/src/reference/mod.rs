@@ -61,6 +61,10 @@ impl Backend for Reference {
         "reference".into()
     }
 
+    fn multiplies_in_half(&self) -> bool {
+        false
+    }
+
     fn alloc(&self, len: usize) -> Buffer {
         // Unspecified contents must not be relied upon; NaN shows who does.
         vec![f64::NAN; len]
@@ -99,6 +103,10 @@ impl Backend for Reference {
 
     fn read(&self, x: &Buffer) -> Vec<f64> {
         x.clone()
+    }
+
+    fn read_all(&self, buffers: &[&Buffer]) -> Vec<Vec<f64>> {
+        buffers.iter().map(|x| self.read(x)).collect()
     }
 
     fn fill(&self, x: &mut Buffer, value: f64) {

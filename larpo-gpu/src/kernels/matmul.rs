@@ -4,7 +4,7 @@ use super::{check, slot, tuning, word};
 use crate::buffer::View;
 use crate::recorder::{BYTE, Dispatch};
 use crate::shader::{Access, Shader};
-use crate::{Buffer, Recorder, Store, Weight};
+use crate::{Buffer, Gpu, Recorder, Store, Weight};
 
 const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Write];
 
@@ -47,6 +47,54 @@ pub static DIRECT_BF16: Shader = shader!("matmul_direct", "bf16", "_bf16");
 /// [`SKINNY`] with a right operand in bfloat16.
 pub static SKINNY_BF16: Shader = shader!("matmul_skinny", "bf16", "_bf16");
 
+/// Matrix units of a kind, and the kernels for them. These need the features `SHADER_F16` and
+/// `EXPERIMENTAL_COOPERATIVE_MATRIX`, and are chosen on a device that [`Gpu::open_half`](crate::Gpu::open_half) gave.
+#[derive(Debug)]
+pub struct MatrixUnits {
+    /// Rows and columns of the matrices that they multiply.
+    pub size: u32,
+    /// Invocations of a subgroup.
+    pub lanes: u32,
+    /// With a right operand in single precision.
+    pub f32: Shader,
+    /// With a right operand in bfloat16.
+    pub bf16: Shader,
+}
+
+/// The kernel for one kind of matrix units and one precision of the right operand.
+macro_rules! units_shader {
+    ($size:literal, $lanes:literal, $precision:literal, $suffix:literal) => {
+        Shader {
+            name: concat!("matmul_units_", $size, "x", $lanes, $suffix),
+            wgsl: concat!(
+                "enable f16;\nenable wgpu_cooperative_matrix;\n",
+                concat!("alias Left = coop_mat", $size, "x", $size, "<f16, A>;\n"),
+                concat!("alias Right = coop_mat", $size, "x", $size, "<f16, B>;\n"),
+                concat!("alias Sum = coop_mat", $size, "x", $size, "<f32, C>;\n"),
+                concat!("const SIZE: u32 = ", $size, "u;\nconst LANES: u32 = ", $lanes, "u;\n"),
+                include_str!("matmul_units.wgsl"),
+                include_str!(concat!("matmul_b_", $precision, ".wgsl"))
+            ),
+            entries: &["matmul_units"],
+            bindings: BINDINGS,
+        }
+    };
+}
+
+macro_rules! units {
+    ($size:literal, $lanes:literal) => {
+        MatrixUnits {
+            size: $size,
+            lanes: $lanes,
+            f32: units_shader!($size, $lanes, "f32", ""),
+            bf16: units_shader!($size, $lanes, "bf16", "_bf16"),
+        }
+    };
+}
+
+/// The kinds of matrix units that have a kernel, the best first: those of NVIDIA and AMD, Apple's, and Mesa's software driver's.
+pub static MATRIX_UNITS: [MatrixUnits; 4] = [units!(16, 32), units!(16, 64), units!(8, 32), units!(8, 8)];
+
 /// Rows up to which [`Variant::Skinny`] is taken: it loads the right operand once for eight of them.
 const SKINNY_ROWS: usize = 16;
 
@@ -61,11 +109,18 @@ pub enum Variant {
     Direct,
     /// [`SKINNY`]
     Skinny,
+    /// One of [`MATRIX_UNITS`]: operands rounded to half precision.
+    MatrixUnits,
 }
 
 impl Variant {
-    /// Every variant.
+    /// Every variant that any device has.
     pub const ALL: [Self; 4] = [Self::Tile64, Self::Tile128, Self::Direct, Self::Skinny];
+
+    /// Every variant that `gpu` has.
+    pub fn of(gpu: &Gpu) -> impl Iterator<Item = Self> + use<> {
+        Self::ALL.into_iter().chain(gpu.matrix_units().map(|_| Self::MatrixUnits))
+    }
 
     /// The variant for `a · b` on the recorder's adapter: large tiles move less memory, small ones keep more of the device busy,
     /// and of few rows most of a tile would be empty.
@@ -75,7 +130,10 @@ impl Variant {
         let skinny = m <= SKINNY_ROWS && b.row == 1;
         // As many large tiles as a mid-size GPU has processors.
         let large = m.div_ceil(128) * n.div_ceil(128) >= 64 && m >= 128 && n >= 128;
-        match recorder.gpu().is_cpu() {
+        let gpu = recorder.gpu();
+        match gpu.is_cpu() {
+            // On a CPU they are no faster, and taken because they were asked for.
+            _ if gpu.matrix_units().is_some() && !skinny => Self::MatrixUnits,
             true => Self::Direct,
             false if skinny => Self::Skinny,
             false if large => Self::Tile128,
@@ -91,6 +149,7 @@ impl Variant {
             // Without shared memory a large product would hold a GPU up for seconds.
             Self::Direct => recorder.gpu().is_cpu() || m * n * k <= 1 << 27,
             Self::Tile64 | Self::Tile128 => true,
+            Self::MatrixUnits => recorder.gpu().matrix_units().is_some(),
         }
     }
 }
@@ -227,7 +286,7 @@ pub fn matmul(recorder: &mut Recorder, a: Matrix, b: Matrix, bias: Option<&Buffe
 /// [`matmul`] by a chosen variant.
 ///
 /// # Panics
-/// As [`matmul`].
+/// As [`matmul`], and on [`Variant::MatrixUnits`] where the device has none.
 #[track_caller]
 pub fn matmul_as(
     recorder: &mut Recorder,
@@ -277,11 +336,18 @@ fn record(
     store: Store,
 ) {
     let (m, n, k) = (c.rows, c.columns, a.columns);
-    let (single, half, tiles_n, groups) = match variant {
-        Variant::Tile64 => (&TILE_64, &TILE_64_BF16, n.div_ceil(64), m.div_ceil(64) * n.div_ceil(64)),
-        Variant::Tile128 => (&TILE_128, &TILE_128_BF16, n.div_ceil(128), m.div_ceil(128) * n.div_ceil(128)),
-        Variant::Skinny => (&SKINNY, &SKINNY_BF16, n.div_ceil(4), m.div_ceil(8) * n.div_ceil(4)),
-        Variant::Direct => (&DIRECT, &DIRECT_BF16, n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)),
+    let tiles = |side: usize| (n.div_ceil(side), m.div_ceil(side) * n.div_ceil(side));
+    let (single, half, (tiles_n, groups)) = match variant {
+        Variant::Tile64 => (&TILE_64, &TILE_64_BF16, tiles(64)),
+        Variant::Tile128 => (&TILE_128, &TILE_128_BF16, tiles(128)),
+        Variant::Skinny => (&SKINNY, &SKINNY_BF16, (n.div_ceil(4), m.div_ceil(8) * n.div_ceil(4))),
+        Variant::Direct => {
+            (&DIRECT, &DIRECT_BF16, (n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)))
+        }
+        Variant::MatrixUnits => {
+            let units = recorder.gpu().matrix_units().expect("a device opened for half precision");
+            (&units.f32, &units.bf16, tiles(8 * units.size as usize))
+        }
     };
     let shader = match b.numbers {
         Weight::F32(_) => single,

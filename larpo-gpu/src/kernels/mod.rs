@@ -33,7 +33,7 @@ pub mod tuning;
 use crate::buffer::{Buffer, Element, View};
 use crate::shader::Shader;
 
-/// Every shader of this crate.
+/// Every shader that runs on any device; [`OPTIONAL`] has the others.
 pub static ALL: &[&Shader] = &[
     &matmul::TILE_64,
     &matmul::TILE_128,
@@ -63,6 +63,18 @@ pub static ALL: &[&Shader] = &[
     &attention::GRAD,
     &decode::SHADER,
     &sample::SHADER,
+];
+
+/// Shaders that need optional features, and more shared memory than every device has: products on matrix units.
+pub static OPTIONAL: &[&Shader] = &[
+    &matmul::MATRIX_UNITS[0].f32,
+    &matmul::MATRIX_UNITS[0].bf16,
+    &matmul::MATRIX_UNITS[1].f32,
+    &matmul::MATRIX_UNITS[1].bf16,
+    &matmul::MATRIX_UNITS[2].f32,
+    &matmul::MATRIX_UNITS[2].bf16,
+    &matmul::MATRIX_UNITS[3].f32,
+    &matmul::MATRIX_UNITS[3].bf16,
 ];
 
 /// Invocations in a workgroup of the kernels with one invocation an element.

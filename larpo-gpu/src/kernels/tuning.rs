@@ -67,12 +67,15 @@ impl Tuning {
 
     /// What a text form belongs to: adapter, backend, driver, and a hash of the kernels.
     pub fn key(gpu: &Gpu) -> String {
-        let texts = super::ALL.iter().filter(|shader| shader.name.starts_with("matmul")).map(|shader| shader.wgsl);
+        let all = super::ALL.iter().chain(super::OPTIONAL);
+        let texts = all.filter(|shader| shader.name.starts_with("matmul")).map(|shader| shader.wgsl);
         // FNV-1a.
         let hash = texts
             .flat_map(str::bytes)
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        let key = format!("{gpu}, kernels {hash:016x}");
+        // Where products may be in half precision, others are the fastest.
+        let half = if gpu.matrix_units().is_some() { ", half precision" } else { "" };
+        let key = format!("{gpu}{half}, kernels {hash:016x}");
         key.replace(['\n', '\r'], " ")
     }
 
@@ -113,7 +116,8 @@ impl Tuning {
                 b_transposed: transposed(b)?,
                 b_half: ["f32", "bf16"].iter().position(|name| *name == precision)? == 1,
             };
-            let variant = Variant::ALL.into_iter().find(|known| format!("{known:?}") == variant)?;
+            let all = Variant::ALL.into_iter().chain([Variant::MatrixUnits]);
+            let variant = all.into_iter().find(|known| format!("{known:?}") == variant)?;
             Some((class, variant))
         };
         if belongs { lines.map(parse).collect::<Option<_>>().map(Self) } else { None }
@@ -178,7 +182,7 @@ fn fastest(recorder: &mut Recorder, a: Matrix, b: Matrix) -> Result<Variant, Err
     let (c, probe) = (recorder.alloc(m * n)?, recorder.alloc::<f32>(1)?);
     fill(recorder, &probe, 0.0);
     let mut best: Option<(f64, Variant)> = None;
-    for variant in Variant::ALL {
+    for variant in Variant::of(recorder.gpu()) {
         if !variant.suits(recorder, (m, n, k)) {
             continue;
         }

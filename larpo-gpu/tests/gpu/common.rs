@@ -49,17 +49,26 @@ pub fn devices() -> Option<&'static Devices> {
 /// last bit. `None` where there is no adapter.
 pub fn run(kernels: impl Fn(&mut Recorder) -> Result<Vec<Buffer>, Error>) -> Option<Vec<Vec<f32>>> {
     let devices = devices()?;
+    Some(run_on(&devices.trusted, &devices.checked, kernels))
+}
+
+/// [`run`] on two devices with an adapter in common.
+pub fn run_on(
+    trusted: &Gpu,
+    checked: &Gpu,
+    kernels: impl Fn(&mut Recorder) -> Result<Vec<Buffer>, Error>,
+) -> Vec<Vec<f32>> {
     let outputs = |recorder: &mut Recorder| -> Vec<Vec<f32>> {
         let buffers = kernels(recorder).expect("the device has memory for the test");
         buffers.iter().map(|buffer| recorder.read(buffer).expect("the device runs the test")).collect()
     };
-    let mut recorder = Recorder::new(&devices.trusted).expect("memory");
+    let mut recorder = Recorder::new(trusted).expect("memory");
     let first = outputs(&mut recorder);
     // The second run finds memory as the first one left it.
     assert_eq!(to_bits(&first), to_bits(&outputs(&mut recorder)), "two runs differ");
-    let checked = outputs(&mut Recorder::new(&devices.checked).expect("memory"));
+    let checked = outputs(&mut Recorder::new(checked).expect("memory"));
     assert_eq!(to_bits(&first), to_bits(&checked), "trusted and checked shaders differ");
-    Some(first)
+    first
 }
 
 fn to_bits(outputs: &[Vec<f32>]) -> Vec<Vec<u32>> {

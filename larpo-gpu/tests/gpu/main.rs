@@ -8,6 +8,7 @@ mod common;
 mod decode;
 mod device;
 mod elementwise;
+mod half;
 mod limits;
 mod lists;
 mod matmul;

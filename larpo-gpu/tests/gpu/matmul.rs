@@ -6,18 +6,18 @@ use larpo_gpu::kernels::tuning::Tuning;
 use larpo_gpu::{Choice, Error, Gpu, Recorder, Store};
 
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    m: usize,
-    n: usize,
-    k: usize,
+pub struct Case {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
     /// Whether the operand's memory holds its transpose.
-    a_t: bool,
-    b_t: bool,
-    bias: bool,
-    store: Store,
+    pub a_t: bool,
+    pub b_t: bool,
+    pub bias: bool,
+    pub store: Store,
 }
 
-fn twin(c: &Case, a: &[f64], b: &[f64], bias: &[f64]) -> Vec<f64> {
+pub fn twin(c: &Case, a: &[f64], b: &[f64], bias: &[f64]) -> Vec<f64> {
     let mut y = Vec::new();
     for i in 0..c.m {
         for j in 0..c.n {
@@ -56,7 +56,7 @@ fn check(variant: Variant, case: Case, whole: bool) {
 }
 
 /// The three products of a layer: forward NT, by the input NN, by the weights TN.
-const LAYOUTS: [(bool, bool); 3] = [(false, true), (false, false), (true, false)];
+pub const LAYOUTS: [(bool, bool); 3] = [(false, true), (false, false), (true, false)];
 
 fn cases(variant: Variant) {
     let size = |i: usize| SIZES[i % SIZES.len()];

@@ -2,7 +2,7 @@
 //!
 //! naga does not refuse what a target lacks, so the test looks at the text it writes.
 
-use larpo_gpu::kernels::ALL;
+use larpo_gpu::kernels::{ALL, OPTIONAL};
 use larpo_gpu::{Access, PARAMS_BYTES, Shader};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -14,22 +14,34 @@ struct Parsed {
     info: ModuleInfo,
 }
 
+/// What products on matrix units need.
+const HALF: Capabilities = Capabilities::SHADER_FLOAT16.union(Capabilities::COOPERATIVE_MATRIX);
+
+/// The shaders that every device runs, checked without any capability.
 fn parsed() -> Vec<Parsed> {
+    parse(ALL, Capabilities::empty())
+}
+
+/// Those that only some devices run.
+fn optional() -> Vec<Parsed> {
+    parse(OPTIONAL, HALF)
+}
+
+fn parse(shaders: &[&'static Shader], capabilities: Capabilities) -> Vec<Parsed> {
     let parse = |shader: &'static Shader| {
         let module = naga::front::wgsl::parse_str(shader.wgsl)
             .unwrap_or_else(|error| panic!("{}: {}", shader.name, error.emit_to_string(shader.wgsl)));
-        // No capabilities: what a device has without any optional feature.
-        let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+        let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|error| panic!("{}: {}", shader.name, error.emit_to_string(shader.wgsl)));
         Parsed { shader, module, info }
     };
-    ALL.iter().map(|shader| parse(shader)).collect()
+    shaders.iter().map(|shader| parse(shader)).collect()
 }
 
 #[test]
 fn shaders_have_the_entries_and_bindings_they_state() {
-    for Parsed { shader, module, .. } in parsed() {
+    for Parsed { shader, module, .. } in parsed().into_iter().chain(optional()) {
         let entries: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(entries, shader.entries, "{}", shader.name);
         assert!(module.entry_points.iter().all(|entry| entry.stage == ShaderStage::Compute), "{}", shader.name);
@@ -80,6 +92,58 @@ fn shaders_fit_the_default_limits_of_webgpu() {
         for entry in &module.entry_points {
             let invocations: u32 = entry.workgroup_size.iter().product();
             assert!(invocations <= 256, "{}: {invocations} invocations", entry.name);
+        }
+    }
+}
+
+/// What those for matrix units need: 28 KiB of workgroup memory, 512 invocations, 4 storage buffers.
+#[test]
+fn optional_shaders_have_limits() {
+    for Parsed { shader, module, .. } in optional() {
+        assert_eq!(shader.bindings.len(), 4, "{}", shader.name);
+        let shared: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, global)| global.space == AddressSpace::WorkGroup)
+            .map(|(_, global)| module.types[global.ty].inner.size(module.to_ctx()))
+            .sum();
+        assert!(shared <= 28 << 10, "{}: {shared} bytes of workgroup memory", shader.name);
+        assert!(module.entry_points[0].workgroup_size[0] <= 512, "{}", shader.name);
+    }
+}
+
+/// Both languages that have matrix units get them: no element is multiplied by itself.
+#[test]
+fn optional_shaders_translate_to_spirv_and_msl() {
+    for Parsed { shader, module, info } in optional() {
+        let entry_point = shader.entries[0].to_string();
+        let options = spv::Options { lang_version: (1, 4), ..spv::Options::default() };
+        let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: entry_point.clone() };
+        let words = spv::write_vec(&module, &info, &options, Some(&pipeline)).expect(shader.name);
+        let mut capabilities = Vec::new();
+        let mut multiplications = 0;
+        let mut at = 5;
+        while at < words.len() {
+            match words[at] & 0xffff {
+                17 => capabilities.push(words[at + 1]),
+                // OpCooperativeMatrixMulAddKHR
+                4459 => multiplications += 1,
+                _ => {}
+            }
+            at += (words[at] >> 16) as usize;
+        }
+        // Shader, Float16, CooperativeMatrixKHR.
+        assert!([1, 9, 6022].iter().all(|wanted| capabilities.contains(wanted)), "{}: {capabilities:?}", shader.name);
+        assert_eq!(multiplications, 8, "{}", shader.name);
+        // Metal has matrices of 8 x 8.
+        if shader.wgsl.contains("coop_mat8x8") {
+            let pipeline = msl::PipelineOptions {
+                entry_point: Some((ShaderStage::Compute, entry_point)),
+                ..msl::PipelineOptions::default()
+            };
+            let options = msl::Options { lang_version: (2, 3), ..msl::Options::default() };
+            let (text, _) = msl::write_string(&module, &info, &options, &pipeline).expect(shader.name);
+            assert!(text.contains("simdgroup_half8x8") && text.contains("simdgroup_float8x8"), "{text}");
         }
     }
 }
