@@ -40,7 +40,7 @@ pub fn no_run(n: usize) -> String {
 
 /// Flags that change nothing about the result, or that the run may be continued with at another value; the inputs among
 /// them are compared by their contents.
-pub(crate) const FREE: [&str; 29] = [
+pub(crate) const FREE: [&str; 30] = [
     "autotune",
     "cache_dir",
     "color",
@@ -51,6 +51,7 @@ pub(crate) const FREE: [&str; 29] = [
     "device",
     "early_stopping_patience",
     "eval_dataset",
+    "gpu_precision",
     "gradient_checkpointing",
     "iterations",
     "json",

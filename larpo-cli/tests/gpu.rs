@@ -456,6 +456,70 @@ fn gpu_tuning_is_kept_for_later_runs() {
     assert!(measured > dispatches + 50, "{measured} kernels, then {dispatches}");
 }
 
+/// With products in half precision every operation and a step are as near to single precision as eleven bits allow, and
+/// fine-tuning learns the same.
+#[test]
+fn gpu_half_precision_agrees_to_its_bits() {
+    let Some(backend) = device::half() else { return };
+    let mut problems = Vec::new();
+    check::cases(&backend, |case| problems.extend((!case.passed()).then(|| case.problem())));
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    let difference = check::step(&backend).unwrap();
+    assert!(difference.passed() && difference.grad_rel_max > 1e-5, "{difference:?}");
+    let (got, want) = (check::sft_losses(&backend, 20).unwrap(), check::sft_losses(&Cpu::new(), 20).unwrap());
+    assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() <= 2e-3 * b), "{got:?} {want:?}");
+    assert_eq!(backend.fault(), None);
+}
+
+/// `--gpu_precision f16` runs the loop with all its proofs, and a run that is gone on with ends in the same bits; where there are
+/// no matrix units it is refused before anything is written.
+#[test]
+fn gpu_half_precision_runs_the_loop() {
+    let Some(shared) = device::backend() else { return };
+    let folder = Folder::new("half-precision");
+    let (data, model) = tiny(&folder);
+    let name = shared.gpu().info().name.clone();
+    let run = |out: &std::path::Path, stop: &Stop, extra: &[&str]| {
+        let out = out.display().to_string();
+        let extra = [&["--gpu_precision", "f16", "--device", "gpu"], extra].concat();
+        let words = align(&data, &model, &out, &extra);
+        let cli = larpo_cli::args::parse(std::iter::once("larpo").chain(words)).unwrap();
+        let command = cli.command().unwrap();
+        let args = command.common();
+        assert!(args.half());
+        let number = larpo_gpu::Adapter::all().iter().position(|adapter| adapter.info().name == name);
+        let open = || larpo_cli::gpu::open(number, args.half()).map(Chosen::Gpu);
+        larpo_cli::cmd::run_on_opened(open, command, &cli.settings, stop)
+    };
+    let alone = folder.path("alone");
+    if device::half().is_none() {
+        let error = run(&alone, &Stop::default(), &[]).unwrap_err().to_string();
+        assert!(error.contains("single precision only") && error.contains("leave out --gpu_precision f16"), "{error}");
+        assert!(!alone.exists());
+        return;
+    }
+    run(&alone, &Stop::default(), &[]).unwrap();
+    let (halted, stop) = (folder.path("halted"), Stop::default());
+    let (sign, raised) = (halted.join("iteration-1/checkpoint-5"), stop.clone());
+    std::thread::spawn(move || {
+        wait_for("a checkpoint", || sign.exists());
+        raised.request();
+    });
+    assert!(run(&halted, &stop, &[]).is_err(), "it is interrupted");
+    run(&halted, &Stop::default(), &["--resume_from_checkpoint", "latest"]).unwrap();
+    assert_same(&results(&alone), &results(&halted), "gone on with");
+}
+
+/// The CPU has no half precision, and does not pretend to.
+#[test]
+fn half_precision_is_refused_on_the_cpu() {
+    let folder = Folder::new("half-precision-cpu");
+    let (data, model) = tiny(&folder);
+    let out = folder.path("out").display().to_string();
+    let error = fails(&mut larpo(&align(&data, &model, &out, &["--gpu_precision", "f16", "--device", "cpu"])));
+    assert!(error.contains("--gpu_precision f16: the CPU computes in single precision"), "{error}");
+}
+
 /// A tensor that one buffer cannot hold is refused, and named.
 #[test]
 fn gpu_too_large_a_tensor_is_named() {

@@ -192,8 +192,12 @@ fn a_scaled_loss_teaches_the_same() {
         let model = Transformer::random(&backend, ModelConfig { head: Head::Score, ..config() }, 3).unwrap();
         let mut trainer = Trainer::new(model, optimizer(), 6);
         trainer.set_loss_scale(exponent.map(LossScale::new));
-        let list =
-            RewardList { prompt: ids(1, 4), responses: vec![ids(2, 3), ids(3, 5)], labels: vec![1.0, 0.0], margin: 0.0 };
+        let list = RewardList {
+            prompt: ids(1, 4),
+            responses: vec![ids(2, 3), ids(3, 5)],
+            labels: vec![1.0, 0.0],
+            margin: 0.0,
+        };
         let report = trainer.reward_step(&[&list], 0.0, 1).unwrap();
         (weights(&trainer.model), report, trainer.loss_scale() < 2f64.powi(126))
     };

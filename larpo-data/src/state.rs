@@ -19,7 +19,7 @@ use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"LARPOST\n";
 /// The version written, and the only one read.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// A longer kind means that the header is damaged.
 const MAX_KIND: u32 = 256;
 

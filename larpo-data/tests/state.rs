@@ -88,8 +88,8 @@ fn damaged_foreign_and_other_files_are_told_apart() {
     }
     holds(&load(b"PK\x03\x04 some other file entirely", "trainer"), &["not a state file"]);
     let mut newer = good.clone();
-    newer[8] = 2;
-    holds(&load(&newer, "trainer"), &["format version 2", "reads 1"]);
+    newer[8] = 3;
+    holds(&load(&newer, "trainer"), &["format version 3", "reads 2"]);
     holds(&load(&good, "cache"), &["kind \"trainer\"", "expected \"cache\""]);
     let mut odd = good.clone();
     odd[15] = 0xff;

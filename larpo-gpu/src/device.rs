@@ -2,8 +2,8 @@
 
 use crate::kernels::matmul::{MATRIX_UNITS, Matrix, MatrixUnits, Variant, matmul_as};
 use crate::kernels::tuning::Autotune;
-use crate::{Error, Recorder, Store};
 use crate::shader::{Checks, Pipelines};
+use crate::{Error, Recorder, Store};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -207,7 +207,8 @@ impl Gpu {
             match try_matrix_units(&gpu) {
                 Ok(()) => return Ok(gpu),
                 Err(found) => {
-                    problem = format!("matrix units of {0} x {0} in subgroups of {1}: {found}", units.size, units.lanes);
+                    problem =
+                        format!("matrix units of {0} x {0} in subgroups of {1}: {found}", units.size, units.lanes);
                 }
             }
         }

@@ -28,6 +28,10 @@ pub struct CommonArgs {
     /// files, and the plan, do not look at it
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     pub device: Device,
+    /// How a GPU multiplies. With f16 everything but the operands of products stays in single precision, weights and moments too,
+    /// and the loss is scaled; a GPU without matrix units for it, or whose self-test fails, is refused
+    #[arg(long, value_enum, value_name = "PRECISION", default_value_t = GpuPrecision::F32)]
+    pub gpu_precision: GpuPrecision,
     /// Whether kernels are measured on a GPU, once for each adapter, driver and kind of product. Another choice of kernels
     /// rounds in other ways: without the file that keeps the choices, in larpo/tuning of the user's cache folder, results are
     /// not the same to the last bit
@@ -54,6 +58,11 @@ impl CommonArgs {
     /// What is shown on stderr.
     pub fn level(&self) -> Level {
         if self.quiet { self.log_level.min(Level::Warn) } else { self.log_level }
+    }
+
+    /// Whether a GPU's products are in half precision.
+    pub fn half(&self) -> bool {
+        self.gpu_precision == GpuPrecision::F16
     }
 
     /// Whether kernels are measured on a GPU.

@@ -57,6 +57,16 @@ pub enum Autotune {
     Off,
 }
 
+/// Precision of a GPU's products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum GpuPrecision {
+    /// single precision
+    F32,
+    /// products of operands rounded to half precision, summed in single precision, on the adapter's matrix units
+    F16,
+}
+
 /// What becomes of a run whose device is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

@@ -21,8 +21,8 @@ const SHOWN: usize = 20;
 pub fn run(args: &GpuArgs) -> Result<Value> {
     let backend = || match args.common.device {
         Device::Cpu => Err(Error::request("--device cpu: larpo gpu is about the others; give gpu or gpu:N")),
-        Device::Auto => open(None),
-        Device::Gpu(number) => open(number),
+        Device::Auto => open(None, args.common.half()),
+        Device::Gpu(number) => open(number, args.common.half()),
     };
     match args.what {
         GpuTask::List => Ok(list()),

@@ -30,7 +30,7 @@ use crate::args::{Cli, Command, DataArgs, Planned, Settings, SplitArgs, Task, wr
 use crate::dataset::{Limits, Part, PromptRow, RowReport, Source};
 use crate::error::{Error, Result};
 use crate::gpu::check::healthy;
-use crate::gpu::{Chosen, Device, choose};
+use crate::gpu::{Chosen, choose};
 use crate::machine;
 use crate::messages::quietly;
 use crate::policy::Policy;
@@ -77,8 +77,8 @@ pub fn run_until(cli: &Cli, stop: &Stop) -> Result<Value> {
 
 /// Runs a verb on the device that is asked for; no other place chooses a backend.
 fn run_verb(command: &Command, settings: &Settings, stop: &Stop) -> Result<Value> {
-    let device = if command.computes() { command.common().device } else { Device::Cpu };
-    run_on_opened(|| choose(device, command.common().tunes()), command, settings, stop)
+    let open = || if command.computes() { choose(command.common()) } else { Ok(Chosen::Cpu) };
+    run_on_opened(open, command, settings, stop)
 }
 
 /// A device that works for so long again after it was lost was worth opening.

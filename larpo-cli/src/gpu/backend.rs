@@ -192,6 +192,10 @@ impl Backend for GpuBackend {
         self.gpu.to_string()
     }
 
+    fn multiplies_in_half(&self) -> bool {
+        self.gpu.matrix_units().is_some()
+    }
+
     fn alloc(&self, len: usize) -> Buffer {
         Buffer::single(self.run(|r| r.alloc(len)), len)
     }

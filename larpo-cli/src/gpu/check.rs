@@ -13,12 +13,28 @@ use larpo_core::optim::OptimizerConfig;
 use larpo_core::rng::{CounterRng, Purpose};
 use larpo_core::train::{ListTraining, SftRow, Trainer, TrainingList, TrainingResponse};
 
-/// Largest squared error over squared magnitude of an operation's result.
-pub const NMSE: f64 = 1e-10;
-/// Largest difference of a step's loss, relative to it.
-pub const LOSS: f64 = 1e-5;
-/// Largest norm of the difference of a gradient, relative to the gradient's.
-pub const GRADIENT: f64 = 1e-4;
+/// How far a GPU may be from what it is compared with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    /// Largest squared error over squared magnitude of an operation's result.
+    pub nmse: f64,
+    /// Largest difference of a step's loss, relative to it.
+    pub loss: f64,
+    /// Largest norm of the difference of a gradient, relative to the gradient's.
+    pub gradient: f64,
+}
+
+impl Tolerance {
+    /// Of single precision.
+    pub const SINGLE: Self = Self { nmse: 1e-10, loss: 1e-5, gradient: 1e-4 };
+    /// Where products round their operands to half precision, by up to 2⁻¹⁰ of each.
+    pub const HALF: Self = Self { nmse: 4e-6, loss: 1e-3, gradient: 2e-2 };
+
+    /// Of a backend.
+    pub fn of(backend: &GpuBackend) -> Self {
+        if backend.multiplies_in_half() { Self::HALF } else { Self::SINGLE }
+    }
+}
 
 /// How one case of the registry came out.
 #[derive(Clone, Debug)]
@@ -27,19 +43,21 @@ pub struct CaseOutcome {
     pub outcome: Outcome,
     /// Whether a second run gave the same bits.
     pub repeats: bool,
+    /// The largest permitted squared error over squared magnitude.
+    pub permitted: f64,
 }
 
 impl CaseOutcome {
     /// Whether the difference is permitted and a second run gave the same.
     pub fn passed(&self) -> bool {
-        self.outcome.nmse <= NMSE && self.repeats
+        self.outcome.nmse <= self.permitted && self.repeats
     }
 
     /// What is wrong, for people.
     pub fn problem(&self) -> String {
         let Outcome { op, dims, output, nmse, .. } = &self.outcome;
         match self.repeats {
-            true => format!("{op}: {dims}: NMSE {nmse:.1e} of {output}, permitted is {NMSE:.0e}"),
+            true => format!("{op}: {dims}: NMSE {nmse:.1e} of {output}, permitted is {:.0e}", self.permitted),
             false => format!("{op}: {dims}: two runs differ"),
         }
     }
@@ -47,9 +65,10 @@ impl CaseOutcome {
 
 /// Runs every case of the registry against the reference in double precision, and once more; each outcome goes to `each`.
 pub fn cases(backend: &GpuBackend, mut each: impl FnMut(CaseOutcome)) {
+    let permitted = Tolerance::of(backend).nmse;
     for case in conformance::cases::<GpuBackend>() {
         let outcome = conformance::run(backend, &case);
-        each(CaseOutcome { outcome, repeats: conformance::repeats(backend, &case) });
+        each(CaseOutcome { outcome, repeats: conformance::repeats(backend, &case), permitted });
     }
 }
 
@@ -62,12 +81,14 @@ pub struct StepDifference {
     pub grad_rel_max: f64,
     /// The parameter with that difference.
     pub parameter: String,
+    /// What is permitted.
+    pub permitted: Tolerance,
 }
 
 impl StepDifference {
     /// Whether both differences are permitted.
     pub fn passed(&self) -> bool {
-        self.loss_rel <= LOSS && self.grad_rel_max <= GRADIENT
+        self.loss_rel <= self.permitted.loss && self.grad_rel_max <= self.permitted.gradient
     }
 }
 
@@ -115,9 +136,12 @@ fn list_step<B: Backend>(backend: &B) -> Result<(f64, Vec<Named>)> {
     let objective = Objective { loss: LossType::Listmle, ..Default::default() };
     let settings = ListTraining { objective, beta: 0.1, sft_weight: 0.1 };
     let report = trainer.list_step(&settings, &lists.iter().collect::<Vec<_>>(), 2)?;
+    let scale = trainer.loss_scale();
     let gradient = |(index, name): (usize, String)| {
         let gradient = trainer.gradients().get(index);
-        (name, gradient.map(|g| backend.read(g)).unwrap_or_default())
+        let mut numbers = gradient.map(|g| backend.read(g)).unwrap_or_default();
+        numbers.iter_mut().for_each(|g| *g /= scale);
+        (name, numbers)
     };
     let names = trainer.model.parameters().iter().map(|parameter| parameter.name.clone());
     Ok((report.loss, names.enumerate().map(gradient).collect()))
@@ -143,7 +167,12 @@ pub fn step(backend: &GpuBackend) -> Result<StepDifference> {
             worst = (if relative.is_nan() { f64::INFINITY } else { relative }, name);
         }
     }
-    Ok(StepDifference { loss_rel: (loss - cpu_loss).abs() / cpu_loss.abs(), grad_rel_max: worst.0, parameter: worst.1 })
+    Ok(StepDifference {
+        loss_rel: (loss - cpu_loss).abs() / cpu_loss.abs(),
+        grad_rel_max: worst.0,
+        parameter: worst.1,
+        permitted: Tolerance::of(backend),
+    })
 }
 
 /// The losses of `steps` updates of supervised fine-tuning on the same rows.

@@ -1,6 +1,7 @@
 //! `--device`: which device computes, and why.
 
 use super::{GpuBackend, tuning};
+use crate::args::CommonArgs;
 use crate::error::{Error, Result};
 use larpo_gpu::{Adapter, Checks, Choice, Gpu};
 use std::fmt;
@@ -53,36 +54,56 @@ pub enum Chosen {
     Gpu(GpuBackend),
 }
 
-/// Opens the device that `device` stands for, and says on stderr which one it is. With `tune` the products of a GPU take what is
-/// measured to be the fastest there.
+/// Opens the device that `--device` stands for, with products as `--gpu_precision` and `--autotune` have them, and says on stderr
+/// which one it is.
 ///
 /// # Errors
-/// An adapter that is asked for and is not there, or gives no device.
-pub fn choose(device: Device, tune: bool) -> Result<Chosen> {
-    let chosen = match device {
+/// An adapter that is asked for and is not there, gives no device, or does not multiply in half precision; half precision on a
+/// CPU.
+pub fn choose(args: &CommonArgs) -> Result<Chosen> {
+    let half = args.half();
+    let chosen = match args.device {
         Device::Cpu => Chosen::Cpu,
-        Device::Auto => auto(),
+        Device::Auto => auto(half)?,
         Device::Gpu(number) => {
-            let backend = open(number)?;
-            say!("device: {}", backend.gpu());
+            let backend = open(number, half)?;
+            say!("device: {}{}", backend.gpu(), precision(half));
             Chosen::Gpu(backend)
         }
     };
-    if let (Chosen::Gpu(backend), true) = (&chosen, tune) {
-        tuning::tune(backend.gpu());
+    match &chosen {
+        Chosen::Cpu if half => {
+            return Err(Error::request(
+                "--gpu_precision f16: the CPU computes in single precision; leave the flag out, or give --device gpu",
+            ));
+        }
+        Chosen::Gpu(backend) if args.tunes() => tuning::tune(backend.gpu()),
+        _ => {}
     }
     Ok(chosen)
 }
 
-/// Opens the adapter with a number of `larpo gpu list`, or else the one that LARPO_ADAPTER names, or else a GPU.
+fn precision(half: bool) -> &'static str {
+    if half { ", products in half precision" } else { "" }
+}
+
+/// Opens the adapter with a number of `larpo gpu list`, or else the one that LARPO_ADAPTER names, or else a GPU; with `half` for
+/// products in half precision.
 ///
 /// # Errors
-/// No such adapter, or one that gives no device.
-pub fn open(number: Option<usize>) -> Result<GpuBackend> {
+/// No such adapter, or one that gives no device, or does not multiply in half precision.
+pub fn open(number: Option<usize>, half: bool) -> Result<GpuBackend> {
     let choice = number.map_or_else(Choice::from_env, Choice::Number);
-    Gpu::open(&choice)
-        .and_then(|gpu| GpuBackend::new(&gpu))
+    open_choice(&choice, half)
         .map_err(|error| Error::request(format!("--device {}: {error}{}", Device::Gpu(number), mend(&error))))
+}
+
+fn open_choice(choice: &Choice, half: bool) -> std::result::Result<GpuBackend, larpo_gpu::Error> {
+    let adapters = Adapter::all();
+    let infos: Vec<_> = adapters.iter().map(|adapter| adapter.info().clone()).collect();
+    let adapter = &adapters[larpo_gpu::choose(&infos, choice)?];
+    let open = if half { Gpu::open_half } else { Gpu::open_adapter };
+    GpuBackend::new(&open(adapter, Checks::default())?)
 }
 
 /// What a GPU shows as in `/dev` of Linux: rendering nodes, NVIDIA's own driver, WSL, and what phones and small boards have.
@@ -95,24 +116,24 @@ fn is_without_gpu() -> bool {
 }
 
 /// A GPU where there is one that can be opened, never a CPU adapter: it would be slower than the CPU itself.
-fn auto() -> Chosen {
+fn auto(half: bool) -> Result<Chosen> {
     if is_without_gpu() {
         say!("device: the CPU (this machine has no GPU)");
-        return Chosen::Cpu;
+        return Ok(Chosen::Cpu);
     }
-    let adapters = Adapter::all();
-    let infos: Vec<_> = adapters.iter().map(|adapter| adapter.info().clone()).collect();
-    let opened = larpo_gpu::choose(&infos, &Choice::Auto)
-        .and_then(|index| Gpu::open_adapter(&adapters[index], Checks::default()))
-        .and_then(|gpu| GpuBackend::new(&gpu));
-    match opened {
+    match open_choice(&Choice::Auto, half) {
         Ok(backend) => {
-            say!("device: {} (a GPU is taken before the CPU; --device cpu takes the CPU)", backend.gpu());
-            Chosen::Gpu(backend)
+            let gpu = backend.gpu();
+            say!("device: {gpu}{} (a GPU is taken before the CPU; --device cpu takes the CPU)", precision(half));
+            Ok(Chosen::Gpu(backend))
+        }
+        // It was asked for.
+        Err(error @ larpo_gpu::Error::NoHalf { .. }) => {
+            Err(Error::request(format!("--gpu_precision f16: {error}{}", mend(&error))))
         }
         Err(error) => {
             say!("device: the CPU ({error})");
-            Chosen::Cpu
+            Ok(Chosen::Cpu)
         }
     }
 }
@@ -124,6 +145,7 @@ fn mend(error: &larpo_gpu::Error) -> &'static str {
             "; take --device cpu, or name an adapter: gpu:N with its number in `larpo gpu list`, or a part of its name in \
              LARPO_ADAPTER"
         }
+        larpo_gpu::Error::NoHalf { .. } => "; leave out --gpu_precision f16",
         _ => "; take --device cpu",
     }
 }

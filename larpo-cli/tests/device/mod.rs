@@ -29,6 +29,26 @@ pub fn backend() -> Option<GpuBackend> {
     gpu.as_ref().map(|gpu| GpuBackend::new(gpu).expect("the device has memory"))
 }
 
+/// A backend for products in half precision; `None`, after it made sure that this is refused by name, where the adapter has no
+/// matrix units for them.
+#[allow(dead_code)]
+pub fn half() -> Option<GpuBackend> {
+    backend()?;
+    let adapter = adapter()?;
+    match Gpu::open_half(&adapter, Checks::default()) {
+        Ok(gpu) => Some(GpuBackend::new(&gpu).expect("the device has memory")),
+        Err(error) => {
+            let text = error.to_string();
+            assert!(
+                matches!(error, larpo_gpu::Error::NoHalf { .. }) && adapter.matrix_units().next().is_none(),
+                "{text}"
+            );
+            eprintln!("left out: {text}");
+            None
+        }
+    }
+}
+
 fn open() -> Option<Gpu> {
     Some(Gpu::open_adapter(&adapter()?, Checks::default()).expect("the adapter gives a device"))
 }

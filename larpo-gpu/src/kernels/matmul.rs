@@ -341,9 +341,7 @@ fn record(
         Variant::Tile64 => (&TILE_64, &TILE_64_BF16, tiles(64)),
         Variant::Tile128 => (&TILE_128, &TILE_128_BF16, tiles(128)),
         Variant::Skinny => (&SKINNY, &SKINNY_BF16, (n.div_ceil(4), m.div_ceil(8) * n.div_ceil(4))),
-        Variant::Direct => {
-            (&DIRECT, &DIRECT_BF16, (n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16)))
-        }
+        Variant::Direct => (&DIRECT, &DIRECT_BF16, (n.div_ceil(16), (m.div_ceil(8) * n.div_ceil(16)).div_ceil(16))),
         Variant::MatrixUnits => {
             let units = recorder.gpu().matrix_units().expect("a device opened for half precision");
             (&units.f32, &units.bf16, tiles(8 * units.size as usize))
