@@ -331,7 +331,7 @@ fn golden_models_generate_and_converse() {
     let row = larpo(&[&generate[..], &["--apply_chat_template"]].concat()).expect("generate")["responses"][0].clone();
     assert_eq!(row["response"], want);
     // A conversation by the most probable tokens says the same, and its second answer continues the first.
-    let chat = ["chat", "--model_name_or_path", &model, "--top_k", "1", "--max_new_tokens", "24"];
+    let chat = ["chat", "--model_name_or_path", &model, "--greedy", "--max_new_tokens", "24"];
     let mut child =
         process(&chat).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
     let mut input = child.stdin.take().expect("an input");

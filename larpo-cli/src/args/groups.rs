@@ -106,7 +106,7 @@ pub struct DataArgs {
     pub shuffle_seed: Option<u64>,
     /// What becomes of a row longer than max_length, or with a longer prompt than max_prompt_length: it is left out and
     /// counted, it is an error, or its prompt loses its first (keep_end) or last (keep_start) tokens; responses are
-    /// never cut
+    /// never cut, nor is anything that a reward model is trained on
     #[arg(long, value_enum, value_name = "MODE", default_value_t = TruncationMode::Skip)]
     pub truncation_mode: TruncationMode,
     /// Folder for tokenised data, which later runs take from there

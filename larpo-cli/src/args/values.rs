@@ -331,7 +331,9 @@ pub(super) fn threads(text: &str) -> Result<usize, String> {
 
 /// A sampling temperature; near 0 nothing but the most probable token is left, and further down numbers overflow.
 pub(super) fn temperature(text: &str) -> Result<f64, String> {
-    number(text).and_then(|x| (x >= 1e-3).then_some(x).ok_or("must be at least 0.001".into()))
+    let problem = "must be at least 0.001; the most probable tokens are what generate gives without --do_sample, and chat \
+                   with --greedy";
+    number(text).and_then(|x| (x >= 1e-3).then_some(x).ok_or(problem.into()))
 }
 
 /// A number of passes over the data.

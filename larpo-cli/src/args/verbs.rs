@@ -295,6 +295,9 @@ pub struct ChatArgs {
     /// The system's turn at the beginning
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
     pub system: Option<String>,
+    /// Always the most probable token [default: tokens are drawn by --temperature, --top_k, --top_p and --min_p]
+    #[arg(long, help_heading = "Sampling")]
+    pub greedy: bool,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,

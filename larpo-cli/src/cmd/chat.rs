@@ -23,7 +23,8 @@ pub fn run<B: Backend>(args: &ChatArgs, backend: &B) -> Result<Value> {
     let chat = Chat::new(&policy.tokenizer, folder)?;
     let system: Vec<Value> = args.system.iter().map(|text| turn("system", text)).collect();
     let mut messages = system.clone();
-    let mut config = sampling_config(&args.sampling, &policy, 1, args.common.seed);
+    let drawn = sampling_config(&args.sampling, &policy, 1, args.common.seed);
+    let mut config = if args.greedy { drawn.greedy() } else { drawn };
     let limit = policy.model.config().max_position_embeddings;
     let terminal = std::io::stdin().is_terminal();
     if terminal {
