@@ -48,13 +48,15 @@ impl Adapter {
     pub fn matrix_units(&self) -> impl Iterator<Item = &'static MatrixUnits> + use<> {
         use wgpu::CooperativeScalarType::{F16, F32};
         let featured = self.features().contains(HALF);
-        let room = self.limits().max_compute_workgroup_storage_size >= HALF_SHARED;
+        let limits = self.limits();
+        let room = limits.max_compute_workgroup_storage_size >= HALF_SHARED;
+        let invocations = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
         let listed = self.inner.cooperative_matrix_properties();
         let lanes = self.info.subgroup_min_size..=self.info.subgroup_max_size;
         MATRIX_UNITS.iter().filter(move |units| {
             let sizes = (units.size, units.size, units.size, F16, F32);
             let fits = listed.iter().any(|p| (p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type) == sizes);
-            featured && room && fits && lanes.contains(&units.lanes)
+            featured && room && fits && lanes.contains(&units.lanes) && 8 * units.lanes <= invocations
         })
     }
 }
