@@ -198,12 +198,12 @@ impl<B: Backend> Trainer<B> {
         self.optimizer.set_loss_scale(scale);
     }
 
-    /// Factor on the loss that [`Trainer::gradients`] have.
+    /// Factor on the loss of the next step; the last one's too, unless it has just grown.
     pub fn loss_scale(&self) -> f64 {
         self.optimizer.loss_scale()
     }
 
-    /// Gradients of the last step, of the [scaled](Trainer::loss_scale) loss.
+    /// Gradients of the last step, times the factor on its loss.
     pub fn gradients(&self) -> &Gradients<B> {
         &self.gradients
     }
@@ -378,7 +378,7 @@ impl<B: Backend> Trainer<B> {
         let mut total = list.total;
         if settings.sft_weight != 0.0 {
             let weight = -(settings.sft_weight / whole.winner_tokens.max(1) as f64) as f32;
-            let weights = b.upload(&winner_weights(lists, &packed, weight));
+            let weights = b.upload(&winner_weights(lists, packed, weight));
             total = ops::add(&tape, &total, &ops::weighted_sum(&tape, &logp, &Arc::new(weights)));
         }
         tape.backward_scaled(&total, self.loss_scale(), &mut self.gradients);
