@@ -39,7 +39,8 @@ pub fn run(args: &GpuArgs) -> Result<Value> {
 }
 
 /// Shows the adapters. The object has them as `adapters`, each with `number`, `name`, `kind`, `backend`, `driver`,
-/// `limits` (bytes, and counts of invocations and buffers) and `features`.
+/// `limits` (bytes, and counts of invocations and buffers), `matrix_units` (rows of the matrices that --gpu_precision f16
+/// multiplies there; null where it does not) and `features`.
 fn list() -> Value {
     let adapters = Adapter::all();
     let mut table = Table::new([
@@ -50,6 +51,7 @@ fn list() -> Value {
         "largest buffer",
         "a binding",
         "workgroup memory",
+        "f16 products",
         "features",
     ]);
     let mut objects = Vec::new();
@@ -57,6 +59,7 @@ fn list() -> Value {
         let (info, limits) = (adapter.info(), adapter.limits());
         let kind = format!("{:?}", info.device_type);
         let driver = driver(info);
+        let units = adapter.matrix_units().next().map(|units| units.size);
         let features: Vec<&str> = adapter.features().iter_names().map(|(name, _)| name).collect();
         table.row([
             format!("{number}: {}", info.name),
@@ -66,6 +69,7 @@ fn list() -> Value {
             format!("{} MiB", limits.max_buffer_size >> 20),
             format!("{} MiB", limits.max_storage_buffer_binding_size >> 20),
             format!("{} KiB", limits.max_compute_workgroup_storage_size >> 10),
+            units.map_or_else(|| "no".into(), |size| format!("{size} x {size}")),
             features.len().to_string(),
         ]);
         objects.push(json!({
@@ -82,6 +86,7 @@ fn list() -> Value {
                 "max_compute_workgroups_per_dimension": limits.max_compute_workgroups_per_dimension,
                 "max_storage_buffers_per_shader_stage": limits.max_storage_buffers_per_shader_stage,
             },
+            "matrix_units": units,
             "features": features,
         }));
     }
