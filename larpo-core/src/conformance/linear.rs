@@ -67,6 +67,35 @@ impl Operation for EmbedGrad {
     }
 }
 
+/// Whether a product of many rows rounds its operands to half precision, as the backend says.
+#[derive(Clone, Copy, Debug)]
+pub struct Precision {
+    size: usize,
+}
+
+impl Operation for Precision {
+    const METHODS: &'static [&'static str] = &["multiplies_in_half"];
+
+    fn cases() -> Vec<Self> {
+        [64, 128].map(|size| Self { size }).to_vec()
+    }
+
+    fn flops(&self) -> u64 {
+        2 * self.size.pow(3) as u64
+    }
+
+    fn run<B: Backend>(&self, _: &mut Inputs, b: &B) -> Outputs {
+        // Half precision has no number between 1 and 1 + 2⁻¹⁰; in single precision these sums are exact.
+        let fine = 1.0 + 2f64.powi(-12);
+        let square = self.size * self.size;
+        let (x, w) = (b.upload(&vec![fine as f32; square]), b.upload(&vec![1.0 / self.size as f32; square]));
+        let mut y = blank(b, square);
+        b.linear(&x, Weight { data: &w, out_features: self.size, in_features: self.size }, &mut y, Store::Set);
+        let rounds = b.read(&y).iter().all(|&y| y != fine);
+        Outputs::default().values("what it says of itself", vec![f64::from(rounds == b.multiplies_in_half())], true)
+    }
+}
+
 /// (gathered rows, rows, channels).
 const GATHERED: [(usize, usize, usize); 7] =
     [(1, 1, 1), (1, 17, 5), (16, 16, 16), (15, 17, 31), (31, 64, 63), (65, 130, 65), (40, 41, 129)];

@@ -124,6 +124,7 @@ fn cases_from<B: Backend>(seed: usize) -> Vec<Case<B>> {
     add::<B, linear::LinearGradX>(&mut cases, seed);
     add::<B, linear::LinearGradW>(&mut cases, seed);
     add::<B, linear::Bf16>(&mut cases, seed);
+    add::<B, linear::Precision>(&mut cases, seed);
     add::<B, rows::RmsNorm>(&mut cases, seed);
     add::<B, rows::RmsNormGrad>(&mut cases, seed);
     add::<B, rows::LayerNorm>(&mut cases, seed);
