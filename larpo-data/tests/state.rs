@@ -53,7 +53,7 @@ fn the_header_is_the_documented_one() {
     let path = folder.path().join("x.bin");
     save_state(&path, "ab", &7u8).unwrap();
     let mut expected = b"LARPOST\n".to_vec();
-    expected.extend(1u32.to_le_bytes());
+    expected.extend(2u32.to_le_bytes());
     expected.extend(2u32.to_le_bytes());
     expected.extend(b"ab");
     expected.extend(1u64.to_le_bytes());
